@@ -1,0 +1,38 @@
+# `make help` is the front door.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help venv demo test lint test-faults clean
+
+help: ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("fedspeech needs Python 3.11 or newer, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on -e '.[synthetic,dev]'
+	@touch $@
+
+venv: $(VENV)/.installed ## A virtual environment in .venv with everything installed
+
+demo: venv ## Synthesize a small corpus, train, personalize 16 speakers on Ray, write runs/demo/report.html
+	$(BIN)/fedspeech demo
+
+lint: venv ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: venv lint ## All tests (at most 15 minutes on 2 cores)
+	$(BIN)/pytest
+
+test-faults: venv ## Every fault, at random moments (slow)
+	FEDSPEECH_FAULTS=all $(BIN)/pytest -m faults
+
+clean: ## Remove the environment and the runs
+	rm -rf $(VENV) runs

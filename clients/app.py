@@ -1,0 +1,128 @@
+"""The routes of one speaker's client: messages in, messages out. The work is in `speaker.py`."""
+
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients import speaker
+from clients.speaker import Speaker
+from fedspeech import protocol
+from fedspeech.config import PersonalSettings
+from fedspeech.errors import CorpusError
+from fedspeech.tensors import Tensors
+
+app = ClientApp()
+
+
+def _speaker(context: Context) -> Speaker:
+    """A box is told its folder; a simulated node counts through the folders of `devices`."""
+    if "device" in context.node_config:
+        return speaker.open_folder(Path(str(context.node_config["device"])))
+    folder = Path(str(context.run_config["out"])).absolute() / "devices"
+    found = sorted(path.parent for path in folder.glob("*/device.json"))
+    index = int(context.node_config["partition-id"])
+    if index >= len(found):
+        raise CorpusError(f"node {index} has no speaker: there are {len(found)}")
+    return speaker.open_folder(found[index])
+
+
+def _tensors(message: Message, name: str) -> Tensors | None:
+    record = message.content.array_records.get(name)
+    return None if record is None else protocol.unpack(record)
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    """Who this is and what it holds."""
+    said = _speaker(context).describe()
+    return Message(protocol.content(said), reply_to=message)
+
+
+@app.train("personalize")
+def personalize(message: Message, context: Context) -> Message:
+    """Fine-tune P_s on train_s and send its difference from G."""
+    me, asked = _speaker(context), protocol.text(message.content)
+    me.describe_model(asked.pop("description"))
+    me.receive_generic(asked["generation"], _tensors(message, "generic"))
+    difference, said = me.personalize(asked)
+    return Message(protocol.content(said, difference=protocol.pack(difference)), reply_to=message)
+
+
+@app.query("word_errors")
+def word_errors(message: Message, context: Context) -> Message:
+    """How other speakers' models do on this speaker's own utterances."""
+    me, asked = _speaker(context), protocol.text(message.content)
+    records = message.content.array_records
+    counts = {
+        name: me.candidate_errors(protocol.unpack(records[name]), asked["part"])
+        for name in sorted(asked["candidates"])
+    }
+    said = {
+        "errors": {name: int(each.errors.sum()) for name, each in counts.items()},
+        "words": me.words(asked["part"]),
+        "part": asked["part"],
+    }
+    return Message(protocol.content(said), reply_to=message)
+
+
+@app.train("install")
+def install(message: Message, context: Context) -> Message:
+    """Keep M_s."""
+    said = {"installed": _speaker(context).install(_tensors(message, "model"))}
+    return Message(protocol.content(said), reply_to=message)
+
+
+@app.evaluate("personal")
+def evaluate_personal(message: Message, context: Context) -> Message:
+    """Word errors on test_s by alpha, and the alpha that this device would take."""
+    me, asked = _speaker(context), protocol.text(message.content)
+    me.check_installed(asked["installed"])
+    counts = me.test_errors(asked["alphas"])
+    said = {
+        "words": counts[0].words.tolist(),
+        "errors": speaker.as_lists(counts),
+        "chosen": me.choose_alpha(asked["choose"]) if asked["choose"] else None,
+    }
+    return Message(protocol.content(said), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Flower's plain route: fine-tune what was sent on train_s and send it back whole."""
+    me, asked = _speaker(context), _plain(message)
+    me.describe_model(asked["description"])
+    settings = PersonalSettings.model_validate(asked["settings"])
+    begin = protocol.unpack(message.content.array_records["arrays"])
+    model, loss = me.improve(begin, settings, asked["seed"], asked["server-round"])
+    metrics = {"train_loss": loss, "num-examples": me.describe()["utterances"]}
+    return _plain_reply(message, metrics, ArrayRecord(model))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Flower's plain route: word errors on test_s of what was sent."""
+    me, asked = _speaker(context), _plain(message)
+    me.describe_model(asked["description"])
+    counts = me.model_errors(protocol.unpack(message.content.array_records["arrays"]))
+    metrics = {
+        "word_error_rate": float(counts.errors.sum() / counts.words.sum()),
+        "num-examples": len(counts.words),
+    }
+    return _plain_reply(message, metrics)
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """What Flower's strategies send beside the arrays: our text, and the number of the round."""
+    record = message.content.config_records["config"]
+    return {**protocol.read_text(record), "server-round": record["server-round"]}
+
+
+def _plain_reply(
+    message: Message, metrics: dict[str, int | float], arrays: ArrayRecord | None = None
+) -> Message:
+    records: dict[str, ArrayRecord | MetricRecord] = {"metrics": MetricRecord(metrics)}
+    if arrays is not None:
+        records["arrays"] = arrays
+    return Message(RecordDict(records), reply_to=message)

@@ -1,0 +1,213 @@
+"""What one speaker's device does with its speech and its models; nothing here speaks Flower."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lhotse import CutSet, MonoCut
+
+from fedspeech import evaluation, features
+from fedspeech.config import AugmentationSettings, PersonalSettings
+from fedspeech.corpus.cuts import text_of
+from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, VALIDATION, Store
+from fedspeech.errors import CorpusError, ModelError
+from fedspeech.evaluation import Counts
+from fedspeech.features import Utterance
+from fedspeech.models.description import ModelDescription
+from fedspeech.tensors import Tensors, add, check_like, interpolate, subtract
+from fedspeech.training.personal import FineTuned, fine_tune, validation_split
+
+TRAIN, TEST = "train", "test"
+
+
+class Speaker:
+    """A device folder: `device.json`, `train.jsonl`, `test.jsonl`, features and models."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        about = self._read_about()
+        self.name = str(about["speaker"])
+        pool = about.get("pool")
+        self.store = Store(folder / "models", Path(pool) if pool else None)
+
+    def _read_about(self) -> dict[str, Any]:
+        path = self.folder / "device.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise CorpusError(f"{path}: no speaker's speech here: {error}") from None
+
+    def describe(self) -> dict[str, Any]:
+        """Pseudonym, how much speech trains, and the hash of the generation held."""
+        train = self._cuts[TRAIN]
+        return {
+            "speaker": self.name,
+            "seconds": round(sum(cut.duration for cut in train), 3),
+            "utterances": len(train),
+            "generation": self.store.hash(GENERIC) or "",
+        }
+
+    def receive_generic(self, generation: str, model: Tensors | None) -> None:
+        """Take over G unless it is held. Raises ModelError where it is missing or another one."""
+        if model is not None:
+            self.store.put(GENERIC, model)
+        if self.store.hash(GENERIC) != generation:
+            raise ModelError(
+                f"expected generation {generation[:12]}, "
+                f"this device holds {str(self.store.hash(GENERIC))[:12]}"
+            )
+
+    def describe_model(self, description: Mapping[str, Any]) -> None:
+        """Note the architecture, features and vocabulary of G."""
+        self.store.note(description=dict(description))
+
+    def personalize(self, asked: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+        """Fine-tune P_s; its difference from G, and how it went.
+
+        `asked` says seed, round, settings, and start: from G (None), or from
+        start * P_s + (1 - start) * M_s. What was finished already is not trained again. P_s is
+        always G + difference, here as on the server, to the bit.
+        """
+        if self.store.state().get("asked") != dict(asked):
+            self._personalize(asked)
+        return self.store.get(DIFFERENCE), self.store.state()["answered"]
+
+    def _personalize(self, asked: Mapping[str, Any]) -> None:
+        settings = PersonalSettings.model_validate(asked["settings"])
+        utterances = self.utterances(TRAIN, settings.augmentation)
+        generic, start = self.store.get(GENERIC), asked["start"]
+        begin = generic if start is None else self.mixed(self.personal(), start)
+        draws = (asked["seed"], asked["round"])
+        first, _ = validation_split(utterances)
+        judge = self._fine_tune(begin, settings, first, (*draws, "validate"))
+        tuned = self._fine_tune(begin, settings, utterances, (*draws, "personalize"))
+        self.store.put(VALIDATION, judge.model)
+        self.store.put(
+            DIFFERENCE,
+            dict(subtract(tuned.model.items(), generic)),
+            asked=dict(asked),
+            answered={"losses": tuned.losses, "skipped": tuned.skipped},
+        )
+
+    def personal(self) -> Tensors:
+        """P_s. Raises ModelError where this device has not fine-tuned yet."""
+        return dict(add(self.store.get(GENERIC).items(), self.store.get(DIFFERENCE)))
+
+    def _fine_tune(
+        self,
+        begin: Tensors,
+        settings: PersonalSettings,
+        utterances: Sequence[Utterance],
+        draws: tuple[int, int, str],
+    ) -> FineTuned:
+        seed, round, purpose = draws
+        name = (seed, round, self.name, purpose)
+        return fine_tune(begin, self.description, settings, utterances, name)
+
+    def install(self, model: Tensors | None) -> str:
+        """Keep M_s (None: G, which is held); its hash. Raises ModelError where it does not fit."""
+        generic = self.store.get(GENERIC)
+        if model is not None:
+            check_like(model, generic)
+        return self.store.put(BASE, generic if model is None else model)
+
+    def candidate_errors(self, difference: Tensors, part: str) -> Counts:
+        """Word errors of G + difference on train_s.
+
+        Raises ModelError where the difference does not fit G, or another part is asked for.
+        """
+        if part != TRAIN:
+            raise ModelError(f"candidates are judged on {TRAIN}_s only, not on {part!r}")
+        generic = self.store.get(GENERIC)
+        check_like(difference, generic)
+        return self._errors(dict(add(generic.items(), difference)), self.utterances(part))
+
+    def words(self, part: str) -> int:
+        """Words of reference in train_s or test_s."""
+        return sum(len(text_of(cut).split()) for cut in self._cuts[part])
+
+    def check_installed(self, expected: str) -> None:
+        """Raise ModelError unless M_s is the model with this hash."""
+        if self.store.hash(BASE) != expected:
+            raise ModelError(
+                f"expected M_s {expected[:12]}, this device holds {str(self.store.hash(BASE))[:12]}"
+            )
+
+    def test_errors(self, alphas: Sequence[float]) -> list[Counts]:
+        """Word errors of alpha * P_s + (1 - alpha) * M_s on test_s, for each alpha."""
+        utterances, personal = self.utterances(TEST), self.personal()
+        return [self._errors(self.mixed(personal, alpha), utterances) for alpha in alphas]
+
+    def choose_alpha(self, alphas: Sequence[float]) -> float:
+        """The alpha with the fewest errors on the last part of train_s.
+
+        There the model that was fine-tuned on the rest of train_s stands for P_s. Of several equal
+        ones the middle one: it lies farthest from where it gets worse.
+        """
+        _, held_out = validation_split(self.utterances(TRAIN))
+        judge = self.store.get(VALIDATION)
+        errors = [
+            int(self._errors(self.mixed(judge, alpha), held_out).errors.sum()) for alpha in alphas
+        ]
+        best = [alpha for alpha, wrong in zip(alphas, errors, strict=True) if wrong == min(errors)]
+        return best[(len(best) - 1) // 2]
+
+    def mixed(self, left: Tensors, alpha: float) -> Tensors:
+        """alpha * left + (1 - alpha) * M_s."""
+        base = self.store.get(BASE)
+        return dict(interpolate(sorted(left.items()), sorted(base.items()), alpha))
+
+    def improve(
+        self, begin: Tensors, settings: PersonalSettings, seed: int, round: int
+    ) -> tuple[Tensors, float]:
+        """Fine-tune G on train_s for a strategy that averages it; the model and its mean loss."""
+        utterances = self.utterances(TRAIN, settings.augmentation)
+        draws = (seed, round, "improve")
+        tuned = self._fine_tune(begin, settings, utterances, draws)
+        return tuned.model, tuned.losses[-1]
+
+    def model_errors(self, model: Tensors) -> Counts:
+        """Word errors of a model on test_s."""
+        return self._errors(model, self.utterances(TEST))
+
+    def _errors(self, model: Tensors, utterances: Sequence[Utterance]) -> Counts:
+        description = self.description
+        module = description.module(model)
+        return evaluation.word_errors(module, utterances, description.features, description.units)
+
+    @property
+    def description(self) -> ModelDescription:
+        """What G needs to be used. Raises ModelError where no G was received."""
+        return ModelDescription.from_json(self.store.state().get("description", {}))
+
+    @cached_property
+    def _cuts(self) -> dict[str, list[MonoCut]]:
+        return {
+            part: list(CutSet.from_jsonl(self.folder / f"{part}.jsonl")) for part in (TRAIN, TEST)
+        }
+
+    def utterances(
+        self, part: str, augmentation: AugmentationSettings | None = None
+    ) -> list[Utterance]:
+        """train_s or test_s with features; mean and variance are those of train_s."""
+        return features.prepare(
+            self._cuts[part],
+            self.description.features,
+            augmentation.speeds if augmentation else (),
+            self.folder / "features",
+            reference=self._cuts[TRAIN],
+        )
+
+
+@lru_cache(maxsize=16)
+def open_folder(folder: Path) -> Speaker:
+    """The speaker whose device folder this is. Raises CorpusError where there is none."""
+    return Speaker(folder)
+
+
+def as_lists(counts: Sequence[Counts]) -> list[list[int]]:
+    """Errors of each utterance, for each model, as JSON takes them."""
+    return [np.asarray(each.errors).tolist() for each in counts]

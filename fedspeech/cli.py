@@ -1,0 +1,155 @@
+"""The `fedspeech` command; thin."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedspeech import __version__
+from fedspeech.errors import FedSpeechError
+
+if TYPE_CHECKING:
+    from fedspeech.config import Config
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Federated personalization of speech models.",
+    rich_markup_mode="markdown",
+)
+corpus_app = typer.Typer(no_args_is_help=True, help="Look at the speech of an experiment.")
+app.add_typer(corpus_app, name="corpus")
+
+File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="The experiment.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
+]
+DEMO = Path("experiments/demo.toml")
+
+
+@app.command()
+def run(
+    file: File,
+    overrides: Overrides = [],  # noqa: B006  (Typer copies it)
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+) -> None:
+    """Run an experiment. Example: `fedspeech run experiments/an4.toml --set seed=1`."""
+    from fedspeech import config
+
+    _run(config.load(file, overrides), out, resume)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/demo.")] = None,
+) -> None:
+    """Synthesize a small corpus and personalize it. Example: `fedspeech demo --out /tmp/demo`."""
+    from fedspeech import config
+
+    settings = config.load(DEMO)
+    folder = out or Path("runs") / settings.name
+    _run(settings, folder, resume=folder.joinpath("config.toml").exists())
+
+
+def _run(settings: "Config", out: Path | None, resume: bool) -> None:
+    from fedspeech.simulation.launch import launch
+
+    folder = out or Path("runs") / settings.name
+    try:
+        launch(settings, folder, resume)
+    except KeyboardInterrupt:
+        raise FedSpeechError(f"stopped; go on with --resume --out {folder}") from None
+    _show(folder)
+
+
+@app.command("report")
+def report_(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+) -> None:
+    """Show the tables of a run and write its page anew. Example: `fedspeech report runs/demo`."""
+    from fedspeech import report
+
+    report.write(folder)
+    _show(folder)
+
+
+def _show(folder: Path) -> None:
+    from fedspeech import report
+
+    console = Console()
+    report.show(json.loads((folder / "results.json").read_text(encoding="utf-8")), console)
+    console.print(f"\nreport: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def strategies() -> None:
+    """List the aggregation rules that are installed. Example: `fedspeech strategies`."""
+    from fedspeech import rules
+
+    table = Table("rule", "from", "what it does")
+    for name, source, summary in rules.available():
+        table.add_row(name, source, summary)
+    Console().print(table)
+
+
+@app.command("models")
+def models_() -> None:
+    """List the acoustic models and their sizes. Example: `fedspeech models`."""
+    from fedspeech import models
+
+    table = Table("model", "trained values (40 features, 500 units)")
+    for name in models.MODELS:
+        count = models.parameters(models.build(name, 40, 500))
+        table.add_row(name, f"{count:,}")
+    Console().print(table)
+
+
+@corpus_app.command("stats")
+def corpus_stats(
+    file: File,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """The paper's Table 1. Example: `fedspeech corpus stats experiments/an4.toml`."""
+    from fedspeech import config, corpus
+    from fedspeech.corpus import partition, statistics
+
+    settings = config.load(file, overrides)
+    cut = partition.partition(corpus.load(settings.corpus), settings.partition)
+    table = Table("part", "speakers", "utterances", "words", "hours", "seconds per speaker")
+    for row in statistics.table(cut):
+        each = row["seconds_per_speaker"]
+        table.add_row(
+            row["part"],
+            str(row["speakers"]),
+            str(row["utterances"]),
+            str(row["words"]),
+            f"{row['hours']:.2f}",
+            f"{each['mean']:.0f} ({each['least']:.0f} … {each['most']:.0f})",
+        )
+    console = Console()
+    console.print(table)
+    for speaker, why in sorted(cut.left_out.items()):
+        console.print(f"left out: {speaker}: {why}", highlight=False)
+
+
+@app.command()
+def version() -> None:
+    """The version. Example: `fedspeech version`."""
+    Console().print(__version__, highlight=False)
+
+
+def main() -> None:
+    """The console script: one message and status 2 for whatever is the user's to mend."""
+    try:
+        app()
+    except FedSpeechError as error:
+        Console(stderr=True).print(f"fedspeech: {error}", highlight=False, markup=False)
+        raise SystemExit(2) from None

@@ -1,0 +1,157 @@
+"""What recipes share: one utterance as a Lhotse cut, its samples, and a list of what is wrong."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+import torchaudio
+from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
+
+from fedspeech.errors import CorpusError
+
+SAMPLE_RATE = 16_000
+"""Samples per second of all speech inside the platform; other rates are resampled."""
+
+SEEK_INEXACT = {"OGG", "MP3"}
+"""Formats whose first samples after a seek can differ from a full decode."""
+
+MOST_PROBLEMS = 20
+
+
+@lru_cache(maxsize=65536)
+def recording(path: Path, channel: int | None) -> Recording:
+    """The audio file as a Lhotse recording of one channel.
+
+    Raises CorpusError where it is missing, unreadable or empty, or has several channels and
+    `channel` does not say which to take.
+    """
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError) as error:
+        why = f"unreadable audio ({error})" if path.exists() else "no such file"
+        raise CorpusError(f"{path}: {why}") from None
+    if info.frames == 0:
+        raise CorpusError(f"{path}: audio of length zero")
+    if info.channels > 1 and channel is None:
+        raise CorpusError(
+            f"{path}: {info.channels} channels, expected 1; set corpus.channel to take one of them"
+        )
+    if channel is not None and channel >= info.channels:
+        raise CorpusError(f"{path}: no channel {channel}, it has {info.channels} (from 0)")
+    return Recording(
+        id=str(path),
+        sources=[AudioSource(type="file", channels=[channel or 0], source=str(path))],
+        sampling_rate=info.samplerate,
+        num_samples=info.frames,
+        duration=info.frames / info.samplerate,
+        channel_ids=[channel or 0],
+    )
+
+
+def utterance(
+    id: str,
+    source: Recording,
+    text: str,
+    speaker: str,
+    span: tuple[float, float] | None = None,
+    custom: Mapping[str, Any] | None = None,
+) -> MonoCut:
+    """One utterance of a recording; `span` is (start, duration) in seconds, by default all of it.
+
+    Raises CorpusError for an empty transcript or a span that is empty or outside the recording.
+    """
+    start, duration = span or (0.0, source.duration)
+    half_sample = 0.5 / source.sampling_rate
+    if not text.strip():
+        raise CorpusError(f"utterance {id}: empty transcript")
+    if duration <= 0:
+        raise CorpusError(f"utterance {id}: audio of length zero")
+    if start < 0 or start + duration > source.duration + half_sample:
+        raise CorpusError(
+            f"utterance {id}: [{start:g} s, {start + duration:g} s] lies outside its recording "
+            f"of {source.duration:g} s ({source.id})"
+        )
+    channel = source.channel_ids[0]
+    supervision = SupervisionSegment(
+        id=id,
+        recording_id=source.id,
+        start=0.0,
+        duration=duration,
+        channel=channel,
+        text=" ".join(text.split()),
+        speaker=speaker,
+        custom=dict(custom or {}),
+    )
+    return MonoCut(
+        id=id,
+        start=start,
+        duration=duration,
+        channel=channel,
+        supervisions=[supervision],
+        recording=source,
+    )
+
+
+def samples(cut: MonoCut) -> torch.Tensor:
+    """The cut's audio: float32 of shape (samples,) at `SAMPLE_RATE`, full scale = 1.
+
+    Raises CorpusError where the file cannot be read any more, or ends too early.
+    """
+    source = cut.recording.sources[0]
+    rate = cut.recording.sampling_rate
+    first, count = round(cut.start * rate), round(cut.duration * rate)
+    try:
+        wave = _read(source.source, first, count)[:, source.channels[0]]
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise CorpusError(f"{source.source}: unreadable audio ({error})") from None
+    if len(wave) < count - 1:  # start and duration are rounded each for itself
+        raise CorpusError(
+            f"{source.source}: expected {count} samples from sample {first} on, found {len(wave)}"
+        )
+    if rate != SAMPLE_RATE:
+        wave = torchaudio.functional.resample(wave, rate, SAMPLE_RATE)
+    return wave.contiguous()
+
+
+def _read(path: str, first: int, count: int) -> torch.Tensor:
+    with soundfile.SoundFile(path) as file:
+        if file.format in SEEK_INEXACT:
+            return _read_whole(path)[first : first + count]
+        file.seek(min(first, file.frames))
+        return torch.from_numpy(file.read(count, dtype="float32", always_2d=True))
+
+
+@lru_cache(maxsize=2)
+def _read_whole(path: str) -> torch.Tensor:
+    wave, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    return torch.from_numpy(wave)
+
+
+def gather(cuts: Sequence[MonoCut], problems: Sequence[str], source: str) -> CutSet:
+    """The cuts as a set, unless something is wrong.
+
+    Raises CorpusError with all problems, the first `MOST_PROBLEMS` of them in words.
+    """
+    repeated = [id for id, count in Counter(cut.id for cut in cuts).items() if count > 1]
+    lines = [*problems, *(f"{source}: utterance id {id} comes more than once" for id in repeated)]
+    if len(lines) > MOST_PROBLEMS:
+        lines[MOST_PROBLEMS:] = [f"… and {len(lines) - MOST_PROBLEMS} more"]
+    if lines:
+        raise CorpusError("\n".join(lines))
+    if not cuts:
+        raise CorpusError(f"{source}: no utterance found")
+    return CutSet.from_cuts(cuts)
+
+
+def speaker_of(cut: MonoCut) -> str:
+    """The speaker's id."""
+    return str(cut.supervisions[0].speaker)
+
+
+def text_of(cut: MonoCut) -> str:
+    """The transcript."""
+    return str(cut.supervisions[0].text)

@@ -1,0 +1,101 @@
+"""A manifest with one JSON object per line: the way to bring one's own corpus.
+
+    {"id": "u1", "speaker": "anna", "audio": "audio/u1.flac", "text": "hello world"}
+
+`audio` is relative to the manifest. Several utterances may lie in one file: `start_sample` and
+`num_samples`, in samples of that file, say which part each is; or `start` and `duration`, in
+seconds. All further keys are kept.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lhotse import CutSet, MonoCut
+
+from fedspeech.config import CorpusSettings
+from fedspeech.corpus import cuts
+from fedspeech.errors import CorpusError
+
+REQUIRED = ("id", "speaker", "audio", "text")
+OWN = {*REQUIRED, "start", "duration", "start_sample", "num_samples", "sample_rate"}
+
+
+def prepare(settings: CorpusSettings) -> CutSet:
+    """The utterances of `manifest.jsonl` in the folder `path`, or of the file `path` itself.
+
+    Raises CorpusError with every problem found, each with file and line.
+    """
+    if settings.path is None:
+        raise CorpusError("corpus.path: expected the folder or manifest of the corpus")
+    path = Path(settings.path)
+    manifest = path / "manifest.jsonl" if path.is_dir() else path
+    found, problems = read(manifest, settings.channel)
+    return cuts.gather(found, problems, str(manifest))
+
+
+def read(manifest: Path, channel: int | None = None) -> tuple[list[MonoCut], list[str]]:
+    """What is usable of a manifest, and what is wrong with the rest, one line each.
+
+    Raises CorpusError where the manifest itself cannot be read.
+    """
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{manifest}: not a readable manifest: {error}") from None
+    found: list[MonoCut] = []
+    problems: list[str] = []
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            cut = _utterance(manifest.parent, line, channel)
+            if cut.id in first_line:
+                raise CorpusError(f"utterance id {cut.id} was on line {first_line[cut.id]} already")
+        except CorpusError as error:
+            problems.append(f"{manifest}:{number}: {error}")
+        else:
+            first_line[cut.id] = number
+            found.append(cut)
+    return found, problems
+
+
+def _utterance(folder: Path, line: str, channel: int | None) -> MonoCut:
+    entry = _entry(line)
+    source = cuts.recording(folder / entry["audio"], channel)
+    return cuts.utterance(
+        id=entry["id"],
+        source=source,
+        text=entry["text"],
+        speaker=entry["speaker"],
+        span=_span(entry, source.sampling_rate),
+        custom={key: value for key, value in entry.items() if key not in OWN},
+    )
+
+
+def _entry(line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"not JSON: {error}") from None
+    if not isinstance(entry, dict):
+        raise CorpusError(f"expected a JSON object, found {type(entry).__name__}")
+    for key in REQUIRED:
+        if not isinstance(entry.get(key), str):
+            found = f"found {entry[key]!r}" if key in entry else "it is missing"
+            raise CorpusError(f"{key}: expected a string, {found}")
+    return entry
+
+
+def _span(entry: Mapping[str, Any], rate: int) -> tuple[float, float] | None:
+    for start, length, unit in (("start_sample", "num_samples", rate), ("start", "duration", 1)):
+        if start in entry:
+            first, count = entry[start], entry.get(length)
+            if not isinstance(first, int | float) or not isinstance(count, int | float):
+                raise CorpusError(
+                    f"{start} and {length}: expected two numbers, found {first!r} and {count!r}"
+                )
+            return first / unit, count / unit
+    return None

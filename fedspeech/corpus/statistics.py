@@ -1,0 +1,56 @@
+"""What a corpus holds: the paper's Table 1 for any partition, and a name for the speech itself."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lhotse import MonoCut
+
+from fedspeech.corpus.cuts import speaker_of, text_of
+from fedspeech.corpus.partition import Partition, by_speaker
+
+
+def table(partition: Partition) -> list[dict[str, Any]]:
+    """One row per part: generic, development, and the clients' train_s and test_s together.
+
+    A row has `part`, `speakers`, `utterances`, `words`, `hours` and `seconds_per_speaker`, with its
+    `mean`, `least` and `most`.
+    """
+    parts: dict[str, Iterable[MonoCut]] = {
+        "generic": partition.generic,
+        "development": partition.development,
+        "train_s": [cut for client in partition.clients for cut in client.train],
+        "test_s": [cut for client in partition.clients for cut in client.test],
+    }
+    return [_row(part, list(cuts)) for part, cuts in parts.items()]
+
+
+def _row(part: str, cuts: Sequence[MonoCut]) -> dict[str, Any]:
+    each = [sum(cut.duration for cut in own) for own in by_speaker(cuts).values()]
+    return {
+        "part": part,
+        "speakers": len(each),
+        "utterances": len(cuts),
+        "words": sum(len(text_of(cut).split()) for cut in cuts),
+        "hours": sum(each) / 3600,
+        "seconds_per_speaker": {
+            "mean": sum(each) / len(each),
+            "least": min(each),
+            "most": max(each),
+        },
+    }
+
+
+def fingerprint(corpus: Iterable[MonoCut]) -> str:
+    """SHA-256 over id, speaker, text, span and size of the audio file of each utterance, in order.
+
+    Audio itself is not read: this takes seconds for the largest corpora.
+    """
+    digest = hashlib.sha256()
+    for cut in corpus:
+        size = Path(cut.recording.sources[0].source).stat().st_size
+        entry = [cut.id, speaker_of(cut), text_of(cut), cut.start, cut.duration, size]
+        digest.update(json.dumps(entry).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What an edge box runs; needs neither Flower nor Ray."""

@@ -1,0 +1,88 @@
+"""What a device keeps on its own disk: the models it holds, by their role and their hash."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fedspeech import tensors
+from fedspeech.errors import ModelError
+from fedspeech.tensors import Tensors, sha256, write, write_whole
+
+GENERIC, DIFFERENCE, BASE, VALIDATION = "generic", "difference", "base", "validation"
+"""Roles: G; P_s - G; the installed M_s; and what judges alpha (fine-tuned on part of train_s)."""
+
+
+class Store:
+    """A folder with one safetensors file per model, and `state.json`, which says what is what.
+
+    A model is written under its hash before `state.json` names it, so that a device that is killed
+    holds the old one or the new one. Simulated devices on one machine share the file of G through
+    `pool`, a folder of models by hash.
+    """
+
+    def __init__(self, folder: Path, pool: Path | None = None) -> None:
+        self.folder = folder
+        self._pool = pool
+        self._path = folder / "state.json"
+
+    def put(self, role: str, model: Tensors, **notes: Any) -> str:
+        """Keep a model in a role instead of what was there, and notes with it; its hash.
+
+        Raises RunError where the disk does not take it; then the old one is still there.
+        """
+        name = sha256(model)
+        if role == GENERIC and self._pool is not None:
+            self._put_shared(name, model, self._pool)
+        elif not self._file(name).exists():
+            write(self._file(name), model)
+        self.note(**{role: name, **notes})
+        self._forget_unnamed()
+        return name
+
+    def get(self, role: str) -> Tensors:
+        """The model in a role. Raises ModelError where there is none or it is damaged."""
+        name = self.hash(role)
+        if name is None:
+            raise ModelError(f"{self.folder}: this device holds no {role} model")
+        model = tensors.read(self._file(name))
+        if sha256(model) != name:
+            raise ModelError(f"{self._file(name)}: the {role} model is damaged (its hash differs)")
+        return model
+
+    def hash(self, role: str) -> str | None:
+        """The hash of the model in a role, or None."""
+        name = self.state().get(role)
+        return name if name is not None and self._file(name).exists() else None
+
+    def note(self, **notes: Any) -> None:
+        """Keep what JSON can say, by its name, all in one step."""
+        text = json.dumps({**self.state(), **notes}, sort_keys=True, indent=1) + "\n"
+        write_whole(self._path, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def state(self) -> dict[str, Any]:
+        """All that was noted. Raises ModelError where it is damaged."""
+        try:
+            return dict(json.loads(self._path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self._path}: not readable: {error}") from None
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _put_shared(self, name: str, model: Tensors, pool: Path) -> None:
+        shared = pool / f"{name}.safetensors"
+        if not shared.exists():
+            write(shared, model)
+        if not self._file(name).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.link(shared, self._file(name))
+
+    def _forget_unnamed(self) -> None:
+        state = self.state()
+        named = {state.get(role) for role in (GENERIC, DIFFERENCE, BASE, VALIDATION)}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.stem not in named:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,28 @@
+"""Errors that are a user's to mend: one clear message, no traceback.
+
+The command line prints them and exits with status 2; everything else that is raised is a defect.
+"""
+
+
+class FedSpeechError(Exception):
+    """Anything that fedspeech tells its user in one message."""
+
+
+class ConfigError(FedSpeechError):
+    """A setting is unknown, missing or out of range."""
+
+
+class CorpusError(FedSpeechError):
+    """Speech or a manifest cannot be used as it is."""
+
+
+class ModelError(FedSpeechError):
+    """A model file or a set of tensors is not what was expected."""
+
+
+class RuleError(FedSpeechError):
+    """An aggregation rule was not found, or answered something that is not allowed."""
+
+
+class RunError(FedSpeechError):
+    """A run cannot start, go on or be resumed."""

@@ -1,0 +1,72 @@
+"""What goes with a model's tensors to make them usable: architecture, features and vocabulary."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from fedspeech import models
+from fedspeech.config import FeatureSettings
+from fedspeech.errors import ModelError
+from fedspeech.tensors import Tensors, check_like, state, write_whole
+from fedspeech.units import Units
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A name of `MODELS`, what the model sees, and what it spells with."""
+
+    name: str
+    features: FeatureSettings
+    units: Units
+
+    def empty(self) -> torch.nn.Module:
+        """The module with freshly drawn weights (PyTorch's generator)."""
+        return models.build(self.name, self.features.dimension, len(self.units))
+
+    def module(self, tensors: Tensors) -> torch.nn.Module:
+        """The module with these weights, copied. Raises ModelError where they do not fit it."""
+        module = self.empty()
+        check_like(tensors, state(module))
+        module.load_state_dict(tensors)
+        return module
+
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """The names of the model's tensors by layer, the input layer first."""
+        with torch.device("meta"):
+            return models.layers(self.empty())
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {
+            "name": self.name,
+            "features": self.features.model_dump(mode="json"),
+            "units": self.units.to_json(),
+        }
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "ModelDescription":
+        """Raises ModelError where the content is not a description."""
+        try:
+            features = FeatureSettings.model_validate(content["features"])
+            return ModelDescription(content["name"], features, Units.from_json(content["units"]))
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            raise ModelError(f"not a description of a model: {error!r}") from None
+
+    def write(self, path: Path) -> None:
+        """Write the description as JSON."""
+        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
+        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read(path: Path) -> ModelDescription:
+    """The description in a JSON file. Raises ModelError where it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a description of a model: {error}") from None
+    return ModelDescription.from_json(content)

@@ -1,0 +1,107 @@
+"""A time-delay neural network: convolutions over time with growing context.
+
+Every layer but the first adds 0.66 of its input to its output, as the bypass of Kaldi's factorized
+TDNN does (Povey et al. 2018): without it the same model needs many times the updates.
+
+The input layer sees 9 frames to each side (19 frames, 760 values with 40 features) at every third
+frame, so that everything after it runs at a third of the frame rate.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+CONTEXT = 9
+SUBSAMPLING = 3
+BYPASS = 0.66
+MOMENTUM = 0.1
+EPSILON = 1e-5
+
+
+class Layer(NamedTuple):
+    """How many frames a hidden layer sees, and how far apart; the first layer's are fixed."""
+
+    kernel: int
+    dilation: int = 1
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch normalization (Ioffe & Szegedy 2015) over the frames that are there, not the padding.
+
+    In training, an utterance's neighbours in the batch enter through the statistics only, and how
+    far the batch was padded not at all.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean: torch.Tensor
+        self.running_var: torch.Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """x is (batch, channels, frames), present is 1 or 0 of shape (batch, 1, frames)."""
+        if self.training:
+            mean, variance = self._measure(x, present)
+        else:
+            mean, variance = self.running_mean, self.running_var
+        scale = self.weight * torch.rsqrt(variance + EPSILON)
+        shift = self.bias - mean * scale
+        return x * scale[:, None] + shift[:, None]
+
+    def _measure(self, x: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        count = present.sum()
+        x = x.float() * present
+        mean = x.sum((0, 2)) / count
+        variance = ((x - mean[:, None]) * present).square().sum((0, 2)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.detach(), MOMENTUM)
+            self.running_var.lerp_(variance.detach() * count / (count - 1), MOMENTUM)
+        return mean, variance
+
+
+class TDNNLayer(nn.Module):
+    """Convolution, rectifier, batch normalization, dropout."""
+
+    def __init__(self, inputs: int, width: int, kernel: int, dilation: int, stride: int) -> None:
+        super().__init__()
+        padding = (kernel - 1) // 2 * dilation
+        self.conv = nn.Conv1d(inputs, width, kernel, stride, padding, dilation)
+        self.norm = MaskedBatchNorm(width)
+        self.dropout = nn.Dropout(0.0)
+
+    def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """(batch, inputs, frames) -> (batch, width, frames / stride), zero where nothing is."""
+        x = self.norm(torch.relu(self.conv(x)), present)
+        dropped: torch.Tensor = self.dropout(x)
+        return dropped * present
+
+
+class TDNN(nn.Module):
+    """Features (batch, frames, inputs) -> logits (batch, ceil(frames / 3), units)."""
+
+    subsampling = SUBSAMPLING
+
+    def __init__(self, inputs: int, units: int, width: int, layers: tuple[Layer, ...]) -> None:
+        super().__init__()
+        first = TDNNLayer(inputs, width, 2 * CONTEXT + 1, 1, SUBSAMPLING)
+        rest = (TDNNLayer(width, width, layer.kernel, layer.dilation, 1) for layer in layers[1:])
+        self.tdnn = nn.ModuleList([first, *rest])
+        self.output = nn.Conv1d(width, units, 1)
+
+    def forward(
+        self, features: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits in float32 and their lengths in frames; `lengths` (batch,) counts input frames."""
+        lengths = torch.div(lengths + SUBSAMPLING - 1, SUBSAMPLING, rounding_mode="floor")
+        frames = -(-features.shape[1] // SUBSAMPLING)
+        present = torch.arange(frames, device=features.device) < lengths[:, None]
+        mask = present[:, None].to(features.dtype)
+        x = features.transpose(1, 2)
+        x = self.tdnn[0](x, mask)
+        for layer in self.tdnn[1:]:
+            x = layer(x, mask) + BYPASS * x
+        return self.output(x).transpose(1, 2).float(), lengths

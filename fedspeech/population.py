@@ -1,0 +1,90 @@
+"""The personal models of all speakers, on disk: read one tensor at a time, never all at once."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedspeech import tensors
+from fedspeech.tensors import Tensors, TensorStream
+
+BLOCK_VALUES = 2**22
+"""Values per speaker that a distance holds in memory at a time."""
+
+
+class Population:
+    """G in `generic.safetensors` and P_s in `personal/SPEAKER.safetensors` under one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._total: tuple[tuple[str, ...], Tensors] | None = None
+
+    @property
+    def generic_path(self) -> Path:
+        """The file of G."""
+        return self.folder / "generic.safetensors"
+
+    def personal_path(self, speaker: str) -> Path:
+        """The file of P_s."""
+        return self.folder / "personal" / f"{speaker}.safetensors"
+
+    def generic(self) -> TensorStream:
+        """G as a stream."""
+        return tensors.stream(self.generic_path)
+
+    def personal(self, speaker: str) -> TensorStream:
+        """P_s as a stream."""
+        return tensors.stream(self.personal_path(speaker))
+
+    def difference(self, speaker: str) -> Tensors:
+        """P_s - G."""
+        return dict(tensors.subtract(self.personal(speaker), dict(self.generic())))
+
+    def keep(self, speaker: str, difference: Tensors) -> None:
+        """Write G + difference as P_s. Raises ModelError unless it is finite and fits G."""
+        generic = dict(self.generic())
+        tensors.check_like(difference, generic)
+        tensors.write(self.personal_path(speaker), dict(tensors.add(generic.items(), difference)))
+        self._total = None
+
+    def total(self, speakers: Sequence[str]) -> TensorStream:
+        """The sum of some personal models in float64, kept for the next time."""
+        if self._total is None or self._total[0] != tuple(speakers):
+            self._total = tuple(speakers), dict(self._sum(speakers))
+        return iter(sorted(self._total[1].items()))
+
+    def _sum(self, speakers: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        streams = [self.personal(speaker) for speaker in speakers]
+        for items in zip(*streams, strict=True):
+            total = items[0][1].double()
+            for _, tensor in items[1:]:
+                total += tensor
+            yield items[0][0], total
+
+    def distances(self, speakers: Sequence[str], names: Sequence[str]) -> np.ndarray:
+        """Euclidean distances between personal models on the named tensors.
+
+        float64 (speakers, speakers). Taken on the differences from G, which are small: the squares
+        of whole weights would cancel.
+        """
+        squares = torch.zeros(len(speakers), len(speakers), dtype=torch.float64)
+        generic = dict(tensors.stream(self.generic_path, names))
+        for name in names:
+            rows = torch.stack(
+                [
+                    (self._tensor(speaker, name).double() - generic[name]).flatten()
+                    for speaker in speakers
+                ]
+            )
+            for block in torch.split(rows, BLOCK_VALUES, dim=1):
+                squares += _distances(block).square()
+        return np.asarray(squares.sqrt().numpy())
+
+    def _tensor(self, speaker: str, name: str) -> torch.Tensor:
+        ((_, tensor),) = tensors.stream(self.personal_path(speaker), [name])
+        return tensor
+
+
+def _distances(rows: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,0 +1,106 @@
+"""The HTML page of a run: one file with everything in it, made from the run's folder alone."""
+
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from fedspeech.report import figures, markup, run_tables, tables
+from fedspeech.report.canvas import css
+from fedspeech.report.results import Results
+from fedspeech.report.run_folder import RunFolder, read
+from fedspeech.report.tables import Estimate
+from fedspeech.tensors import write_whole
+
+
+def write(folder: Path) -> Path:
+    """Write `report.html` into the run's folder and return its path.
+
+    The same folder gives the same bytes. Raises RunError where `results.json` is missing, a file is
+    malformed, or the page cannot be written.
+    """
+    page = render(read(folder))
+    path = folder / "report.html"
+    write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
+    return path
+
+
+def render(run: RunFolder) -> str:
+    """The whole page as text."""
+    package = files("fedspeech.report")
+    style = package.joinpath("report.css").read_text(encoding="utf-8")
+    template = Template(package.joinpath("page.html").read_text(encoding="utf-8"))
+    results = run.results
+    return template.substitute(
+        style=css() + style,
+        name=escape(results.name),
+        summary=f"Personalization of {results.speakers} speakers, seed {results.seed}",
+        tiles=_tiles(results),
+        **_tables(run),
+        **_figures(run),
+        **_details(run),
+    )
+
+
+def _tiles(results: Results) -> str:
+    tiles = [("G", results.generic), ("P_s", results.personal)]
+    base = results.chosen_alpha.base if results.chosen_alpha else ""
+    if chosen := results.chosen(base):
+        tiles.append((f"{base}, alpha {tables.CHOSEN}", chosen))
+    found = []
+    for name, wer in tiles:
+        mean, low, high = Estimate.of(wer).texts()
+        found.append(markup.tile(name, f"{mean} %", f"{low} to {high}"))
+    share = run_tables.size((results.bytes.down + results.bytes.up) // max(results.speakers, 1))
+    model = f"a whole model is {run_tables.size(results.bytes.full_model)}"
+    return markup.joined([*found, markup.tile("sent per speaker, both ways", share, model)])
+
+
+def _tables(run: RunFolder) -> dict[str, str]:
+    results = run.results
+    answered = "No failures: every speaker answered every message."
+    return {
+        "corpus": markup.table(tables.corpus(results), "The run does not tell of its corpus."),
+        "models": markup.table(tables.models(results)),
+        "bases": markup.table(tables.bases(results), "No base was mixed."),
+        "speakers": markup.table(tables.speakers(results), "No speaker finished."),
+        "failures": markup.table(tables.failures(results), answered),
+        "sent": markup.table(run_tables.sent(run.ledger)),
+        "time": markup.table(run_tables.timing(run.timing), "The run has no timing.json."),
+    }
+
+
+def _figures(run: RunFolder) -> dict[str, str]:
+    results = run.results
+    sent = figures.sent(run.ledger, results.bytes.full_model)
+    none = "this run has none."
+    return {
+        "figure_2": markup.figure(figures.layer_correlation(results), "Figure 2", none),
+        "figure_3": markup.figure(figures.wer_against_alpha(results), "Figure 3", none),
+        "gain": markup.figure(figures.gain(results), "WER gain per speaker", none),
+        "dendrogram": markup.figure(figures.dendrogram(results), "Dendrogram", none),
+        "bytes": markup.figure(sent, "Bytes sent", "the run has no entries in ledger.csv."),
+        "training": markup.figure(figures.training(results), "Training of G", none),
+    }
+
+
+def _details(run: RunFolder) -> dict[str, str]:
+    results = run.results
+    every = [tables.grid(results), tables.pooled(results), tables.differences(results)]
+    peers = [
+        markup.details(f"Peers of {base}", markup.table(tables.peers(results, base)))
+        for base in results.peers
+    ]
+    environment = markup.table(run_tables.environment(run.environment))
+    settings = [
+        markup.details("Settings (config.toml)", markup.code(run.config)),
+        markup.details("Environment (environment.json)", environment),
+    ]
+    return {
+        "every_mix": markup.details(
+            "Every mix, and the paired differences",
+            markup.joined([markup.table(table) for table in every]),
+        ),
+        "peers": markup.joined(peers),
+        "settings": markup.joined(settings),
+    }

@@ -1,0 +1,143 @@
+"""The folder that a run leaves behind, and who may write in it."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from fedspeech import config as configuration
+from fedspeech.config import Config
+from fedspeech.errors import RunError
+from fedspeech.tensors import write_whole
+
+FREE = {"engine", "name"}
+"""Settings that may differ between a run and its resumption: they change no result."""
+VERSIONS = ("fedspeech", "torch", "torchaudio", "numpy", "scipy", "flwr", "ray", "lhotse", "jiwer")
+
+
+_held: dict[Path, IO[str]] = {}
+"""Locks of this process; a run's command and its server app take the same folder."""
+
+
+def cache_folder() -> Path:
+    """Where features and synthesized corpora are kept between runs: `$FEDSPEECH_CACHE`."""
+    own = os.environ.get("FEDSPEECH_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(shared) / "fedspeech"
+
+
+class RunFolder:
+    """Paths of a run, and a lock that lasts as long as this process writes there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.journal = path / "journal.sqlite"
+        self.models = path / "models"
+        self.devices = path / "devices"
+        self.metrics = path / "metrics"
+        self.checkpoint = path / "generic.checkpoint"
+        self.results = path / "results.json"
+
+    def open(self, settings: Config, resume: bool) -> None:
+        """Take the folder for a run with these settings and write config.toml.
+
+        Raises RunError where it holds another run, another process writes in it, or the disk does
+        not take it.
+        """
+        if self.path in _held:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{self.path}: in use by another process") from None
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot write there: {error}") from None
+        _held[self.path] = lock
+        if self.config.exists():
+            self._check_same(settings, resume)
+        text = configuration.dump(settings)
+        write_whole(self.config, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def _check_same(self, settings: Config, resume: bool) -> None:
+        if not resume:
+            raise RunError(
+                f"{self.path}: there is a run already; go on with it (--resume), "
+                "or choose another folder (--out)"
+            )
+        before = _flat(tomllib.loads(self.config.read_text(encoding="utf-8")))
+        now = _flat(tomllib.loads(configuration.dump(settings)))
+        differing = [
+            f"  {key}: {before.get(key)!r} there, {now.get(key)!r} here"
+            for key in sorted(set(before) | set(now))
+            if before.get(key) != now.get(key) and key.split(".")[0] not in FREE
+        ]
+        if differing:
+            raise RunError(
+                f"{self.path}: that run had other settings; it cannot be resumed with these:\n"
+                + "\n".join(differing)
+            )
+
+    def close(self) -> None:
+        """Let others write there."""
+        if (lock := _held.pop(self.path, None)) is not None:
+            lock.close()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write one of the folder's JSON files, keys in their order, whole or not at all."""
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_whole(self.path / name, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def write_environment(self, seed: int, corpus_fingerprint: str) -> None:
+        """Write what else the figures depend on: versions, machine, git state, corpus."""
+        self.write_json(
+            "environment.json",
+            {
+                "versions": {"python": platform.python_version(), **_versions()},
+                "seed": seed,
+                "git": _git_state(),
+                "machine": {"system": platform.platform(), "processor": _processor()},
+                "corpus": corpus_fingerprint,
+                "command": sys.argv[1:],
+            },
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in VERSIONS}
+
+
+def _git_state() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__).parent
+    try:
+        said = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return said.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{above}{key}"
+        found.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return found

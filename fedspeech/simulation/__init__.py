@@ -1,0 +1,1 @@
+"""Flower's Grid on simulated devices: in one process, or on Ray workers."""

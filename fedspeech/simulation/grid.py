@@ -1,0 +1,106 @@
+"""What the simulated grids share: nodes, contexts, and how a client app answers one message."""
+
+import importlib
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedspeech.errors import FedSpeechError
+
+NodeConfig = Mapping[str, str | int | float | bool]
+
+SERVER_NODE = 1
+FIRST_NODE = 1001
+
+
+class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
+    """Nodes in the order of their configurations; replies come in the order of the messages."""
+
+    def __init__(self, nodes: Sequence[NodeConfig], run_config: NodeConfig) -> None:
+        self._contexts = {
+            FIRST_NODE + index: Context(
+                run_id=1,
+                node_id=FIRST_NODE + index,
+                node_config=dict(node),
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for index, node in enumerate(nodes)
+        }
+        self._run = Run.create_empty(run_id=1)
+        self._numbers = itertools.count(1)
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE, 1
+
+    def set_run(self, run: Run) -> None:
+        """Take over the run's information."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run's information."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message from the server to one node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes, in the order of their configurations."""
+        return list(self._contexts)
+
+    @abstractmethod
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages to answer; their ids, in the same order."""
+
+    @abstractmethod
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies to some of the messages; waits until there is at least one."""
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Replies in the order of the messages. `timeout` is not used: every message ends here."""
+        ids = list(self.push_messages(messages))
+        replies: dict[str, Message] = {}
+        while len(replies) < len(ids):
+            for reply in self.pull_messages([i for i in ids if i not in replies]):
+                replies[reply.metadata.reply_to_message_id] = reply
+        return iter([replies[i] for i in ids])
+
+    def _number(self, message: Message) -> str:
+        number = f"m{next(self._numbers)}"
+        message.metadata.__dict__["_message_id"] = number
+        return number
+
+
+def load_app(reference: str) -> ClientApp:
+    """The client app that `module:name` names."""
+    module, _, name = reference.partition(":")
+    app = getattr(importlib.import_module(module), name)
+    assert isinstance(app, ClientApp)
+    return app
+
+
+def answer(app: ClientApp, message: Message, context: Context) -> Message:
+    """The app's reply, or an error reply that says in one line what was raised."""
+    try:
+        return app(message, context)
+    except FedSpeechError as error:
+        reason = str(error)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

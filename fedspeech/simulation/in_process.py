@@ -1,0 +1,41 @@
+"""One client after the other in this process: the readable reference."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from flwr.app import Message
+
+from fedspeech.config import EngineSettings
+from fedspeech.simulation.grid import NodeConfig, SimulatedGrid, answer, load_app
+
+
+class InProcessGrid(SimulatedGrid):
+    """Answers a message when its reply is asked for."""
+
+    def __init__(
+        self, app: str, nodes: Sequence[NodeConfig], run_config: NodeConfig, engine: EngineSettings
+    ) -> None:
+        super().__init__(nodes, run_config)
+        self._app = load_app(app)
+        self._threads = engine.cpus_per_worker
+        self._waiting: dict[str, Message] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages to answer; their ids, in the same order."""
+        numbered = {self._number(message): message for message in messages}
+        self._waiting.update(numbered)
+        return list(numbered)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The reply to the first of the messages."""
+        for message_id in message_ids:
+            message = self._waiting.pop(message_id)
+            before = torch.get_num_threads()
+            torch.set_num_threads(self._threads)
+            reply = answer(self._app, message, self._contexts[message.metadata.dst_node_id])
+            torch.set_num_threads(before)
+            return iter([reply])
+        return iter([])
+
+    def close(self) -> None:
+        """Nothing to end."""

@@ -1,0 +1,154 @@
+"""Named tensors: a model's state as every other part of the platform sees it.
+
+A model in memory is `Tensors` (name -> CPU tensor). A model that need not be in memory at once is a
+`TensorStream`: pairs in the order of the names, read one tensor at a time.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fedspeech.errors import ModelError, RunError
+
+Tensors = dict[str, torch.Tensor]
+TensorStream = Iterable[tuple[str, torch.Tensor]]
+
+
+def state(module: torch.nn.Module) -> Tensors:
+    """The module's parameters and buffers, detached, on CPU, contiguous, in the order of names."""
+    items = sorted(module.state_dict().items())
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in items}
+
+
+def sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The generation's name: SHA-256 over names, dtypes, shapes, little-endian bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def add(
+    base: TensorStream, other: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """base + other, tensor by tensor, in the dtype of base."""
+    for name, tensor in base:
+        yield name, tensor + other[name]
+
+
+def subtract(
+    left: TensorStream, right: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """left - right, tensor by tensor, in the dtype of left."""
+    for name, tensor in left:
+        yield name, tensor - right[name]
+
+
+def weighted_sum(streams: Sequence[TensorStream], weights: Sequence[float]) -> TensorStream:
+    """sum_i weights[i] * streams[i], accumulated in float64, given in the first stream's dtype.
+
+    The streams are read side by side, so that only one tensor of each is in memory at a time.
+    Raises ModelError where the streams differ in names or shapes.
+    """
+    for items in zip(*streams, strict=True):
+        name, first = items[0]
+        total = torch.zeros(first.shape, dtype=torch.float64)
+        for weight, (other, tensor) in zip(weights, items, strict=True):
+            if other != name or tensor.shape != first.shape:
+                raise ModelError(
+                    f"models do not fit together: {name} {tuple(first.shape)} "
+                    f"beside {other} {tuple(tensor.shape)}"
+                )
+            total.add_(tensor, alpha=weight)
+        yield name, total.to(first.dtype)
+
+
+def interpolate(left: TensorStream, right: TensorStream, alpha: float) -> TensorStream:
+    """alpha * left + (1 - alpha) * right; exactly left at alpha = 1 and right at alpha = 0.
+
+    Raises ModelError where the streams differ in names or shapes.
+    """
+    if alpha == 1:
+        return left
+    if alpha == 0:
+        return right
+    return weighted_sum([left, right], [alpha, 1 - alpha])
+
+
+def distance(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> float:
+    """The Euclidean distance between two sets of tensors with equal names, summed in float64."""
+    total = sum(
+        float((tensor.double() - right[name].double()).square().sum())
+        for name, tensor in left.items()
+    )
+    return math.sqrt(total)
+
+
+def check_like(tensors: Mapping[str, torch.Tensor], model: Mapping[str, torch.Tensor]) -> None:
+    """Raise ModelError unless the tensors are finite and have the model's names and shapes."""
+    for name in sorted(set(model) ^ set(tensors)):
+        raise ModelError(f"tensor {name} is {'missing' if name in model else 'not in the model'}")
+    for name, tensor in sorted(tensors.items()):
+        if tensor.shape != model[name].shape:
+            raise ModelError(
+                f"tensor {name} has shape {tuple(tensor.shape)}, "
+                f"the model has {tuple(model[name].shape)}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"tensor {name} has values that are NaN or infinite")
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file whole or not at all. Raises RunError where that fails."""
+    contiguous = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
+    write_whole(path, lambda part: save_file(contiguous, part))
+
+
+def write_whole(path: Path, save: Callable[[Path], object]) -> None:
+    """Let `save` fill a file beside `path`, flush it to disk, and give it its name in one step.
+
+    A reader sees the old file or the new one. Raises RunError (no space left, no permission).
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error}") from error
+
+
+def read(path: Path) -> Tensors:
+    """All tensors of a safetensors file. Raises ModelError where it is missing or damaged."""
+    return dict(stream(path))
+
+
+def stream(path: Path, names: Sequence[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a safetensors file in the order of names, read one at a time.
+
+    Raises ModelError where the file is missing or damaged, or lacks one of `names`.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            wanted = sorted(file.keys()) if names is None else names
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: not a readable model: {error}") from error
+        for name in wanted:
+            try:
+                tensor = file.get_tensor(name)
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"{path}: cannot read tensor {name}: {error}") from error
+            yield name, tensor

@@ -1,0 +1,1 @@
+"""Training: the local loop, the generic model, the personal models."""

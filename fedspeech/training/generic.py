@@ -1,0 +1,138 @@
+"""Training G on the generic part, judged by its development speakers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedspeech import evaluation, models, seeding
+from fedspeech.config import Config
+from fedspeech.corpus.cuts import text_of
+from fedspeech.corpus.partition import Partition
+from fedspeech.errors import RunError
+from fedspeech.features import Utterance, prepare
+from fedspeech.models.description import ModelDescription
+from fedspeech.tensors import Tensors, state, write_whole
+from fedspeech.training.loop import Loop
+from fedspeech.units import learn
+
+PURPOSE = "generic"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """How one epoch went: mean loss in nats per utterance, WER on the development part in %."""
+
+    number: int
+    loss: float
+    word_error_rate: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """G, what goes with it, how it came about, and how many trained values it has."""
+
+    model: Tensors
+    description: ModelDescription
+    epochs: list[Epoch]
+    parameters: int
+
+
+def train(
+    partition: Partition,
+    config: Config,
+    features_folder: Path,
+    checkpoint: Path,
+    report: Callable[[Epoch], None],
+) -> Trained:
+    """Train G and keep the epoch with the lowest WER on the development speakers.
+
+    After every epoch a checkpoint is written; where there is one, training goes on from it and
+    gives the same G as if it had never stopped.
+    """
+    settings = config.generic
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        run = _Run.start(partition, config, features_folder)
+        run.resume(checkpoint)
+        while not run.finished():
+            report(run.next_epoch())
+            run.save(checkpoint)
+    finally:
+        torch.set_num_threads(before)
+    return Trained(run.best, run.description, run.epochs, models.parameters(run.loop.model))
+
+
+class _Run:
+    """A training in progress."""
+
+    def __init__(
+        self, loop: Loop, description: ModelDescription, development: Sequence[Utterance]
+    ) -> None:
+        self.loop = loop
+        self.description = description
+        self.development = development
+        self.epochs: list[Epoch] = []
+        self.best: Tensors = state(loop.model)
+
+    @staticmethod
+    def start(partition: Partition, config: Config, folder: Path) -> "_Run":
+        settings = config.generic
+        speeds = settings.augmentation.speeds
+        speech = prepare(list(partition.generic), config.features, speeds, folder)
+        development = prepare(list(partition.development), config.features, (), folder)
+        units = learn([text_of(cut) for cut in partition.generic], config.units)
+        description = ModelDescription(config.model.name, config.features, units)
+        with seeding.scoped(config.seed, 0, "", f"{PURPOSE}, initialization"):
+            model = description.empty()
+        name = (config.seed, 0, "", PURPOSE)
+        loop = Loop(model, settings, config.features, units, speech, name)
+        return _Run(loop, description, development)
+
+    def finished(self) -> bool:
+        """All epochs are done, or `patience` of them without a better WER."""
+        settings = self.loop.settings
+        rates = [epoch.word_error_rate for epoch in self.epochs]
+        since_best = len(rates) - 1 - rates.index(min(rates)) if rates else 0
+        patience = getattr(settings, "patience", settings.epochs)
+        return len(rates) >= settings.epochs or since_best >= patience
+
+    def next_epoch(self) -> Epoch:
+        """Train and judge one epoch."""
+        loop, description = self.loop, self.description
+        number = len(self.epochs)
+        loss = loop.epoch(number)
+        counts = evaluation.word_errors(
+            loop.model, self.development, description.features, description.units
+        )
+        rate = evaluation.pooled_rate([counts.errors], [counts.words])
+        if all(rate < epoch.word_error_rate for epoch in self.epochs):
+            self.best = state(loop.model)
+        self.epochs.append(Epoch(number, loss, rate))
+        return self.epochs[-1]
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next epoch depends on."""
+        content: dict[str, Any] = {
+            "model": self.loop.model.state_dict(),
+            "optimizer": self.loop.optimizer.state_dict(),
+            "best": self.best,
+            "epochs": [(e.number, e.loss, e.word_error_rate) for e in self.epochs],
+        }
+        write_whole(path, lambda part: torch.save(content, part))
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint where there is one. Raises RunError where it is damaged."""
+        if not path.exists():
+            return
+        try:
+            content = torch.load(path, weights_only=True)
+            self.loop.model.load_state_dict(content["model"])
+            self.loop.optimizer.load_state_dict(content["optimizer"])
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise RunError(f"{path}: not a checkpoint of this training: {error}") from error
+        self.best = content["best"]
+        self.epochs = [Epoch(*values) for values in content["epochs"]]

@@ -1,0 +1,59 @@
+"""Fine-tuning on one speaker's train_s."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedspeech.config import PersonalSettings
+from fedspeech.errors import CorpusError
+from fedspeech.features import Utterance
+from fedspeech.models.description import ModelDescription
+from fedspeech.tensors import Tensors, state
+from fedspeech.training.loop import Loop
+
+VALIDATION_SHARE = 0.2
+"""The last part of train_s, which judges alpha for a model that was fine-tuned on the rest."""
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A personal model, its mean loss per utterance in each epoch, and how much was skipped."""
+
+    model: Tensors
+    losses: list[float]
+    skipped: int
+
+
+def fine_tune(
+    start: Tensors,
+    description: ModelDescription,
+    settings: PersonalSettings,
+    utterances: Sequence[Utterance],
+    name: tuple[int, int, str, str],
+) -> FineTuned:
+    """Fine-tune a model on some utterances; those that the vocabulary cannot spell are skipped.
+
+    `name` is (seed, round, speaker, purpose) of the draws. Raises CorpusError where nothing is
+    left to train on.
+    """
+    spelled = [utterance for utterance in utterances if _spells(description, utterance)]
+    if not spelled:
+        raise CorpusError("the vocabulary spells none of this speaker's utterances")
+    module = description.module(start)
+    loop = Loop(module, settings, description.features, description.units, spelled, name)
+    losses = [loop.epoch(number) for number in range(settings.epochs)]
+    return FineTuned(state(module), losses, len(utterances) - len(spelled))
+
+
+def validation_split(
+    utterances: Sequence[Utterance],
+) -> tuple[Sequence[Utterance], Sequence[Utterance]]:
+    """The first 80 % and the last 20 % of train_s, at least one utterance each."""
+    held_out = max(1, round(VALIDATION_SHARE * len(utterances)))
+    return utterances[:-held_out], utterances[-held_out:]
+
+
+def _spells(description: ModelDescription, utterance: Utterance) -> bool:
+    try:
+        return bool(description.units.encode(utterance.text))
+    except CorpusError:
+        return False

@@ -1,0 +1,57 @@
+"""An ordinary Flower strategy improves G over rounds before it is personalized."""
+
+import importlib
+import random
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedspeech import protocol, seeding
+from fedspeech.config import Config, ImproveSettings
+from fedspeech.errors import ConfigError, RunError
+from fedspeech.models.description import ModelDescription
+from fedspeech.tensors import Tensors, check_like
+
+
+def strategy(settings: ImproveSettings) -> Strategy:
+    """The strategy that the settings name. Raises ConfigError where it cannot be made."""
+    module, _, name = settings.strategy.partition(":")
+    where = f"federation.improve.class = {settings.strategy!r}"
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: not found: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise ConfigError(f"{where}: expected a subclass of flwr.serverapp.strategy.Strategy")
+    try:
+        return found(**settings.options)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Config) -> Tensors:
+    """G after the strategy's rounds. Raises RunError where it has no result."""
+    improve = settings.federation.improve
+    if improve is None:
+        return model
+    # Flower's strategies draw the nodes of a round from Python's own generator.
+    random.seed(seeding.key(settings.seed, 0, "", "sampling of clients"))
+    said = {
+        "description": description.to_json(),
+        "seed": settings.seed,
+        "settings": settings.personal.model_dump(mode="json"),
+    }
+    config = ConfigRecord(dict(protocol.write_text(said)))
+    result = strategy(improve).start(
+        grid,
+        ArrayRecord(model),
+        num_rounds=improve.rounds,
+        train_config=config,
+        evaluate_config=ConfigRecord(dict(config)),
+    )
+    if not result.arrays:
+        raise RunError(f"{improve.strategy}: no client gave a usable model")
+    improved = protocol.unpack(result.arrays)
+    check_like(improved, model)
+    return improved

@@ -1,0 +1,108 @@
+"""What is done: one row per message that was sent and answered; `--resume` reads it."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedspeech.errors import RunError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS messages (
+    id TEXT PRIMARY KEY,
+    position INTEGER,
+    round INTEGER,
+    speaker TEXT,
+    kind TEXT,
+    bytes_down INTEGER,
+    bytes_up INTEGER,
+    answer TEXT,
+    arrays TEXT
+);
+CREATE TABLE IF NOT EXISTS members (speaker TEXT PRIMARY KEY, description TEXT);
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answered message; `answer` is JSON, `arrays` names a file beside the journal, or ''."""
+
+    id: str
+    position: int
+    round: int
+    speaker: str
+    kind: str
+    bytes_down: int
+    bytes_up: int
+    answer: dict[str, Any]
+    arrays: str
+
+
+class Journal:
+    """A SQLite file; a row is there whole or not at all, whenever the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._database = sqlite3.connect(path)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise RunError(
+                f"{path}: the journal is damaged ({error}); move it away to ask every device anew, "
+                "what the devices have finished is kept"
+            ) from None
+
+    def get(self, id: str) -> Row | None:
+        """The row of an answered message, or None."""
+        rows = self._select(
+            "SELECT position, round, speaker, kind, bytes_down, bytes_up, answer, arrays "
+            "FROM messages WHERE id = ?",
+            id,
+        )
+        for position, round, speaker, kind, down, up, answer, arrays in rows:
+            return Row(id, position, round, speaker, kind, down, up, json.loads(answer), arrays)
+        return None
+
+    def add(self, row: Row) -> None:
+        """Keep a row, in the place of an older one of the same id."""
+        values = (
+            row.id, row.position, row.round, row.speaker, row.kind, row.bytes_down, row.bytes_up,
+            json.dumps(row.answer, sort_keys=True), row.arrays,
+        )  # fmt: skip
+        self._write("INSERT OR REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *values)
+
+    def first_description(self, speaker: str, description: dict[str, Any]) -> dict[str, Any]:
+        """What a device said of itself when the run met it first: the run goes by that."""
+        said = json.dumps(description, sort_keys=True)
+        self._write("INSERT OR IGNORE INTO members VALUES (?, ?)", speaker, said)
+        ((kept,),) = self._select("SELECT description FROM members WHERE speaker = ?", speaker)
+        return dict(json.loads(kept))
+
+    def ledger(self) -> Iterator[tuple[int, str, str, str, int]]:
+        """(round, speaker, direction, kind, bytes) of every message, in the order of asking."""
+        rows = self._select(
+            "SELECT round, speaker, kind, bytes_down, bytes_up FROM messages ORDER BY position"
+        )
+        for round, speaker, kind, down, up in rows:
+            yield round, speaker, "down", kind, down
+            yield round, speaker, "up", kind, up
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def _select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise RunError(f"{self.path}: cannot read the journal: {error}") from None
+
+    def _write(self, statement: str, *values: Any) -> None:
+        try:
+            with self._database:
+                self._database.execute(statement, values)
+        except sqlite3.DatabaseError as error:
+            raise RunError(f"{self.path}: cannot write the journal: {error}") from None

@@ -1,0 +1,231 @@
+"""A Grid around any other Grid: what was answered once is not asked again, and bytes are counted.
+
+Replies come in the order of the messages, whatever order the devices finish in. Any Flower strategy
+runs on it unchanged: it sees the nodes in the order of their speakers' ids.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedspeech import progress, protocol, tensors
+from fedspeech.errors import ModelError
+from fedspeech.protocol import Member
+from server.journal import Journal, Row
+
+POLL_SECONDS = 0.5
+"""How long to wait for a grid that has nothing yet and does not wait by itself."""
+MOST_UNDERWAY = 64
+"""Messages that are sent and not answered yet; further ones are not even made."""
+
+ARRAYS = "arrays"
+
+Keep = Callable[[str, RecordDict], RecordDict]
+"""Puts a reply's tensors where they belong; gives back what is left to remember."""
+StillThere = Callable[[str, RecordDict], bool]
+
+
+class Keeper(NamedTuple):
+    """How replies of one message type are kept, and whether what was kept is still there."""
+
+    keep: Keep
+    still_there: StillThere
+
+
+class RecordedGrid(Grid):
+    """Journals, counts, orders and shows progress."""
+
+    def __init__(self, grid: Grid, journal: Journal, folder: Path) -> None:
+        self._grid, self._journal, self._folder = grid, journal, folder
+        self._speakers: dict[int, str] = {}
+        self._keepers: dict[str, Keeper] = {}
+        self._position = 0
+        self.detail: Callable[[Message], str] = lambda reply: ""
+
+    def know(self, members: Iterable[Member]) -> None:
+        """Whose node is whose."""
+        ordered = sorted(members, key=lambda member: member.speaker)
+        self._speakers = {member.node: member.speaker for member in ordered}
+
+    def keep(self, kind: str, keeper: Keeper) -> None:
+        """Let replies of a message type be kept by somebody else than the journal."""
+        self._keepers[kind] = keeper
+
+    def set_run(self, run: Run) -> None:
+        """Hand on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run's information."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message from the server to one node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Nodes in the order of their speakers' ids."""
+        return list(self._speakers) or self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand on; only `send_and_receive` is recorded."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand on."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Replies in the order of the messages, each read back from where it was kept.
+
+        Messages are made as they are sent. After `timeout` seconds without any reply those that
+        are still underway are answered with an error.
+        """
+        asked: list[Asked] = []
+        underway: dict[str, Asked] = {}
+        with progress.stage(len(self._speakers)) as shown:
+            for message in messages:
+                asked.append(self._ask(message))
+                shown.start(message.metadata.message_type, len(asked))
+                if asked[-1].row is None:
+                    (message_id,) = self._grid.push_messages([message])
+                    underway[message_id] = asked[-1]
+                else:
+                    shown.advance("")
+                if len(underway) >= MOST_UNDERWAY:
+                    self._collect(underway, timeout, shown)
+            while underway:
+                self._collect(underway, timeout, shown)
+        for one in asked:
+            yield one.error or self._remembered(one)
+
+    def _ask(self, message: Message) -> "Asked":
+        self._position += 1
+        speaker = self._speakers[message.metadata.dst_node_id]
+        light = {k: r for k, r in message.content.items() if not isinstance(r, ArrayRecord)}
+        return Asked(
+            id=protocol.identity(message, speaker),
+            position=self._position,
+            speaker=speaker,
+            bytes_down=protocol.size(message.content),
+            light=Message(content=RecordDict(light), metadata=message.metadata),
+            row=self._answered(protocol.identity(message, speaker), speaker),
+        )
+
+    def _answered(self, id: str, speaker: str) -> Row | None:
+        """The journal's row of a message, unless what was kept of its reply is gone."""
+        if (row := self._journal.get(id)) is None:
+            return None
+        keeper = self._keepers.get(row.kind)
+        if keeper is None:
+            return row if not row.arrays or (self._folder / row.arrays).exists() else None
+        return row if keeper.still_there(speaker, _content(row.answer)) else None
+
+    def _collect(
+        self, underway: dict[str, "Asked"], timeout: float | None, shown: progress.Stage
+    ) -> None:
+        """Wait for at least one reply and keep what came."""
+        deadline = time.monotonic() + (timeout if timeout is not None else float("inf"))
+        while not (replies := list(self._grid.pull_messages(list(underway)))):
+            if time.monotonic() > deadline:
+                reason = Error(ErrorCode.NODE_UNAVAILABLE, f"no answer within {timeout:g} s")
+                for late in underway.values():
+                    late.error = Message(reason, reply_to=late.light)
+                underway.clear()
+                return
+            time.sleep(POLL_SECONDS)
+        for reply in replies:
+            one = underway.pop(reply.metadata.reply_to_message_id)
+            self._take(one, reply)
+            shown.advance("failed" if one.error else self.detail(reply))
+
+    def _take(self, one: "Asked", reply: Message) -> None:
+        """Keep a good reply in the journal; errors are not kept, they are asked again."""
+        if reply.has_error():
+            one.error = Message(reply.error, reply_to=one.light)
+            return
+        bytes_up = protocol.size(reply.content)
+        try:
+            answer, arrays = self._put_away(one, reply.content)
+        except ModelError as error:
+            refused = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error))
+            one.error = Message(refused, reply_to=one.light)
+            return
+        metadata = one.light.metadata
+        one.row = Row(
+            one.id,
+            one.position,
+            int(metadata.group_id or 0),
+            one.speaker,
+            metadata.message_type,
+            one.bytes_down,
+            bytes_up,
+            answer,
+            arrays,
+        )
+        self._journal.add(one.row)
+
+    def _put_away(self, one: "Asked", content: RecordDict) -> tuple[dict[str, Any], str]:
+        """What the journal remembers of a reply, and the file of its tensors if it has one."""
+        keeper = self._keepers.get(one.light.metadata.message_type)
+        if keeper is not None:
+            return _said(keeper.keep(one.speaker, content)), ""
+        records = content.array_records
+        if not records:
+            return _said(content), ""
+        path = f"answers/{one.id}.safetensors"
+        ((name, record),) = records.items()
+        tensors.write(self._folder / path, protocol.unpack(record))
+        return {**_said(content), ARRAYS: name}, path
+
+    def _remembered(self, one: "Asked") -> Message:
+        assert one.row is not None
+        content = _content(one.row.answer)
+        if one.row.arrays:
+            kept = tensors.read(self._folder / one.row.arrays)
+            content[one.row.answer[ARRAYS]] = protocol.pack(kept)
+        return Message(content, reply_to=one.light)
+
+
+@dataclass
+class Asked:
+    """A message that was asked for: without its tensors, and with its answer once it is there."""
+
+    id: str
+    position: int
+    speaker: str
+    bytes_down: int
+    light: Message
+    row: Row | None
+    error: Message | None = None
+
+
+def _said(content: RecordDict) -> dict[str, Any]:
+    """Everything but tensors, as JSON takes it."""
+    configs = {name: dict(record) for name, record in content.config_records.items()}
+    metrics = {name: dict(record) for name, record in content.metric_records.items()}
+    return {"configs": configs, "metrics": metrics}
+
+
+def _content(said: dict[str, Any]) -> RecordDict:
+    """The inverse of `_said`."""
+    configs = {name: ConfigRecord(values) for name, values in said["configs"].items()}
+    metrics = {name: MetricRecord(values) for name, values in said["metrics"].items()}
+    return RecordDict({**configs, **metrics})

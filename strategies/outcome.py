@@ -1,0 +1,41 @@
+"""What a personalization found out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedspeech.aggregation import WordErrors
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A speaker that dropped out: in which round, at which message, and why."""
+
+    speaker: str
+    round: int
+    message: str
+    reason: str
+
+
+@dataclass
+class Outcome:
+    """Everything that the report is made of; arrays are int64 (utterances,) of test_s."""
+
+    speakers: tuple[str, ...] = ()
+    """Those that answered everything, in the order of their ids."""
+    words: dict[str, np.ndarray] = field(default_factory=dict)
+    """Words of each utterance, by speaker."""
+    errors: dict[tuple[str, float], dict[str, np.ndarray]] = field(default_factory=dict)
+    """Errors of each utterance, by (base, alpha) and speaker."""
+    chosen: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The alpha that each device would take, by base and speaker."""
+    peers: dict[str, dict[str, Mapping[str, float]]] = field(default_factory=dict)
+    """The weights that each rule gave in the last round, by base and speaker."""
+    pairs: dict[tuple[str, str], WordErrors] = field(default_factory=dict)
+    """(s, s'): word errors of P_s' on train_s, as far as they were decoded."""
+    distances: dict[str, np.ndarray] = field(default_factory=dict)
+    """Distances between personal models, float64 (speakers, speakers), by layer."""
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    """Mean loss of each epoch of the last fine-tuning, by speaker."""
+    failures: list[Failure] = field(default_factory=list)

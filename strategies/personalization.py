@@ -1,0 +1,285 @@
+"""The Flower strategy that runs any aggregation rule.
+
+A round fine-tunes every speaker's P_s; then, for each base model that is compared, M_s is built by
+its rule, installed, and judged by every device on its own test_s over a grid of alphas. Journal and
+ledger are the grid's (`server/recorded_grid.py`): this class only says what is asked of whom.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedspeech import protocol, seeding
+from fedspeech.aggregation import AggregationRule, ask_peers
+from fedspeech.config import Config
+from fedspeech.errors import ModelError, RuleError
+from fedspeech.models.description import ModelDescription
+from fedspeech.population import Population
+from fedspeech.protocol import Member
+from fedspeech.tensors import Tensors, check_like, sha256
+from strategies.exchange import Exchange
+from strategies.outcome import Outcome
+from strategies.questions import Questions
+from strategies.view import Candidates, Federation, SpeakerView
+
+GENERIC = "generic"
+
+
+class Personalization(Strategy):
+    """Fine-tune, build every M_s by each rule, mix, judge. `outcome` is what was found out."""
+
+    def __init__(
+        self,
+        rules: Mapping[str, AggregationRule],
+        population: Population,
+        description: ModelDescription,
+        members: Sequence[Member],
+        config: Config,
+    ) -> None:
+        self.rules = dict(rules)
+        self.outcome = Outcome()
+        self._population, self._description, self._config = population, description, config
+        self._exchange = Exchange(members, config.federation.quorum, self.outcome.failures)
+        self._questions = Questions(population, self._exchange)
+        self._generation = sha256(dict(population.generic()))
+        self._views: dict[str, dict[str, SpeakerView]] = {}
+        self._installed: dict[str, str] = {}
+        self._tested: tuple[float, ...] = ()
+
+    def summary(self) -> None:
+        """Nothing: the run's own report says it."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 1,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run all rounds, and after the last one compare all base models.
+
+        Raises RunError where fewer speakers than the quorum are left, RuleError where a rule
+        answers something that is not allowed.
+        """
+        go_on = self._config.federation.continue_from
+        for round in range(1, num_rounds + 1):
+            messages = self.configure_train(round, initial_arrays, ConfigRecord(), grid)
+            self.aggregate_train(round, grid.send_and_receive(messages, timeout=timeout))
+            if round < num_rounds and go_on is not None:
+                self._install(grid, round, go_on.base, alpha=None)
+        for base in self.rules:
+            self._compare(grid, num_rounds, base)
+        self._relate_distance_to_errors(grid, num_rounds)
+        self._finish()
+        return Result()
+
+    # Fine-tuning.
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """One `train.personalize` for each speaker; G goes along where it is not held."""
+        go_on = self._config.federation.continue_from
+        said = {
+            "description": self._description.to_json(),
+            "generation": self._generation,
+            "round": server_round,
+            "seed": self._config.seed,
+            "settings": self._config.personal.model_dump(mode="json"),
+            "start": go_on.alpha if go_on is not None and server_round > 1 else None,
+        }
+        for speaker, member in list(self._exchange.active.items()):
+            held = server_round > 1 or member.generation == self._generation
+            content = protocol.content(said, **({} if held else {"generic": arrays}))
+            kind = protocol.PERSONALIZE
+            yield self._exchange.message(grid, server_round, kind, speaker, content)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Note who answered; the models themselves were kept by `keep` as they arrived."""
+        for speaker, content in self._exchange.answers(server_round, protocol.PERSONALIZE, replies):
+            self.outcome.losses[speaker] = protocol.text(content)["losses"]
+        self._questions.forget()
+        self._views.clear()
+        return None, None
+
+    def keep(self, speaker: str, content: RecordDict) -> RecordDict:
+        """Write P_s out of a reply, and give back what is left to remember of it.
+
+        Raises ModelError where what came is not finite or does not fit G.
+        """
+        difference = content.array_records.get("difference")
+        if difference is None:
+            raise ModelError("the reply carries no difference")
+        self._population.keep(speaker, protocol.unpack(difference))
+        said = {**protocol.text(content), "personal": self._personal_hash(speaker)}
+        return protocol.content(said)
+
+    def still_there(self, speaker: str, content: RecordDict) -> bool:
+        """Whether the P_s that a remembered reply speaks of is on disk, undamaged."""
+        try:
+            return bool(protocol.text(content)["personal"] == self._personal_hash(speaker))
+        except ModelError:
+            return False
+
+    def _personal_hash(self, speaker: str) -> str:
+        return sha256(dict(self._population.personal(speaker)))
+
+    # Base models.
+
+    def _compare(self, grid: Grid, round: int, base: str) -> None:
+        alphas = self._config.federation.alphas
+        tested = tuple(alpha for alpha in alphas if alpha != 1.0)
+        if base == GENERIC:  # alpha = 1 is P_s whatever the base: it is judged here, once
+            tested = tuple(sorted({0.0, *alphas, 1.0}))
+        if not self._mixes_on_server(base):
+            self._install(grid, round, base, alpha=None)
+            self._judge(grid, round, base, {alpha: alpha for alpha in tested}, choose=alphas)
+            return
+        for alpha in tested:
+            self._install(grid, round, base, alpha)
+            self._judge(grid, round, base, {0.0: alpha}, choose=())
+
+    def _mixes_on_server(self, base: str) -> bool:
+        own_mix = type(self.rules[base]).mix is not AggregationRule.mix
+        return own_mix or self._config.federation.mix_on == "server"
+
+    def _install(self, grid: Grid, round: int, base: str, alpha: float | None) -> None:
+        """Send every speaker its M_s or, where the server mixes, its mix at `alpha`."""
+        views = self._decide(grid, round, base)
+        messages = self._install_messages(grid, round, base, views, alpha)
+        replies = grid.send_and_receive(messages)
+        for speaker, content in self._exchange.answers(round, protocol.INSTALL, replies):
+            self._installed[speaker] = protocol.text(content)["installed"]
+
+    def _decide(self, grid: Grid, round: int, base: str) -> dict[str, SpeakerView]:
+        """Every speaker's view with the weights that the rule answered; asked once a round."""
+        if base not in self._views:
+            federation = self._federation(round)
+            views = {speaker: SpeakerView(federation, speaker) for speaker in federation.speakers}
+            weights = ask_peers(
+                self.rules[base], views, lambda asked: self._questions.ask(grid, round, asked)
+            )
+            for speaker, given in weights.items():
+                views[speaker].decide(given)
+            self._views[base] = {speaker: views[speaker] for speaker in weights}
+        return {s: view for s, view in self._views[base].items() if s in self._exchange.active}
+
+    def _federation(self, round: int) -> Federation:
+        seconds = {speaker: member.seconds for speaker, member in self._exchange.active.items()}
+        layers = self._description.layers()
+        return Federation(self._population, seconds, layers, self._config.seed, round)
+
+    def _install_messages(
+        self,
+        grid: Grid,
+        round: int,
+        base: str,
+        views: Mapping[str, SpeakerView],
+        alpha: float | None,
+    ) -> Iterator[Message]:
+        generic = dict(self._population.generic())
+        for speaker, view in views.items():
+            model = self._build(base, speaker, view, alpha, generic)
+            name = sha256(model)
+            sent = {} if name == self._generation else {"model": protocol.pack(model)}
+            content = protocol.content({"model": name, "held": not sent}, **sent)
+            yield self._exchange.message(grid, round, protocol.INSTALL, speaker, content)
+
+    def _build(
+        self, base: str, speaker: str, view: SpeakerView, alpha: float | None, generic: Tensors
+    ) -> Tensors:
+        rule = self.rules[base]
+        stream = rule.combine(speaker, view)
+        if alpha is not None:
+            stream = rule.mix(self._population.personal(speaker), stream, alpha)
+        model = dict(stream)
+        try:
+            check_like(model, generic)
+        except ModelError as error:
+            raise RuleError(f"rule {base} built an unusable model for {speaker}: {error}") from None
+        return model
+
+    # Judging.
+
+    def _judge(
+        self,
+        grid: Grid,
+        round: int,
+        base: str,
+        cells: Mapping[float, float],
+        choose: Sequence[float],
+    ) -> None:
+        """Ask for the errors at alphas of the device, and file each under the cell's alpha."""
+        self._tested = tuple(cells)
+        config = ConfigRecord({"base": base, "choose": list(choose)})
+        messages = self.configure_evaluate(round, ArrayRecord(), config, grid)
+        replies = grid.send_and_receive(messages)
+        for speaker, content in self._exchange.answers(round, protocol.EVALUATE, replies):
+            said = protocol.text(content)
+            self.outcome.words[speaker] = np.array(said["words"])
+            for alpha, errors in zip(cells.values(), said["errors"], strict=True):
+                self.outcome.errors.setdefault((base, alpha), {})[speaker] = np.array(errors)
+            if said["chosen"] is not None:
+                self.outcome.chosen.setdefault(base, {})[speaker] = said["chosen"]
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """One `evaluate.personal` for each speaker, on the M_s that it was sent last."""
+        choose = config.get("choose", [])
+        for speaker in list(self._exchange.active):
+            said = {
+                "alphas": list(self._tested),
+                "choose": choose,
+                "base": config["base"],
+                "installed": self._installed[speaker],
+            }
+            content = protocol.content(said)
+            yield self._exchange.message(grid, server_round, protocol.EVALUATE, speaker, content)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Word error rate over all answers to `configure_evaluate`, in percent, by alpha."""
+        said = [protocol.text(reply.content) for reply in replies if reply.has_content()]
+        words = sum(sum(answer["words"]) for answer in said)
+        rates = {
+            f"alpha-{alpha:g}": 100 * sum(sum(answer["errors"][i]) for answer in said) / words
+            for i, alpha in enumerate(self._tested)
+        }
+        return MetricRecord(rates) if said else None
+
+    # Figure 2, and the end.
+
+    def _relate_distance_to_errors(self, grid: Grid, round: int) -> None:
+        """Decode a sample of pairs where no rule had all decoded, and take all distances."""
+        speakers = tuple(self._exchange.active)
+        pairs = [(s, other) for s in speakers for other in speakers if s != other]
+        known = self._questions.pairs("train")
+        if any(pair not in known for pair in pairs):
+            draw = seeding.generator(self._config.seed, round, "", "pairs")
+            most = min(self._config.federation.pair_decodings, len(pairs))
+            drawn = sorted(pairs[i] for i in draw.choice(len(pairs), most, replace=False))
+            wanted = {s: tuple(c for of, c in drawn if of == s) for s in speakers}
+            asked = {s: Candidates(cs, "train") for s, cs in wanted.items() if cs}
+            self._questions.ask(grid, round, asked)
+        federation = self._federation(round)
+        self.outcome.distances = {
+            layer: federation.distances(names) for layer, names in federation.layers.items()
+        }
+        self.outcome.pairs = self._questions.pairs("train")
+
+    def _finish(self) -> None:
+        self.outcome.speakers = tuple(self._exchange.active)
+        self.outcome.peers = {
+            base: {speaker: view.weights for speaker, view in views.items()}
+            for base, views in self._views.items()
+        }

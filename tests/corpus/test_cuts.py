@@ -1,0 +1,139 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from scipy.signal import resample_poly
+
+from fedspeech.corpus import cuts
+from fedspeech.errors import CorpusError
+
+
+def whole(path: Path, channel: int | None = None):
+    return cuts.utterance("u", cuts.recording(path, channel), "a b", "s")
+
+
+def peak_hertz(wave, rate: int = 16_000) -> float:
+    spectrum = np.abs(np.fft.rfft(np.asarray(wave) * np.hanning(len(wave))))
+    return float(np.argmax(spectrum) * rate / len(wave))
+
+
+def test_missing_audio_is_named(tmp_path):
+    with pytest.raises(CorpusError, match=r"nowhere\.wav: no such file"):
+        cuts.recording(tmp_path / "nowhere.wav", None)
+
+
+def test_unreadable_audio_is_named(tmp_path):
+    path = tmp_path / "noise.wav"
+    path.write_bytes(b"this is not audio" * 100)
+    with pytest.raises(CorpusError, match=r"noise\.wav: unreadable audio"):
+        cuts.recording(path, None)
+
+
+def test_audio_of_length_zero(tmp_path):
+    path = tmp_path / "empty.wav"
+    soundfile.write(path, np.zeros(0), 16_000)
+    with pytest.raises(CorpusError, match=r"empty\.wav: audio of length zero"):
+        cuts.recording(path, None)
+
+
+def test_audio_that_ends_before_its_header_says(tmp_path):
+    path = tmp_path / "cut.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    cut = whole(path)
+    path.write_bytes(path.read_bytes()[:12_000])
+    with pytest.raises(CorpusError, match=r"cut\.flac: "):
+        cuts.samples(cut)
+
+
+def test_audio_that_has_gone(sine):
+    path = sine("gone.wav", 440)
+    cut = whole(path)
+    path.unlink()
+    with pytest.raises(CorpusError, match=r"gone\.wav: unreadable audio"):
+        cuts.samples(cut)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_another_rate_is_resampled_as_scipy_does(sine, rate):
+    path = sine("tone.wav", 1_000, rate=rate, seconds=0.7)
+    wave = cuts.samples(whole(path)).numpy()
+    source, _ = soundfile.read(path)
+    expected = resample_poly(source, 16_000, rate)
+    assert abs(len(wave) - 0.7 * 16_000) <= 1
+    inner = slice(400, min(len(wave), len(expected)) - 400)
+    assert np.abs(wave[inner] - expected[inner]).max() < 0.005
+    assert peak_hertz(wave) == pytest.approx(1_000, abs=1.5)
+
+
+def test_samples_at_the_platforms_own_rate_are_those_of_the_file(tmp_path):
+    values = np.arange(-16_000, 16_000, dtype=np.int16)
+    path = tmp_path / "ramp.wav"
+    soundfile.write(path, values, 16_000)
+    wave = cuts.samples(whole(path))
+    assert wave.dtype.is_floating_point and wave.shape == (32_000,)
+    np.testing.assert_array_equal(wave.numpy(), values / np.float32(32_768))
+
+
+def test_two_channels_are_refused_unless_told_which(sine):
+    path = sine("stereo.wav", 500, 2_000)
+    with pytest.raises(
+        CorpusError, match=r"stereo\.wav: 2 channels, expected 1; set corpus\.channel"
+    ):
+        cuts.recording(path, None)
+    assert peak_hertz(cuts.samples(whole(path, 0))) == pytest.approx(500)
+    assert peak_hertz(cuts.samples(whole(path, 1))) == pytest.approx(2_000)
+    with pytest.raises(CorpusError, match="no channel 2, it has 2"):
+        cuts.recording(path, 2)
+
+
+@pytest.mark.parametrize("span", [(-0.1, 0.5), (0.5, 0.6), (2.0, 0.1)])
+def test_a_span_outside_the_recording(sine, span):
+    source = cuts.recording(sine("tone.wav", 440), None)
+    with pytest.raises(CorpusError, match=r"utterance u: .* lies outside its recording of 1 s"):
+        cuts.utterance("u", source, "a", "s", span=span)
+
+
+def test_an_empty_span_and_an_empty_transcript(sine):
+    source = cuts.recording(sine("tone.wav", 440), None)
+    with pytest.raises(CorpusError, match="utterance u: audio of length zero"):
+        cuts.utterance("u", source, "a", "s", span=(0.5, 0.0))
+    with pytest.raises(CorpusError, match="utterance u: empty transcript"):
+        cuts.utterance("u", source, " \t", "s")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("packed.wav", {}),
+        ("packed.flac", {}),
+        ("packed.sph", {"format": "NIST", "subtype": "PCM_16"}),
+        ("packed.ogg", {"format": "OGG", "subtype": "OPUS"}),
+        ("packed.mp3", {"format": "MP3"}),
+    ],
+)
+def test_a_part_of_a_file_is_a_slice_of_the_whole(tmp_path, name, kind):
+    path = tmp_path / name
+    soundfile.write(path, np.random.default_rng(1).uniform(-0.5, 0.5, 48_000), 16_000, **kind)
+    decoded, _ = soundfile.read(path, dtype="float32")
+    source = cuts.recording(path, None)
+    assert source.num_samples == len(decoded) == 48_000
+    for first, count in [(0, 5_000), (16_001, 15_999), (31_234, 16_766)]:
+        span = first / 16_000, count / 16_000
+        wave = cuts.samples(cuts.utterance("u", source, "a", "s", span=span))
+        np.testing.assert_array_equal(wave.numpy(), decoded[first : first + count])
+
+
+def test_all_problems_are_told_but_not_thousands(spoken):
+    with pytest.raises(CorpusError) as error:
+        cuts.gather([spoken("s", 1, 1.0)], [f"problem {i}" for i in range(100)], "here")
+    lines = str(error.value).splitlines()
+    assert lines[0] == "problem 0" and lines[19] == "problem 19"
+    assert lines[20:] == ["… and 80 more"]
+
+
+def test_no_utterance_and_a_repeated_one(spoken):
+    with pytest.raises(CorpusError, match="here: no utterance found"):
+        cuts.gather([], [], "here")
+    with pytest.raises(CorpusError, match="here: utterance id s-1 comes more than once"):
+        cuts.gather([spoken("s", 1, 1.0), spoken("s", 2, 1.0), spoken("s", 1, 2.0)], [], "here")
