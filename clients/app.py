@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -17,7 +18,12 @@ app = ClientApp()
 
 
 def _speaker(context: Context) -> Speaker:
-    """A box is told its folder; a simulated node counts through the folders of `devices`."""
+    """A box is told its folder; a simulated node counts through the folders of `devices`.
+
+    The bits of a model depend on how many threads sum up, so that number is the node's own setting
+    and never what happens to be there.
+    """
+    torch.set_num_threads(int(context.node_config.get("threads", 1)))
     if "device" in context.node_config:
         return speaker.open_folder(Path(str(context.node_config["device"])))
     folder = Path(str(context.run_config["out"])).absolute() / "devices"

@@ -11,20 +11,53 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from fedspeech.errors import ConfigError
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+
+def _expecting(expected: str) -> WrapValidator:
+    """One message for a value that none of several types takes, instead of one for each type."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"expected {expected}") from None
+
+    return WrapValidator(check)
+
+
+# Strict: a number is not guessed out of a string or a truth value.
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Real = Annotated[float, Field(strict=True)]
+NonNegative = Annotated[float, Field(ge=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
+Speakers = Annotated[
+    Positive | tuple[str, ...] | str,
+    _expecting('a number of speakers (at least 1), a list of ids, the name of a file, or "rest"'),
+]
+FieldValue = Annotated[Whole | str, _expecting("a whole number or a string")]
+
+LEAST_SPEED, MOST_SPEED = 0.5, 2.0
 
 
 class Settings(BaseModel):
-    """Unknown keys are refused."""
+    """Unknown keys are refused, and so are values that are NaN or infinite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SyntheticSettings(Settings):
@@ -38,9 +71,9 @@ class SyntheticSettings(Settings):
     """Utterances of each speaker that carry `part = "test"`."""
     words: tuple[Positive, Positive] = (2, 4)
     """Fewest and most words in an utterance."""
-    vocabulary: Annotated[int, Field(ge=8, le=64)] = 24
+    vocabulary: Annotated[int, Field(ge=8, le=64, strict=True)] = 24
     """Distinct words."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the corpus; the seed of a run does not change it."""
 
     @model_validator(mode="after")
@@ -66,11 +99,11 @@ class TrainPart(Settings):
 
     seconds: PositiveFloat | None = None
     """The first utterances up to so many seconds."""
-    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
     """The first so many of its utterances (0 … 1)."""
     field: str | None = None
     """A field of the manifest; `train_s` is where it has one of `values`."""
-    values: tuple[int | str, ...] = ()
+    values: tuple[FieldValue, ...] = ()
 
     @model_validator(mode="after")
     def _one_way(self) -> "TrainPart":
@@ -89,12 +122,12 @@ class PartitionSettings(Settings):
     one id per line, or "rest".
     """
 
-    generic: Positive | tuple[str, ...] | str = 12
-    development: Positive | tuple[str, ...] | str = 1
+    generic: Speakers = 12
+    development: Speakers = 1
     """Which of the generic speakers judge G while it trains (a number: the last ones by id)."""
-    clients: Positive | tuple[str, ...] | str = "rest"
+    clients: Speakers = "rest"
     train: TrainPart = TrainPart(seconds=300.0)
-    least_seconds: Annotated[float, Field(ge=0)] = 1.0
+    least_seconds: NonNegative = 1.0
     """A client with less speech than this in `train_s` is left out and named."""
 
 
@@ -102,7 +135,7 @@ class FeatureSettings(Settings):
     """What the acoustic model sees."""
 
     kind: Literal["mfcc", "log-mel"] = "mfcc"
-    dimension: Positive = 40
+    dimension: Annotated[int, Field(ge=1, le=128, strict=True)] = 40
     """Number of mel filters, and of cepstral coefficients."""
     normalization: Literal["speaker", "utterance"] = "speaker"
     """Over what mean and variance are taken: the speaker's training speech, or each utterance."""
@@ -112,15 +145,32 @@ class AugmentationSettings(Settings):
     """How training speech is varied. Empty tuples and zeros turn a variation off."""
 
     speeds: tuple[PositiveFloat, ...] = (0.9, 1.0, 1.1)
-    volumes: tuple[PositiveFloat, PositiveFloat] | None = (0.25, 2.0)
+    """Each utterance's speed is drawn from these; 0.5 … 2 in hundredths."""
+    volumes: tuple[PositiveFloat, ...] = (0.25, 2.0)
     """Least and greatest gain."""
-    noise: tuple[float, float] | None = (5.0, 30.0)
+    noise: tuple[Real, ...] = (5.0, 30.0)
     """Least and greatest ratio of the utterance to white-spectrum noise, in dB."""
     noise_probability: Fraction = 0.5
     time_masks: Count = 2
     time_mask_frames: Count = 15
     frequency_masks: Count = 2
     frequency_mask_bins: Count = 6
+
+    @field_validator("speeds")
+    @classmethod
+    def _in_hundredths(cls, speeds: tuple[float, ...]) -> tuple[float, ...]:
+        for speed in speeds:
+            # A ratio of large numbers would take gigabytes to resample by.
+            if not LEAST_SPEED <= speed <= MOST_SPEED or speed != round(speed, 2):
+                raise ValueError("expected speeds of 0.5 … 2 in hundredths")
+        return speeds
+
+    @field_validator("volumes", "noise")
+    @classmethod
+    def _range(cls, ends: tuple[float, ...]) -> tuple[float, ...]:
+        if len(ends) not in (0, 2) or list(ends) != sorted(ends):
+            raise ValueError("expected the least and the greatest")
+        return ends
 
 
 class UnitSettings(Settings):
@@ -150,7 +200,7 @@ class Optimization(Settings):
     decay: Literal["exponential", "cosine"] = "exponential"
     warmup: Fraction = 0.0
     """The share of updates in which the rate rises linearly from zero."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegative = 0.0
     gradient_norm: PositiveFloat = 5.0
     """Gradients are scaled down to at most this norm."""
     dropout: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 0.0),)
@@ -158,6 +208,14 @@ class Optimization(Settings):
     augmentation: AugmentationSettings = AugmentationSettings()
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` is bf16 where the processor computes in it."""
+
+    @field_validator("dropout")
+    @classmethod
+    def _in_order(cls, points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        shares = [share for share, _ in points]
+        if not shares or shares != sorted(shares):
+            raise ValueError("expected points (share, probability), the shares in their order")
+        return points
 
 
 class GenericSettings(Optimization):
@@ -218,6 +276,24 @@ class FederationSettings(Settings):
     """How many pairs (s, s') Figure 2 decodes where no rule decoded them all."""
     improve: ImproveSettings | None = None
 
+    @field_validator("bases", "alphas")
+    @classmethod
+    def _some(cls, listed: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not listed:
+            raise ValueError("expected at least one")
+        return listed
+
+    @model_validator(mode="after")
+    def _known_bases(self) -> "FederationSettings":
+        go_on = self.continue_from.base if self.continue_from else None
+        for name, base in (("chosen_base", self.chosen_base), ("continue_from.base", go_on)):
+            if base is not None and base not in {"generic", *self.bases}:
+                raise ValueError(
+                    f"{name}: expected generic or one of bases ({', '.join(self.bases)}), "
+                    f"found {base!r}"
+                )
+        return self
+
 
 class EngineSettings(Settings):
     """Where clients run."""
@@ -226,7 +302,7 @@ class EngineSettings(Settings):
     workers: Positive = 2
     cpus_per_worker: Positive = 1
     """Also the threads that PyTorch may use in a worker."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_worker: NonNegative = 0.0
     simulated_gpus: Count = 0
     """GPUs that Ray is told of on a machine without one."""
     retries: Count = 2
@@ -238,7 +314,7 @@ class Config(Settings):
 
     name: str = "personalization"
     kind: Literal["personalization"] = "personalization"
-    seed: int = 0
+    seed: Whole = 0
     corpus: CorpusSettings = CorpusSettings()
     partition: PartitionSettings = PartitionSettings()
     features: FeatureSettings = FeatureSettings()
@@ -257,18 +333,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError naming file, line, what was found and what was expected.
     """
-    table = _read(path, seen=())
+    table, paths = _read(path, above=())
     for override in overrides:
         _override(table, override)
-    return validate(table, path)
-
-
-def validate(table: Mapping[str, Any], path: Path) -> Config:
-    """The settings in a table that was read from `path`. Raises ConfigError."""
     try:
-        return Config.model_validate(dict(table))
+        return Config.model_validate(table)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, path) for item in error.errors())) from None
+        lines = [_explain(item, paths, overrides) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def dump(config: Config) -> str:
@@ -276,19 +348,25 @@ def dump(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, by_alias=True))
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
+def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
+    """The settings of a file and of those that it extends, and these files, the nearest first."""
+    if path.resolve() in [file.resolve() for file in above]:
         raise ConfigError(f"{path}: extends itself")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        whose = f" ({above[-1]} extends it)" if above else ""
+        raise ConfigError(f"{path}: no such file{whose}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not readable as TOML: {error}") from None
     base = table.pop("extends", None)
     if base is None:
-        return table
-    return _merge(_read(path.parent / str(base), (*seen, path.resolve())), table)
+        return table, [path]
+    if not isinstance(base, str):
+        line = _line(path, ["extends"])
+        raise ConfigError(f"{path}{line}: extends: expected the name of a file, found {base!r}")
+    below, paths = _read(path.parent / base, (*above, path))
+    return _merge(below, table), [path, *paths]
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -319,16 +397,34 @@ def _override(table: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
-def _explain(item: Mapping[str, Any], path: Path) -> str:
+EXPECTED = {
+    "dict_type": "expected a table",
+    "model_type": "expected a table",
+    "tuple_type": "expected a list",
+}
+"""Where pydantic speaks of Python's types and not of TOML's."""
+
+
+def _explain(item: Mapping[str, Any], paths: Sequence[Path], overrides: Sequence[str]) -> str:
     keys = [str(part) for part in item["loc"]]
-    where = f"{path}{_line(path, keys)}: {'.'.join(keys) or 'settings'}"
+    where = f"{_where(keys, paths, overrides)}: {'.'.join(keys) or 'settings'}"
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(keys[-1], _known(keys[:-1]), n=1, cutoff=0.4)
         hint = f"; the nearest known one is {near[0]}" if near else ""
         return f"{where}: unknown setting{hint}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = EXPECTED.get(item["type"], item["msg"].removeprefix("Value error, "))
     found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
     return f"{where}: {message}{found}"
+
+
+def _where(keys: Sequence[str], paths: Sequence[Path], overrides: Sequence[str]) -> str:
+    """What set it: an override, or the line of a file, nearest first; else the nearest file."""
+    for override in reversed(overrides):
+        set_there = override.partition("=")[0].strip().split(".")
+        if all(ours == theirs for ours, theirs in zip(keys, set_there, strict=False)):
+            return f"--set {override}"
+    lines = ((path, _line(path, keys)) for path in paths)
+    return next((f"{path}{line}" for path, line in lines if line), str(paths[0]))
 
 
 def _known(section: Sequence[str]) -> list[str]:
@@ -354,7 +450,7 @@ def _line(path: Path, keys: Sequence[str]) -> str:
     for number, line in enumerate(lines, 1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
             section = [part.strip().strip('"') for part in header[1].split(".")]
-            if section == names:
+            if section[: len(names)] == names:
                 return f":{number}"
         elif setting := re.match(r"\s*([\w.\"-]+)\s*=", line):
             full = [*section, *setting[1].replace('"', "").split(".")]

@@ -123,9 +123,10 @@ def prepare(
 def normalization(log_mels: Sequence[torch.Tensor], matrix: torch.Tensor) -> Normalization:
     """Mean and deviation over all frames of some log-mel energies (frames, dimension)."""
     frames = torch.cat(list(log_mels)).double()
-    mean = frames.mean(0)
-    features = (frames - mean) @ matrix.double()
-    deviation = features.square().mean(0).sqrt().clamp_min(LEAST_DEVIATION)
+    with one_thread():
+        mean = frames.mean(0)
+        features = (frames - mean) @ matrix.double()
+        deviation = features.square().mean(0).sqrt().clamp_min(LEAST_DEVIATION)
     return Normalization(mean.float(), deviation.float())
 
 
@@ -136,8 +137,7 @@ def _normalizations(
     frames: dict[str, list[torch.Tensor]] = {}
     for cut in cuts:
         frames.setdefault(speaker_of(cut), []).append(energies[f"{cut.id}@1.0"])
-    with one_thread():
-        return {speaker: normalization(some, matrix) for speaker, some in frames.items()}
+    return {speaker: normalization(some, matrix) for speaker, some in frames.items()}
 
 
 def _cached(
@@ -219,7 +219,7 @@ def _uniform(low: float, high: float, count: int) -> torch.Tensor:
 
 
 def _change_volume(x: torch.Tensor, augmentation: AugmentationSettings) -> torch.Tensor:
-    if augmentation.volumes is None:
+    if not augmentation.volumes:
         return x
     low, high = (2 * math.log(gain) for gain in augmentation.volumes)
     return x + _uniform(low, high, len(x))
@@ -229,14 +229,15 @@ def _change_volume(x: torch.Tensor, augmentation: AugmentationSettings) -> torch
 def _noise(dimension: int) -> torch.Tensor:
     """Log-mel energies (frames, dimension) of white noise, 0 dB on average over a frame."""
     white = torch.randn(NOISE_SECONDS * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
-    energies = log_mel(white / FULL_SCALE, dimension)
-    return energies - energies.exp().mean().log()
+    with one_thread():
+        energies = log_mel(white / FULL_SCALE, dimension)
+        return energies - energies.exp().mean().log()
 
 
 def _add_noise(
     x: torch.Tensor, lengths: torch.Tensor, augmentation: AugmentationSettings
 ) -> torch.Tensor:
-    if augmentation.noise is None:
+    if not augmentation.noise:
         return x
     noise = _noise(x.shape[2])
     starts = torch.randint(len(noise), (len(x), 1))
@@ -244,7 +245,8 @@ def _add_noise(
     tilt = _uniform(-1.5, 1.5, len(x)) * torch.linspace(-1, 1, x.shape[2])
     present = (torch.arange(x.shape[1]) < lengths[:, None])[..., None]
     power = (x.exp() * present).sum((1, 2), keepdim=True) / (lengths * x.shape[2])[:, None, None]
-    ratio = _uniform(*augmentation.noise, len(x)) * (math.log(10) / 10)
+    least, most = augmentation.noise
+    ratio = _uniform(least, most, len(x)) * (math.log(10) / 10)
     noisy = torch.logaddexp(x, noise + tilt + power.log() - ratio)
     chosen = torch.rand(len(x), 1, 1) < augmentation.noise_probability
     return torch.where(chosen, noisy, x)

@@ -10,7 +10,7 @@ from fedspeech import tensors
 from fedspeech.tensors import Tensors, TensorStream
 
 BLOCK_VALUES = 2**22
-"""Values per speaker that a distance holds in memory at a time."""
+"""Values of all speakers together that a distance holds in memory at a time."""
 
 
 class Population:
@@ -69,21 +69,22 @@ class Population:
         of whole weights would cancel.
         """
         squares = torch.zeros(len(speakers), len(speakers), dtype=torch.float64)
-        generic = dict(tensors.stream(self.generic_path, names))
+        width = max(1, BLOCK_VALUES // len(speakers))
         for name in names:
-            rows = torch.stack(
-                [
-                    (self._tensor(speaker, name).double() - generic[name]).flatten()
-                    for speaker in speakers
-                ]
-            )
-            for block in torch.split(rows, BLOCK_VALUES, dim=1):
-                squares += _distances(block).square()
+            generic = torch.split(_flat(self.generic_path, name), width)
+            # Mapped from the files: what is in memory is one block of each.
+            personal = [
+                torch.split(_flat(self.personal_path(speaker), name), width) for speaker in speakers
+            ]
+            for g, *blocks in zip(generic, *personal, strict=True):
+                rows = torch.stack([block.double() - g for block in blocks])
+                squares += _distances(rows).square()
         return np.asarray(squares.sqrt().numpy())
 
-    def _tensor(self, speaker: str, name: str) -> torch.Tensor:
-        ((_, tensor),) = tensors.stream(self.personal_path(speaker), [name])
-        return tensor
+
+def _flat(path: Path, name: str) -> torch.Tensor:
+    ((_, tensor),) = tensors.stream(path, [name])
+    return tensor.flatten()
 
 
 def _distances(rows: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from fedspeech import config as configuration
 from fedspeech.config import Config
-from fedspeech.errors import RunError
+from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.tensors import write_whole
 
 FREE = {"engine", "name"}
@@ -63,10 +63,14 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: cannot write there: {error}") from None
         _held[self.path] = lock
-        if self.config.exists():
-            self._check_same(settings, resume)
-        text = configuration.dump(settings)
-        write_whole(self.config, lambda part: part.write_text(text, encoding="utf-8"))
+        try:
+            if self.config.exists():
+                self._check_same(settings, resume)
+            text = configuration.dump(settings)
+            write_whole(self.config, lambda part: part.write_text(text, encoding="utf-8"))
+        except FedSpeechError:
+            self.close()
+            raise
 
     def _check_same(self, settings: Config, resume: bool) -> None:
         if not resume:

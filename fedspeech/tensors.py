@@ -5,10 +5,11 @@ A model in memory is `Tensors` (name -> CPU tensor). A model that need not be in
 """
 
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from fedspeech.errors import ModelError, RunError
 
 Tensors = dict[str, torch.Tensor]
 TensorStream = Iterable[tuple[str, torch.Tensor]]
+END = ("no tensor", torch.empty(0))
+"""Stands beside the tensors that a longer stream still has."""
 
 
 def state(module: torch.nn.Module) -> Tensors:
@@ -42,7 +45,7 @@ def add(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """base + other, tensor by tensor, in the dtype of base."""
     for name, tensor in base:
-        yield name, tensor + other[name]
+        yield name, (tensor + other[name]).to(tensor.dtype)
 
 
 def subtract(
@@ -50,7 +53,7 @@ def subtract(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """left - right, tensor by tensor, in the dtype of left."""
     for name, tensor in left:
-        yield name, tensor - right[name]
+        yield name, (tensor - right[name]).to(tensor.dtype)
 
 
 def weighted_sum(streams: Sequence[TensorStream], weights: Sequence[float]) -> TensorStream:
@@ -59,7 +62,7 @@ def weighted_sum(streams: Sequence[TensorStream], weights: Sequence[float]) -> T
     The streams are read side by side, so that only one tensor of each is in memory at a time.
     Raises ModelError where the streams differ in names or shapes.
     """
-    for items in zip(*streams, strict=True):
+    for items in itertools.zip_longest(*streams, fillvalue=END):
         name, first = items[0]
         total = torch.zeros(first.shape, dtype=torch.float64)
         for weight, (other, tensor) in zip(weights, items, strict=True):
@@ -126,8 +129,10 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
 
 
 def read(path: Path) -> Tensors:

@@ -6,13 +6,14 @@ Unit 0 is the blank of CTC and RNN-T; it spells nothing.
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import sentencepiece
 
 from fedspeech.config import UnitSettings
 from fedspeech.errors import CorpusError
 
+KINDS: tuple[str, ...] = get_args(UnitSettings.model_fields["kind"].annotation)
 BLANK = "<blank>"
 SPACE = "▁"
 
@@ -24,9 +25,9 @@ class Units:
         self.kind = kind
         self.vocabulary = tuple(vocabulary)
         self._pieces = pieces
-        self._number = {unit: number for number, unit in enumerate(self.vocabulary)}
+        self._number = {unit: number for number, unit in enumerate(self.vocabulary) if number}
         self._processor = (
-            sentencepiece.SentencePieceProcessor(model_proto=pieces) if pieces else None
+            None if pieces is None else sentencepiece.SentencePieceProcessor(model_proto=pieces)
         )
 
     def __len__(self) -> int:
@@ -55,9 +56,15 @@ class Units:
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "Units":
         """Raises KeyError, TypeError or ValueError where the content is not a vocabulary."""
-        pieces = content.get("sentencepiece")
-        proto = base64.b64decode(pieces) if pieces else None
-        return Units(content["kind"], content["units"], proto)
+        kind, vocabulary = content["kind"], content["units"]
+        if kind not in KINDS or not all(isinstance(unit, str) for unit in vocabulary):
+            raise ValueError(f"expected units that are strings, of kind {', '.join(KINDS)}")
+        pieces = content["sentencepiece"] if kind == "pieces" else None
+        proto = None if pieces is None else base64.b64decode(pieces, validate=True)
+        try:
+            return Units(kind, vocabulary, proto)
+        except RuntimeError as error:
+            raise ValueError(f"not a SentencePiece model: {error}") from None
 
     def _split(self, text: str) -> list[str]:
         if self.kind == "words":
@@ -72,7 +79,7 @@ def learn(texts: Sequence[str], settings: UnitSettings) -> Units:
     if settings.kind == "words":
         return Units("words", [BLANK, *sorted({word for text in texts for word in text.split()})])
     if settings.kind == "characters":
-        characters = {character for text in texts for character in text if character != " "}
+        characters = {character for text in texts for character in text} - {" ", SPACE}
         return Units("characters", [BLANK, SPACE, *sorted(characters)])
     return _learn_pieces(texts, settings.size)
 
@@ -85,6 +92,7 @@ def _learn_pieces(texts: Sequence[str], size: int) -> Units:
             model_writer=model,
             vocab_size=size,
             character_coverage=1.0,
+            normalization_rule_name="identity",
             num_threads=1,
             minloglevel=2,
         )

@@ -149,10 +149,12 @@ def layer_correlations(outcome: Outcome) -> tuple[list[dict[str, Any]], int]:
 def _differences(table: Table) -> list[dict[str, Any]]:
     rows = []
     for base in table.bases:
-        best = table.best_alpha(base)
-        for against, cell in (("personal", PERSONAL_CELL), ("generic", GENERIC_CELL)):
-            difference = table.difference((base, best), cell)
-            rows.append({"base": base, "alpha": best, "against": against, **difference})
+        for alpha in (table.best_alpha(base), CHOSEN):
+            if (base, alpha) not in table.errors:
+                continue
+            for against, cell in (("personal", PERSONAL_CELL), ("generic", GENERIC_CELL)):
+                difference = table.difference((base, alpha), cell)
+                rows.append({"base": base, "alpha": alpha, "against": against, **difference})
     return rows
 
 

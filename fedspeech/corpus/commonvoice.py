@@ -15,6 +15,9 @@ from fedspeech.config import CorpusSettings
 from fedspeech.corpus.lhotse_recipes import convert, errors_of_lhotse
 from fedspeech.errors import CorpusError
 
+COLUMNS = ("client_id", "path", "sentence", "age", "gender", "accents", "variant")
+"""What Lhotse's recipe reads; releases before 14 lack some of them."""
+
 
 def prepare(settings: CorpusSettings) -> CutSet:
     """The utterances in the order of their ids; each carries `part` and what its list says of it.
@@ -29,11 +32,11 @@ def prepare(settings: CorpusSettings) -> CutSet:
     ]
     if not lists:
         raise CorpusError(f"{language}: expected train.tsv, dev.tsv or test.tsv")
+    expected = {id: path for path in lists for id in _listed(path)}
     with TemporaryDirectory() as manifests, errors_of_lhotse(language):
         parts = prepare_commonvoice(
             language.parent, manifests, [language.name], [path.stem for path in lists]
         )
-        expected = {id: path for path in lists for id in _listed(path)}
     return convert(parts[language.name], expected, settings, language)
 
 
@@ -48,4 +51,6 @@ def _language(path: Path) -> Path:
 def _listed(path: Path) -> list[str]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+            raise CorpusError(f"{path}:1: expected a column {missing[0]}")
         return [Path(row["path"]).stem for row in rows]

@@ -22,7 +22,6 @@ SEEK_INEXACT = {"OGG", "MP3"}
 MOST_PROBLEMS = 20
 
 
-@lru_cache(maxsize=65536)
 def recording(path: Path, channel: int | None) -> Recording:
     """The audio file as a Lhotse recording of one channel.
 

@@ -9,10 +9,11 @@ seconds. All further keys are kept.
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lhotse import CutSet, MonoCut
+from lhotse import CutSet, MonoCut, Recording
 
 from fedspeech.config import CorpusSettings
 from fedspeech.corpus import cuts
@@ -41,17 +42,19 @@ def read(manifest: Path, channel: int | None = None) -> tuple[list[MonoCut], lis
     Raises CorpusError where the manifest itself cannot be read.
     """
     try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
+        lines = manifest.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{manifest}: not a readable manifest: {error}") from None
     found: list[MonoCut] = []
     problems: list[str] = []
     first_line: dict[str, int] = {}
+    open_once = lru_cache(maxsize=None)(cuts.recording)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            cut = _utterance(manifest.parent, line, channel)
+            entry = _entry(line)
+            cut = _utterance(entry, open_once(manifest.parent / entry["audio"], channel))
             if cut.id in first_line:
                 raise CorpusError(f"utterance id {cut.id} was on line {first_line[cut.id]} already")
         except CorpusError as error:
@@ -62,9 +65,7 @@ def read(manifest: Path, channel: int | None = None) -> tuple[list[MonoCut], lis
     return found, problems
 
 
-def _utterance(folder: Path, line: str, channel: int | None) -> MonoCut:
-    entry = _entry(line)
-    source = cuts.recording(folder / entry["audio"], channel)
+def _utterance(entry: Mapping[str, Any], source: Recording) -> MonoCut:
     return cuts.utterance(
         id=entry["id"],
         source=source,

@@ -21,13 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 from lhotse import CutSet
-from rich.console import Console
-from rich.progress import Progress
 
 from fedspeech.config import CorpusSettings, SyntheticSettings
 from fedspeech.corpus import jsonl
 from fedspeech.corpus.cuts import SAMPLE_RATE
 from fedspeech.errors import CorpusError
+from fedspeech.progress import stage
 
 VERSION = 1
 """Part of the cache folder's name; a change of what is spoken raises it."""
@@ -99,7 +98,7 @@ def _write(folder: Path, settings: SyntheticSettings, recipe: str) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir()
-        entries = _speak_all(part, folder, settings)
+        entries = _speak_all(part, settings)
         lines = [json.dumps(entry) + "\n" for entry in entries]
         (part / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")
         (part / "recipe.json").write_text(recipe, encoding="utf-8")
@@ -110,31 +109,26 @@ def _write(folder: Path, settings: SyntheticSettings, recipe: str) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _speak_all(part: Path, folder: Path, settings: SyntheticSettings) -> list[dict[str, Any]]:
+def _speak_all(part: Path, settings: SyntheticSettings) -> list[dict[str, Any]]:
     # SciPy's filters take a second to load, and every worker imports the recipes
     from fedspeech.corpus import voices
 
+    def speak(voice: voices.Voice) -> list[dict[str, Any]]:
+        entries = []
+        with closing(voices.Espeak()) as espeak:
+            for entry, wave in voices.utterances(voice, settings, espeak.say):
+                _write_flac(part / entry["audio"], wave)
+                entries.append(entry)
+        return entries
+
     speakers = voices.draw(settings)
-    total = len(speakers) * (settings.train_utterances + settings.test_utterances)
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.print(f"Speaking {total} utterances into {folder}", soft_wrap=True)
-    with (
-        Progress(console=console, disable=not console.is_terminal) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        task = progress.add_task("Speaking the corpus", total=total)
-
-        def speak(voice: voices.Voice) -> list[dict[str, Any]]:
-            with closing(voices.Espeak()) as espeak:
-                entries = []
-                for entry, wave in voices.utterances(voice, settings, espeak.say):
-                    _write_flac(part / entry["audio"], wave)
-                    entries.append(entry)
-                    progress.advance(task)
-            return entries
-
-        return [entry for entries in pool.map(speak, speakers) for entry in entries]
+    found = []
+    with stage(len(speakers)) as shown, ThreadPoolExecutor(os.cpu_count()) as pool:
+        shown.start("speaking the corpus", len(speakers))
+        for entries in pool.map(speak, speakers):
+            found += entries
+            shown.advance(entries[0]["speaker"])
+    return found
 
 
 def _write_flac(path: Path, wave: npt.NDArray[np.float64]) -> None:

@@ -53,7 +53,7 @@ def prepare(settings: CorpusSettings) -> CutSet:
 
 def _read(stm: Path, source: Recording, found: list[MonoCut], problems: list[str]) -> None:
     try:
-        lines = stm.read_text(encoding="utf-8").splitlines()
+        lines = stm.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{stm}: not readable: {error}")
         return

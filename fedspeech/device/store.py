@@ -32,10 +32,11 @@ class Store:
         Raises RunError where the disk does not take it; then the old one is still there.
         """
         name = sha256(model)
-        if role == GENERIC and self._pool is not None:
-            self._put_shared(name, model, self._pool)
-        elif not self._file(name).exists():
-            write(self._file(name), model)
+        if not _intact(self._file(name), name):
+            if role == GENERIC and self._pool is not None:
+                self._link(name, model, self._pool)
+            else:
+                write(self._file(name), model)
         self.note(**{role: name, **notes})
         self._forget_unnamed()
         return name
@@ -66,23 +67,35 @@ class Store:
             return dict(json.loads(self._path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{self._path}: not readable: {error}") from None
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
-    def _put_shared(self, name: str, model: Tensors, pool: Path) -> None:
-        shared = pool / f"{name}.safetensors"
-        if not shared.exists():
+    def _link(self, name: str, model: Tensors, pool: Path) -> None:
+        shared, own = pool / f"{name}.safetensors", self._file(name)
+        if not _intact(shared, name):
             write(shared, model)
-        if not self._file(name).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            os.link(shared, self._file(name))
+        try:
+            own.parent.mkdir(parents=True, exist_ok=True)
+            own.unlink(missing_ok=True)
+            os.link(shared, own)
+        except OSError:  # the pool is on another disk
+            write(own, model)
 
     def _forget_unnamed(self) -> None:
+        """Remove what no role names, and what a killed process left unfinished."""
         state = self.state()
         named = {state.get(role) for role in (GENERIC, DIFFERENCE, BASE, VALIDATION)}
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob(".*.part")]:
             if path.stem not in named:
                 path.unlink(missing_ok=True)
+
+
+def _intact(path: Path, name: str) -> bool:
+    """Whether the model with this hash is in the file."""
+    try:
+        return path.exists() and sha256(tensors.read(path)) == name
+    except ModelError:
+        return False

@@ -69,4 +69,7 @@ def read(path: Path) -> ModelDescription:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a description of a model: {error}") from None
-    return ModelDescription.from_json(content)
+    try:
+        return ModelDescription.from_json(content)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None

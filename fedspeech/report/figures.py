@@ -20,7 +20,8 @@ ROW = 15
 """Units of height for one labelled row."""
 NAMED_ROWS = 80
 """With more rows than this, rows are thin and have no names; the tables have them."""
-LONGEST_NAME = 18
+LONGEST_NAME = 24
+LEADER = {"arrowstyle": "-", "shrinkA": 1, "shrinkB": 0, "relpos": (1, 0.5)}
 
 
 def wer_against_alpha(results: Results) -> Plot | None:
@@ -97,7 +98,7 @@ def _name_lines(axes: Any, starts: Sequence[tuple[float, str, str]]) -> None:
             va="center",
             fontweight="bold",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": ink, "shrinkA": 0, "shrinkB": 0},
+            arrowprops=LEADER | {"color": ink},
         )
     axes.yaxis.tick_right()
     axes.yaxis.set_label_position("right")

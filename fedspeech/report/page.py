@@ -1,11 +1,10 @@
 """The HTML page of a run: one file with everything in it, made from the run's folder alone."""
 
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from fedspeech.report import figures, markup, run_tables, tables
+from fedspeech.report import figures, markup, run_tables, tables, template
 from fedspeech.report.canvas import css
 from fedspeech.report.results import Results
 from fedspeech.report.run_folder import RunFolder, read
@@ -27,12 +26,9 @@ def write(folder: Path) -> Path:
 
 def render(run: RunFolder) -> str:
     """The whole page as text."""
-    package = files("fedspeech.report")
-    style = package.joinpath("report.css").read_text(encoding="utf-8")
-    template = Template(package.joinpath("page.html").read_text(encoding="utf-8"))
     results = run.results
-    return template.substitute(
-        style=css() + style,
+    return Template(template.PAGE).substitute(
+        style=css() + template.STYLE,
         name=escape(results.name),
         summary=f"Personalization of {results.speakers} speakers, seed {results.seed}",
         tiles=_tiles(results),
@@ -89,7 +85,8 @@ def _details(run: RunFolder) -> dict[str, str]:
     every = [tables.grid(results), tables.pooled(results), tables.differences(results)]
     peers = [
         markup.details(f"Peers of {base}", markup.table(tables.peers(results, base)))
-        for base in results.peers
+        for base, chosen in results.peers.items()
+        if any(chosen.values())
     ]
     environment = markup.table(run_tables.environment(run.environment))
     settings = [

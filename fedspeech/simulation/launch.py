@@ -26,7 +26,10 @@ def launch(settings: Config, folder: Path, resume: bool) -> None:
         speech = corpus.load(settings.corpus)
         clients = cutting.partition(speech, settings.partition).clients
         names = devices.lay_out(clients, run.devices, settings.seed)
-        nodes: list[NodeConfig] = [{"device": str(run.devices / name)} for name in names]
+        nodes: list[NodeConfig] = [
+            {"device": str(run.devices / name), "threads": settings.engine.cpus_per_worker}
+            for name in names
+        ]
         run_config = {"experiment": str(run.config), "out": str(run.path), "resume": True}
         grid = make_grid(settings, nodes)
         try:

@@ -1,5 +1,6 @@
 """Training G on the generic part, judged by its development speakers."""
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,10 @@ class _Run:
             "best": self.best,
             "epochs": [(e.number, e.loss, e.word_error_rate) for e in self.epochs],
         }
-        write_whole(path, lambda part: torch.save(content, part))
+        # In memory first: on a full disk PyTorch raises what its other failures raise as well.
+        saved = io.BytesIO()
+        torch.save(content, saved)
+        write_whole(path, lambda part: part.write_bytes(saved.getbuffer()))
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint where there is one. Raises RunError where it is damaged."""
@@ -132,7 +136,7 @@ class _Run:
             content = torch.load(path, weights_only=True)
             self.loop.model.load_state_dict(content["model"])
             self.loop.optimizer.load_state_dict(content["optimizer"])
+            self.best = content["best"]
+            self.epochs = [Epoch(*values) for values in content["epochs"]]
         except Exception as error:  # torch raises many kinds for a damaged file
             raise RunError(f"{path}: not a checkpoint of this training: {error}") from error
-        self.best = content["best"]
-        self.epochs = [Epoch(*values) for values in content["epochs"]]

@@ -2,15 +2,13 @@
 
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 
-from fedspeech import report
-from fedspeech.report import canvas, figures
+from fedspeech.report import canvas, figures, template
 from fedspeech.report.canvas import PALETTE, Plot
 from fedspeech.report.results import Results, check
 from fedspeech.report.run_folder import LedgerRow
@@ -95,7 +93,9 @@ def test_one_base_at_one_alpha_is_drawn(results: dict[str, Any]) -> None:
 
 
 def test_figure_2_draws_the_correlations_and_leaves_out_none(results: dict[str, Any]) -> None:
-    svg = _drawn(figures.layer_correlation(check(Results, results, "here")))
+    plot = figures.layer_correlation(check(Results, results, "here"))
+    assert plot is not None and plot.caption.endswith("The strongest is +0.55, in tdnn.0.")
+    svg = plot.svg
     known = [r["pearson"] for r in results["layer_correlation"] if r["pearson"] is not None]
     marks = _marks(svg, "var(--ink)")
     _assert_affine(marks[:, 0], np.array(known))
@@ -215,8 +215,7 @@ def _lab(linear: np.ndarray) -> np.ndarray:
 
 
 def _pages() -> list[str]:
-    style = (Path(report.__file__).parent / "report.css").read_text(encoding="utf-8")
-    return re.findall(r"--page: (#[0-9a-f]{6})", style)
+    return re.findall(r"--page: (#[0-9a-f]{6})", template.STYLE)
 
 
 @pytest.mark.parametrize("side", [0, 1])

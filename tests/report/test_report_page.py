@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fedspeech import report
 from fedspeech.errors import RunError
 from fedspeech.report import write
 
@@ -64,6 +65,11 @@ def test_the_page_is_whole_and_stands_alone(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"url\((?!#)|@import|<script|<link", page)
     assert [p.name for p in folder.iterdir() if p.name.endswith(".part")] == []
+
+
+def test_the_package_has_only_what_flowers_bundle_carries() -> None:
+    package = Path(report.__file__).parent
+    assert {path.suffix for path in package.iterdir() if path.is_file()} == {".py"}
 
 
 def test_ids_are_unique_and_each_reference_has_its_target(folder: Path) -> None:
@@ -141,15 +147,17 @@ def test_a_page_is_made_without_the_other_files(folder: Path, name: str) -> None
 
 
 def test_optional_parts_may_be_absent(folder: Path, results: dict[str, Any]) -> None:
-    for key in ("dendrogram", "peers", "loss_curves", "gain", "chosen_alpha", "differences"):
+    for key in ("dendrogram", "loss_curves", "gain", "chosen_alpha", "differences"):
         del results[key]
     for row in results["per_speaker"]:
         del row["chosen"]
     results["layer_correlation"] = [{"layer": "tdnn.0", "pearson": None}]
     results["failures"] = []
+    results["peers"] = {"generic": {"speaker-01": []}}
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     words = _read(folder).words
     assert "Dendrogram: this run has none." in words
+    assert "Peers of generic" not in words
     assert "No failures: every speaker answered every message." in words
 
 

@@ -12,10 +12,10 @@ def loss(
 
     0 where a reference needs more frames than there are: such an utterance teaches nothing.
     """
-    targets = torch.tensor([number for reference in references for number in reference])
+    spelled = [number for reference in references for number in reference]
     return torch.nn.functional.ctc_loss(
         logits.log_softmax(2).transpose(0, 1),
-        targets,
+        torch.tensor(spelled, dtype=torch.long),
         lengths,
         torch.tensor([len(reference) for reference in references]),
         reduction="none",

@@ -1,0 +1,413 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedspeech import rules
+from fedspeech.config import AugmentationSettings, Config, dump, load
+from fedspeech.errors import ConfigError, RuleError
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.toml"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text: str, name: str = "mine.toml") -> Path:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+def told(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    return str(caught.value).replace(f"{path.parent}/", "")
+
+
+# A user's mistakes: one line each, with file and line, what was found and what was expected.
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nmae = 'x'", "mine.toml:1: nmae: unknown setting; the nearest known one is name"),
+        ("\nzzzzzz = 3", "mine.toml:2: zzzzzz: unknown setting"),
+        (
+            "seed = 1\n[federatoin]\nrounds = 2",
+            "mine.toml:2: federatoin: unknown setting; the nearest known one is federation",
+        ),
+        (
+            "[federatoin.improve]\nrounds = 2",
+            "mine.toml:1: federatoin: unknown setting; the nearest known one is federation",
+        ),
+        (
+            "[generic]\nepochs = 3\nlearning_rat = 0.1",
+            "mine.toml:3: generic.learning_rat: unknown setting; "
+            "the nearest known one is learning_rate",
+        ),
+        (
+            "[generic.augmentation]\nspeed = [1.0]",
+            "mine.toml:2: generic.augmentation.speed: unknown setting; "
+            "the nearest known one is speeds",
+        ),
+        (
+            "[federation.continue_from]\nbaes = 'mean'",
+            "mine.toml:2: federation.continue_from.baes: unknown setting; "
+            "the nearest known one is base",
+        ),
+        (
+            "[federation.improve]\nclas = 'a:B'",
+            "mine.toml:2: federation.improve.clas: unknown setting; the nearest known one is class",
+        ),
+        (
+            "partition.train = { second = 3.0 }",
+            "mine.toml:1: partition.train.second: unknown setting; the nearest known one is seconds",
+        ),
+        (
+            "[federation]\nalphas = [0.5,\n  1.5]",
+            "mine.toml:2: federation.alphas.1: Input should be less than or equal to 1, found 1.5",
+        ),
+        (
+            "[federation]\nalphas = [-0.1]",
+            "mine.toml:2: federation.alphas.0: "
+            "Input should be greater than or equal to 0, found -0.1",
+        ),
+        (
+            "[federation.continue_from]\nalpha = 2",
+            "mine.toml:2: federation.continue_from.alpha: "
+            "Input should be less than or equal to 1, found 2",
+        ),
+        (
+            "[federation]\nalphas = []",
+            "mine.toml:2: federation.alphas: expected at least one, found []",
+        ),
+        (
+            "[federation]\nbases = []",
+            "mine.toml:2: federation.bases: expected at least one, found []",
+        ),
+        (
+            "[federation]\nbases = 'mean'",
+            "mine.toml:2: federation.bases: expected a list, found 'mean'",
+        ),
+        (
+            "[federation]\nbases = ['mean']\nchosen_base = 'kbest'",
+            "mine.toml:1: federation: chosen_base: expected generic or one of bases (mean), "
+            "found 'kbest'",
+        ),
+        (
+            "[federation]\nbases = ['mean', 'random']\n[federation.continue_from]\nbase = 'kbset'",
+            "mine.toml:1: federation: continue_from.base: expected generic or one of bases "
+            "(mean, random), found 'kbset'",
+        ),
+        ("federation = 3", "mine.toml:1: federation: expected a table, found 3"),
+        ("[rules]\nkbest = 3", "mine.toml:2: rules.kbest: expected a table, found 3"),
+        (
+            "[partition]\ngeneric = 4\ntrain = { seconds = 30.0, fraction = 0.5 }",
+            "mine.toml:3: partition.train: expected exactly one of seconds, fraction, field; "
+            "found ['seconds', 'fraction']",
+        ),
+        (
+            "[partition.train]\n",
+            "mine.toml:1: partition.train: expected exactly one of seconds, fraction, field; "
+            "found []",
+        ),
+        (
+            "[partition.train]\nfield = 'round'",
+            "mine.toml:1: partition.train: field and values belong together",
+        ),
+        (
+            "[partition.train]\nseconds = 3\nvalues = [1]",
+            "mine.toml:1: partition.train: field and values belong together",
+        ),
+        (
+            "[partition.train]\nfield = 'round'\nvalues = [1.5]",
+            "mine.toml:3: partition.train.values.0: expected a whole number or a string, found 1.5",
+        ),
+        (
+            "[partition.train]\nfraction = 1.0",
+            "mine.toml:2: partition.train.fraction: Input should be less than 1, found 1.0",
+        ),
+        *(
+            (
+                f"[partition]\ngeneric = {value}",
+                "mine.toml:2: partition.generic: expected a number of speakers (at least 1), "
+                f'a list of ids, the name of a file, or "rest", found {found}',
+            )
+            for value, found in (("0", "0"), ("1.5", "1.5"), ("true", "True"), ("[1]", "[1]"))
+        ),
+        *(
+            (
+                f"[generic]\nlearning_rate = {value}",
+                f"mine.toml:2: generic.learning_rate: Input should be {expected}, found {found}",
+            )
+            for value, expected, found in (
+                ("nan", "a finite number", "nan"),
+                ("inf", "a finite number", "inf"),
+                ("0", "greater than 0", "0"),
+                ("-1e-3", "greater than 0", "-0.001"),
+                ("'0.1'", "a valid number", "'0.1'"),
+                ("true", "a valid number", "True"),
+            )
+        ),
+        *(
+            (
+                f"[personal]\nepochs = {value}",
+                f"mine.toml:2: personal.epochs: Input should be {expected}, found {found}",
+            )
+            for value, expected, found in (
+                ("0", "greater than or equal to 1", "0"),
+                ("2.5", "a valid integer", "2.5"),
+                ("true", "a valid integer", "True"),
+                ("'3'", "a valid integer", "'3'"),
+                ("[3]", "a valid integer", "[3]"),
+            )
+        ),
+        (
+            "[features]\nkind = 'mfc'",
+            "mine.toml:2: features.kind: Input should be 'mfcc' or 'log-mel', found 'mfc'",
+        ),
+        (
+            "[features]\ndimension = 1000",
+            "mine.toml:2: features.dimension: Input should be less than or equal to 128, found 1000",
+        ),
+        *(
+            (
+                f"[generic.augmentation]\nspeeds = [1.0, {speed}]",
+                "mine.toml:2: generic.augmentation.speeds: "
+                f"expected speeds of 0.5 … 2 in hundredths, found [1.0, {speed}]",
+            )
+            for speed in (0.49, 100.0, 0.9137)
+        ),
+        *(
+            (
+                f"[generic.augmentation]\n{name} = {ends}",
+                f"mine.toml:2: generic.augmentation.{name}: "
+                f"expected the least and the greatest, found {ends}",
+            )
+            for name, ends in (
+                ("volumes", "[2.0, 0.25]"),
+                ("volumes", "[1.0]"),
+                ("noise", "[30.0, 5.0]"),
+                ("noise", "[1.0, 2.0, 3.0]"),
+            )
+        ),
+        *(
+            (
+                f"[generic]\ndropout = {points}",
+                "mine.toml:2: generic.dropout: "
+                f"expected points (share, probability), the shares in their order, found {points}",
+            )
+            for points in ("[]", "[[0.5, 0.1], [0.2, 0.1]]")
+        ),
+        ("a = ", "mine.toml: not readable as TOML: Invalid value (at end of document)"),
+        (
+            "a = 1\nb = = 2\n",
+            "mine.toml: not readable as TOML: Invalid value (at line 2, column 5)",
+        ),
+        ("extends = 3", "mine.toml:1: extends: expected the name of a file, found 3"),
+        ("extends = 'gone.toml'", "gone.toml: no such file (mine.toml extends it)"),
+        ("extends = 'mine.toml'", "mine.toml: extends itself"),
+    ],
+)
+def test_each_mistake_is_one_line(file, text, message):
+    assert told(file(text)) == message
+
+
+def test_every_mistake_of_a_file_is_told(file):
+    path = file("seed = 'x'\n[generic]\nepochs = 0\n")
+    assert [line.split(":")[1] for line in told(path).splitlines()] == ["1", "3"]
+
+
+def test_what_is_no_file_is_told(tmp_path, file):
+    assert told(tmp_path / "gone.toml") == "gone.toml: no such file"
+    assert "not readable as TOML" in told(tmp_path)
+    (tmp_path / "x.toml").write_bytes(b"name = '\xff'")
+    assert told(tmp_path / "x.toml").startswith("x.toml: not readable as TOML: ")
+
+
+def test_a_loop_of_files_is_told(file):
+    file("extends = 'c.toml'", "b.toml")
+    file("extends = 'mine.toml'", "c.toml")
+    assert told(file("extends = 'b.toml'")) == "mine.toml: extends itself"
+
+
+def test_a_mistake_in_an_extended_file_names_that_file(file):
+    file("[generic]\nbatch_size = 4\nepochs = 0\n", "base.toml")
+    assert told(file("extends = 'base.toml'\n[generic]\nbatch_size = 8")).startswith(
+        "base.toml:3: generic.epochs: "
+    )
+    # Where both files have it, it is the nearer one that counts.
+    assert told(file("extends = 'base.toml'\n[generic]\nepochs = -1")).startswith("mine.toml:3: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("generic.epochs", "--set generic.epochs: expected section.key=value"),
+        ("=3", "--set =3: expected section.key=value"),
+        ("generic.epochs.x=3", "--set generic.epochs.x=3: epochs is not a section"),
+        ("generic=3", "--set generic=3: generic: expected a table, found 3"),
+        (
+            "generic.epochs=0",
+            "--set generic.epochs=0: generic.epochs: "
+            "Input should be greater than or equal to 1, found 0",
+        ),
+        (
+            "genric.epochs=3",
+            "--set genric.epochs=3: genric: unknown setting; the nearest known one is generic",
+        ),
+        (
+            "partition.train.fraction=0.5",
+            "--set partition.train.fraction=0.5: partition.train: expected exactly one of "
+            "seconds, fraction, field; found ['seconds', 'fraction']",
+        ),
+    ],
+)
+def test_a_mistake_in_an_override_names_the_override(file, override, message):
+    path = file("[generic]\nepochs = 3\n[partition.train]\nseconds = 30.0\n")
+    assert told(path, "seed=1", override) == message
+
+
+def test_k_of_zero_is_refused_where_the_rule_is_made(file):
+    table = load(file("[rules.kbest]\nk = 0\n")).rules["kbest"]
+    with pytest.raises(RuleError, match="rule kbest: k has to be a whole number .* found 0"):
+        rules.find("kbest", table)
+
+
+# What is read.
+
+
+def test_overrides_are_toml_or_else_text(file):
+    overrides = (
+        "corpus.path=/data/TED LIUM",
+        "generic.learning_rate=1e-4",
+        "federation.alphas=[0, 0.5]",
+        "partition.train={ fraction = 0.25 }",
+        "rules.kbest.k=3",
+        "name=a=b",
+        "generic.epochs=7",
+        "generic.epochs=8",
+    )
+    found = load(file("[partition.train]\nseconds = 3.0\n"), overrides)
+    assert found.corpus.path == "/data/TED LIUM"
+    assert found.generic.learning_rate == 1e-4
+    assert found.federation.alphas == (0.0, 0.5)
+    assert (found.partition.train.fraction, found.partition.train.seconds) == (0.25, None)
+    assert found.rules == {"kbest": {"k": 3}}
+    assert found.name == "a=b"
+    assert found.generic.epochs == 8
+
+
+def test_a_file_overlays_what_it_extends(file):
+    file("name = 'a'\nseed = 1\n[generic]\nepochs = 11\nbatch_size = 12\n", "a.toml")
+    file(
+        "extends = 'a.toml'\nname = 'b'\n[generic]\nepochs = 21\n"
+        "[partition]\ngeneric = 5\ntrain = { seconds = 9.0 }\n"
+        "[federation]\nbases = ['mean', 'random']\n[rules]\nkbest = { k = 5, x = 1 }\n",
+        "b.toml",
+    )
+    found = load(
+        file(
+            "extends = 'b.toml'\n[generic]\nlearning_rate = 0.5\n"
+            "[partition.train]\nfraction = 0.5\n"
+            "[federation]\nbases = ['mean']\n[rules.kbest]\nk = 6\n"
+        )
+    )
+    assert (found.name, found.seed) == ("b", 1)
+    assert (found.generic.epochs, found.generic.batch_size) == (21, 12)
+    assert found.generic.learning_rate == 0.5
+    assert found.partition.generic == 5
+    assert found.federation.bases == ("mean",)  # lists are replaced, tables are merged
+    assert found.rules["kbest"] == {"k": 6, "x": 1}
+    # The ways to choose train_s exclude each other, so that the table is replaced.
+    assert (found.partition.train.seconds, found.partition.train.fraction) == (None, 0.5)
+
+
+def test_extends_is_relative_to_the_file(tmp_path, file):
+    (tmp_path / "deep").mkdir()
+    file("seed = 7\n", "base.toml")
+    assert load(file("extends = '../base.toml'\n", "deep/x.toml")).seed == 7
+
+
+def test_an_empty_list_turns_a_variation_off(file):
+    table = "[generic.augmentation]\nspeeds = []\nvolumes = []\nnoise = []\n"
+    found = load(file(table)).generic.augmentation
+    assert (found.speeds, found.volumes, found.noise) == ((), (), ())
+
+
+# What is written.
+
+
+def test_dump_spells_out_every_default():
+    table = tomllib.loads(dump(Config()))
+    assert table["generic"]["epochs"] == Config().generic.epochs
+    assert table["federation"]["alphas"] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert set(table) >= {"corpus", "partition", "features", "units", "model", "personal", "engine"}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments_survive_dump_and_load(file, path):
+    found = load(path)
+    assert load(file(dump(found))) == found
+
+
+finite = st.floats(1e-12, 1e12)
+table = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.text(st.characters(codec="utf-8")),
+        "seed": st.integers(-(2**62), 2**62),
+        "corpus": st.fixed_dictionaries({}, optional={"path": st.text(), "channel": st.just(1)}),
+        "partition": st.fixed_dictionaries(
+            {
+                "generic": st.one_of(
+                    st.integers(1, 99), st.lists(st.text(), min_size=1), st.text()
+                ),
+                "train": st.one_of(
+                    st.builds(lambda x: {"seconds": x}, finite),
+                    st.builds(lambda x: {"fraction": x}, st.floats(0.01, 0.99)),
+                    st.just({"field": "a b", "values": [1, "two"]}),
+                ),
+            }
+        ),
+        "generic": st.fixed_dictionaries(
+            {
+                "learning_rate": finite,
+                "dropout": st.just([[0.0, 0.1], [0.5, 0.0]]),
+                "augmentation": st.fixed_dictionaries(
+                    {
+                        "volumes": st.sampled_from([[], [0.5, 0.75]]),
+                        "noise": st.sampled_from([[], [-5.0, 5.0]]),
+                        "speeds": st.sampled_from([[], [0.57], [1.13, 0.5, 2.0]]),
+                    }
+                ),
+            },
+            optional={"model": st.text()},
+        ),
+        "federation": st.fixed_dictionaries(
+            {"alphas": st.lists(st.floats(0, 1), min_size=1)},
+            optional={
+                "continue_from": st.just({"base": "mean", "alpha": 0.25}),
+                "improve": st.just({"class": "a.b:C", "options": {"mu": 0.5, "names": ["x"]}}),
+                "chosen_base": st.just("random"),
+            },
+        ),
+        "rules": st.just({"mine": {"class": "my_package:Mine", "k": 3, "deep": {"er": [1.5]}}}),
+    },
+)
+
+
+@given(table)
+def test_dump_and_load_give_the_same_settings(tmp_path_factory, table):
+    found = Config.model_validate(table)
+    path = tmp_path_factory.getbasetemp() / "dumped.toml"
+    path.write_text(dump(found), encoding="utf-8")
+    assert load(path) == found
+
+
+def test_settings_do_not_change_once_made():
+    with pytest.raises(ValueError, match="frozen"):
+        AugmentationSettings().time_masks = 3
