@@ -132,7 +132,7 @@ def _speak_all(part: Path, settings: SyntheticSettings) -> list[dict[str, Any]]:
 
 
 def _write_flac(path: Path, wave: npt.NDArray[np.float64]) -> None:
-    encoded = io.BytesIO()  # libsndfile does not say when the disk is full
+    encoded = io.BytesIO()  # libsndfile calls a full disk "System error."
     soundfile.write(encoded, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded.getvalue())

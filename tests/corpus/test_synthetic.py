@@ -308,3 +308,19 @@ def test_settings_that_no_corpus_can_follow(tmp_path, table, message):
     file.write_text(f"[corpus.synthetic]\n{table}\n")
     with pytest.raises(ConfigError, match=rf"x\.toml:\d: corpus\.synthetic.*{message}"):
         config.load(file)
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path, child):
+    wanted = settings(tmp_path / "corpus").model_dump_json()
+    code = (
+        "import resource, sys\n"
+        "from fedspeech import config, corpus, errors\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "try:\n"
+        "    corpus.load(config.CorpusSettings.model_validate_json(sys.argv[1]))\n"
+        "except errors.CorpusError as error:\n"
+        "    print(error)\n"
+    )
+    said = child(code, wanted).stdout
+    assert said.startswith(f"cannot write the corpus {tmp_path / 'corpus'}: ")
+    assert files(tmp_path) == {".corpus.lock": b""}

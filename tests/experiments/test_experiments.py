@@ -1,0 +1,106 @@
+"""Every experiment file is valid; TED-LIUM's runs on a miniature tree of the release's shape."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from fedspeech import config, rules
+from fedspeech.cli import app
+from fedspeech.models.description import read
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+FILES = sorted(path.name for path in EXPERIMENTS.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_settings_and_rules_are_valid(name):
+    settings = config.load(EXPERIMENTS / name)
+    for base in settings.federation.bases:
+        rules.find(base, settings.rules.get(base, {}))
+    assert settings.name == Path(name).stem
+
+
+def test_no_experiment_of_ours_takes_all_other_speakers():
+    for name, clients in (("demo.toml", 16), ("arabic-commands.toml", 8), ("an4.toml", 16)):
+        settings = config.load(EXPERIMENTS / name)
+        for rule in ("kbest", "dendrogram", "random"):
+            assert rules.find(rule, settings.rules[rule]).largest_group() < clients - 1
+
+
+def test_the_papers_figures_are_written_out():
+    for name in ("tedlium3-perso1.toml", "tedlium3-perso2.toml"):
+        settings = config.load(EXPERIMENTS / name)
+        generic, personal = settings.generic, settings.personal
+        assert (generic.learning_rate, generic.final_learning_rate) == (2.5e-4, 2.5e-5)
+        assert (personal.learning_rate, personal.final_learning_rate) == (2.5e-5, 1.5e-5)
+        assert (generic.batch_size, personal.batch_size, personal.epochs) == (32, 32, 3)
+        for training in (generic, personal):
+            probabilities = [probability for _, probability in training.dropout]
+            assert probabilities == [0.0, 0.5, 0.0]
+        assert {name: table["k"] for name, table in settings.rules.items()} == {
+            "kbest": 10,
+            "dendrogram": 50,
+            "random": 50,
+        }
+        assert (settings.model.name, settings.features.kind) == ("tdnn", "mfcc")
+
+
+def write_talk(folder: Path, talk: str, corpus: Path, speaker: str) -> None:
+    """One talk out of a tone speaker's utterances: NIST SPHERE audio and its stm."""
+    entries = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
+    waves, lines, start = [], [], 0
+    for entry in entries:
+        if entry["speaker"] != speaker:
+            continue
+        wave, rate = soundfile.read(corpus / entry["audio"], dtype="int16")
+        times = f"{start / rate:.4f} {(start + len(wave)) / rate:.4f}"
+        lines.append(f"{talk} 1 {talk} {times} <o,f0,male> {entry['text']}\n")
+        waves.append(wave)
+        start += len(wave)
+    for kind in ("stm", "sph"):
+        (folder / "data" / kind).mkdir(parents=True, exist_ok=True)
+    sph = folder / "data" / "sph" / f"{talk}.sph"
+    soundfile.write(sph, np.concatenate(waves), rate, format="NIST", subtype="PCM_16")
+    (folder / "data" / "stm" / f"{talk}.stm").write_text("".join(lines))
+
+
+def test_tedlium3_runs_on_a_miniature_release(tmp_path, tone_corpus, monkeypatch):
+    corpus = tone_corpus(tmp_path / "tones", 6)
+    release = tmp_path / "TEDLIUM_release-3"
+    for number in range(6):
+        write_talk(release, f"Talk{number}_2012", corpus, f"t{number:02}")
+    lists = {"generic": range(3), "clients": range(3, 6)}
+    for part, numbers in lists.items():
+        names = [f"Talk{number}_2012" for number in numbers]
+        (tmp_path / f"{part}.txt").write_text("\n".join([*names, "Missing_2012"]) + "\n")
+    changes = {
+        "corpus.path": release,
+        "partition.generic": tmp_path / "generic.txt",
+        "partition.development": 1,
+        "partition.clients": tmp_path / "clients.txt",
+        "partition.train": "{ seconds = 4.0 }",
+        "units.size": 16,
+        "model.name": "tdnn-tiny",
+        "generic.epochs": 1,
+        "engine.grid": "in-process",
+        "rules.kbest.k": 1,
+        "rules.dendrogram.k": 1,
+        "rules.random.k": 1,
+    }
+    options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    monkeypatch.setenv("FEDSPEECH_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    file = str(EXPERIMENTS / "tedlium3-perso1.toml")
+    done = CliRunner().invoke(app, ["run", file, *options, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    results = json.loads((out / "results.json").read_text())
+    assert results["speakers"] == 3
+    parts = {row["part"]: row for row in results["corpus"]}
+    assert parts["generic"]["speakers"] + parts["development"]["speakers"] == 3
+    assert all(seconds <= 4.0 for seconds in parts["train_s"]["seconds_per_speaker"].values())
+    assert read(out / "models" / "generic.json").units.kind == "pieces"
+    assert (out / "report.html").exists()
