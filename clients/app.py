@@ -1,37 +1,71 @@
 """The routes of one speaker's client: messages in, messages out. The work is in `speaker.py`."""
 
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.constant import ErrorCode
 
 from clients import speaker
 from clients.speaker import Speaker
 from fedspeech import protocol
 from fedspeech.config import PersonalSettings
 from fedspeech.errors import CorpusError
+from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors
 
-app = ClientApp()
+ERRORS = "errors.log"
+
+
+def keep_errors_here(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """A Flower mod: what went wrong is told in the device's own `errors.log` and not elsewhere.
+
+    The text of an error may name files and cite transcripts; the server hears its kind only.
+    """
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        kind = type(error).__name__
+        told = _tell_own_log(context, message.metadata.message_type)
+        reason = f"{kind} on the device{f'; its {ERRORS} says more' if told else ''}"
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _tell_own_log(context: Context, asked: str) -> bool:
+    try:
+        with (_folder(context) / ERRORS).open("a", encoding="utf-8") as log:
+            log.write(f"{asked}: {traceback.format_exc()}\n")
+    except (OSError, CorpusError):
+        return False
+    return True
+
+
+app = ClientApp(mods=[keep_errors_here])
+
+
+def _folder(context: Context) -> Path:
+    """A box is told its folder; a simulated node counts through the folders of `devices`."""
+    if "device" in context.node_config:
+        return Path(str(context.node_config["device"]))
+    found = devices.folders(Path(str(context.run_config["out"])).absolute() / "devices")
+    index = int(context.node_config["partition-id"])
+    if index >= len(found):
+        raise CorpusError(f"node {index} has no speaker: there are {len(found)}")
+    return found[index]
 
 
 def _speaker(context: Context) -> Speaker:
-    """A box is told its folder; a simulated node counts through the folders of `devices`.
+    """The speaker of this node.
 
     The bits of a model depend on how many threads sum up, so that number is the node's own setting
     and never what happens to be there.
     """
     torch.set_num_threads(int(context.node_config.get("threads", 1)))
-    if "device" in context.node_config:
-        return speaker.open_folder(Path(str(context.node_config["device"])))
-    folder = Path(str(context.run_config["out"])).absolute() / "devices"
-    found = sorted(path.parent for path in folder.glob("*/device.json"))
-    index = int(context.node_config["partition-id"])
-    if index >= len(found):
-        raise CorpusError(f"node {index} has no speaker: there are {len(found)}")
-    return speaker.open_folder(found[index])
+    return speaker.open_folder(_folder(context))
 
 
 def _tensors(message: Message, name: str) -> Tensors | None:
@@ -85,7 +119,7 @@ def evaluate_personal(message: Message, context: Context) -> Message:
     """Word errors on test_s by alpha, and the alpha that this device would take."""
     me, asked = _speaker(context), protocol.text(message.content)
     me.check_installed(asked["installed"])
-    counts = me.test_errors(asked["alphas"])
+    counts = me.test_errors(asked["alphas"], asked["personal"])
     said = {
         "words": counts[0].words.tolist(),
         "errors": speaker.as_lists(counts),

@@ -17,7 +17,7 @@ from fedspeech.errors import CorpusError, ModelError
 from fedspeech.evaluation import Counts
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription
-from fedspeech.tensors import Tensors, add, check_like, interpolate, subtract
+from fedspeech.tensors import Tensors, add, check_like, interpolate, sha256, subtract
 from fedspeech.training.personal import FineTuned, fine_tune, validation_split
 
 TRAIN, TEST = "train", "test"
@@ -31,7 +31,7 @@ class Speaker:
         about = self._read_about()
         self.name = str(about["speaker"])
         pool = about.get("pool")
-        self.store = Store(folder / "models", Path(pool) if pool else None)
+        self.store = Store(folder / "models", folder / pool if pool else None)
 
     def _read_about(self) -> dict[str, Any]:
         path = self.folder / "device.json"
@@ -68,10 +68,11 @@ class Speaker:
         """Fine-tune P_s; its difference from G, and how it went.
 
         `asked` says seed, round, settings, and start: from G (None), or from
-        start * P_s + (1 - start) * M_s. What was finished already is not trained again. P_s is
+        alpha * P_s + (1 - alpha) * M_s. What was finished already is not trained again. P_s is
         always G + difference, here as on the server, to the bit.
         """
-        if self.store.state().get("asked") != dict(asked):
+        finished = self.store.state().get("asked") == dict(asked)
+        if not finished or self.store.hash(DIFFERENCE) is None:
             self._personalize(asked)
         return self.store.get(DIFFERENCE), self.store.state()["answered"]
 
@@ -79,7 +80,7 @@ class Speaker:
         settings = PersonalSettings.model_validate(asked["settings"])
         utterances = self.utterances(TRAIN, settings.augmentation)
         generic, start = self.store.get(GENERIC), asked["start"]
-        begin = generic if start is None else self.mixed(self.personal(), start)
+        begin = generic if start is None else self._mix_to_start_from(**start)
         draws = (asked["seed"], asked["round"])
         first, _ = validation_split(utterances)
         judge = self._fine_tune(begin, settings, first, (*draws, "validate"))
@@ -91,6 +92,10 @@ class Speaker:
             asked=dict(asked),
             answered={"losses": tuned.losses, "skipped": tuned.skipped},
         )
+
+    def _mix_to_start_from(self, installed: str, alpha: float) -> Tensors:
+        self.check_installed(installed)
+        return self.mixed(self.personal(), alpha)
 
     def personal(self) -> Tensors:
         """P_s. Raises ModelError where this device has not fine-tuned yet."""
@@ -136,9 +141,14 @@ class Speaker:
                 f"expected M_s {expected[:12]}, this device holds {str(self.store.hash(BASE))[:12]}"
             )
 
-    def test_errors(self, alphas: Sequence[float]) -> list[Counts]:
-        """Word errors of alpha * P_s + (1 - alpha) * M_s on test_s, for each alpha."""
+    def test_errors(self, alphas: Sequence[float], expected: str) -> list[Counts]:
+        """Word errors of alpha * P_s + (1 - alpha) * M_s on test_s, for each alpha.
+
+        Raises ModelError unless P_s is the model with the expected hash.
+        """
         utterances, personal = self.utterances(TEST), self.personal()
+        if (found := sha256(personal)) != expected:
+            raise ModelError(f"expected P_s {expected[:12]}, this device holds {found[:12]}")
         return [self._errors(self.mixed(personal, alpha), utterances) for alpha in alphas]
 
     def choose_alpha(self, alphas: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,8 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
 ]
 DEMO = Path("experiments/demo.toml")
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 @app.command()
@@ -66,8 +69,18 @@ def _run(settings: "Config", out: Path | None, resume: bool) -> None:
     try:
         launch(settings, folder, resume)
     except KeyboardInterrupt:
-        raise FedSpeechError(f"stopped; go on with --resume --out {folder}") from None
+        _say_how_to_go_on(folder)
+        raise typer.Exit(INTERRUPTED) from None
     _show(folder)
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    file = folder / "config.toml"
+    said = "stopped before anything was finished"
+    if file.exists():
+        command = shlex.join(["fedspeech", "run", str(file), "--out", str(folder), "--resume"])
+        said = f"stopped; what is finished is kept. Go on with:\n{command}"
+    Console(stderr=True).print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("report")
@@ -151,5 +164,6 @@ def main() -> None:
     try:
         app()
     except FedSpeechError as error:
-        Console(stderr=True).print(f"fedspeech: {error}", highlight=False, markup=False)
+        said = f"fedspeech: {error}"
+        Console(stderr=True).print(said, highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(2) from None

@@ -135,7 +135,7 @@ class FeatureSettings(Settings):
     """What the acoustic model sees."""
 
     kind: Literal["mfcc", "log-mel"] = "mfcc"
-    dimension: Annotated[int, Field(ge=1, le=128, strict=True)] = 40
+    dimension: Annotated[int, Field(ge=2, le=128, strict=True)] = 40
     """Number of mel filters, and of cepstral coefficients."""
     normalization: Literal["speaker", "utterance"] = "speaker"
     """Over what mean and variance are taken: the speaker's training speech, or each utterance."""
@@ -146,6 +146,8 @@ class AugmentationSettings(Settings):
 
     speeds: tuple[PositiveFloat, ...] = (0.9, 1.0, 1.1)
     """Each utterance's speed is drawn from these; 0.5 … 2 in hundredths."""
+    warps: tuple[PositiveFloat, ...] = (0.9, 1.1)
+    """Least and greatest factor on all frequencies (vocal tract length)."""
     volumes: tuple[PositiveFloat, ...] = (0.25, 2.0)
     """Least and greatest gain."""
     noise: tuple[Real, ...] = (5.0, 30.0)
@@ -165,7 +167,7 @@ class AugmentationSettings(Settings):
                 raise ValueError("expected speeds of 0.5 … 2 in hundredths")
         return speeds
 
-    @field_validator("volumes", "noise")
+    @field_validator("warps", "volumes", "noise")
     @classmethod
     def _range(cls, ends: tuple[float, ...]) -> tuple[float, ...]:
         if len(ends) not in (0, 2) or list(ends) != sorted(ends):
@@ -266,8 +268,8 @@ class FederationSettings(Settings):
     bases: tuple[str, ...] = ("generic", "mean", "kbest", "dendrogram", "random")
     alphas: tuple[Fraction, ...] = tuple(round(0.1 * i, 1) for i in range(11))
     chosen_base: str | None = None
-    """The base whose on-device choice of alpha is reported first; by default the last of `bases`
-    that lets the devices decide (`kbest`), else the first."""
+    """The base whose on-device choice of alpha is reported first; by default kbest where it is
+    among `bases`, else the first of them."""
     continue_from: ContinueFrom | None = None
     mix_on: Literal["device", "server"] = "device"
     quorum: Fraction = 0.5
@@ -292,6 +294,12 @@ class FederationSettings(Settings):
                     f"{name}: expected generic or one of bases ({', '.join(self.bases)}), "
                     f"found {base!r}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _later_rounds_start_somewhere(self) -> "FederationSettings":
+        if self.rounds > 1 and self.continue_from is None:
+            raise ValueError(f"rounds = {self.rounds}: expected continue_from (base and alpha)")
         return self
 
 

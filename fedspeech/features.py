@@ -26,6 +26,8 @@ from fedspeech.corpus.cuts import SAMPLE_RATE, samples, speaker_of, text_of
 FRAMES_PER_SECOND = 100
 FULL_SCALE = 32768.0
 """Kaldi's sample range; keeps the energies of quiet speech above the floor of its logarithm."""
+LOW_HERTZ, HIGH_HERTZ = 20.0, SAMPLE_RATE / 2 - 400
+"""The range of the mel filters."""
 LEAST_DEVIATION = 1e-3
 NOISE_SECONDS = 20
 
@@ -68,8 +70,8 @@ def log_mel(wave: torch.Tensor, dimension: int) -> torch.Tensor:
         wave[None] * FULL_SCALE,
         num_mel_bins=dimension,
         sample_frequency=SAMPLE_RATE,
-        low_freq=20.0,
-        high_freq=-400.0,
+        low_freq=LOW_HERTZ,
+        high_freq=HIGH_HERTZ,
         snip_edges=False,
         dither=0.0,
     )
@@ -199,7 +201,7 @@ def batch(
     mean = torch.stack([utterance.normalization.mean for utterance in utterances])[:, None]
     deviation = torch.stack([utterance.normalization.deviation for utterance in utterances])
     if augmentation is not None:
-        x = _add_noise(_change_volume(x, augmentation), lengths, augmentation)
+        x = _add_noise(_change_volume(_warp(x, augmentation), augmentation), lengths, augmentation)
     x = x - mean
     if augmentation is not None:
         x = _mask(x, augmentation)
@@ -216,6 +218,28 @@ def _choose_speed(utterance: Utterance, augmentation: AugmentationSettings | Non
 
 def _uniform(low: float, high: float, count: int) -> torch.Tensor:
     return (low + (high - low) * torch.rand(count))[:, None, None]
+
+
+def _warp(x: torch.Tensor, augmentation: AugmentationSettings) -> torch.Tensor:
+    """Vocal tract length perturbation (Jaitly & Hinton 2013): each utterance's frequencies times w.
+
+    Energies between two filters are interpolated; beyond the last one they stay what they are.
+    """
+    if not augmentation.warps:
+        return x
+    least, most = augmentation.warps
+    factors = _uniform(least, most, len(x))[..., 0]
+    centres = torch.linspace(_mel(LOW_HERTZ), _mel(HIGH_HERTZ), x.shape[2] + 2)[1:-1]
+    hertz = 700 * ((centres / 1127).exp() - 1) * factors
+    places = (1127 * (1 + hertz / 700).log() - centres[0]) / (centres[1] - centres[0])
+    places = places.clamp(0, x.shape[2] - 1)[:, None].expand_as(x)
+    low = places.floor().long().clamp_max(x.shape[2] - 2)
+    share = places - low
+    return x.gather(2, low) * (1 - share) + x.gather(2, low + 1) * share
+
+
+def _mel(hertz: float) -> float:
+    return 1127 * math.log(1 + hertz / 700)
 
 
 def _change_volume(x: torch.Tensor, augmentation: AugmentationSettings) -> torch.Tensor:

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 PLAIN_SECONDS = 15.0
-"""At most one plain line in so many seconds, besides the first and the last of a stage."""
+"""At most one plain line in so many seconds, besides the last one of a stage."""
 
 COLUMNS = (
     TextColumn("{task.description}"),
@@ -32,9 +32,9 @@ class Stage:
     def __init__(self, least: int) -> None:
         self._console = Console(stderr=True)
         self._least, self._total, self._done = least, least, 0
-        self._name = ""
+        self._name = self._detail = ""
         self._started = time.monotonic()
-        self._said = float("-inf")
+        self._said = self._started
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -52,18 +52,20 @@ class Stage:
     def advance(self, detail: str) -> None:
         """One more is done; a word on how that went, or nothing."""
         self._done += 1
+        self._detail = detail
         if self._bar is not None:
             self._bar.update(self._task, advance=1, detail=detail)
-        elif self._done == self._total or time.monotonic() - self._said > PLAIN_SECONDS:
+        elif time.monotonic() - self._said > PLAIN_SECONDS:
             self._said = time.monotonic()
             self._print(f"{self._name}: {self._done}/{self._total} {detail}".rstrip())
 
     def finish(self) -> None:
-        """Leave one line with the time that the stage took."""
+        """Leave one line with the time that the stage took and how the last step went."""
         if self._bar is not None:
             self._bar.stop()
         if self._name:
-            self._print(f"{self._name}: {self._done} in {time.monotonic() - self._started:.1f} s")
+            seconds = time.monotonic() - self._started
+            self._print(f"{self._name}: {self._done} in {seconds:.1f} s {self._detail}".rstrip())
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)

@@ -6,11 +6,13 @@ leaves a client: audio, features, transcripts, hypotheses, file names, the speak
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedspeech.errors import ModelError
 from fedspeech.tensors import Tensors
@@ -18,17 +20,22 @@ from fedspeech.tensors import Tensors
 DESCRIBE = "query.describe"
 """Down: nothing. Up: speaker (pseudonym), seconds, utterances, generation."""
 PERSONALIZE = "train.personalize"
-"""Down: task, round, generation, start; G where the device lacks it. Up: P_s - G, loss, skipped."""
+"""Down: description, round, seed, settings, generation, and where to start; G where the device
+lacks it. Up: P_s - G, losses, skipped."""
 WORD_ERRORS = "query.word_errors"
 """Down: candidates' P - G; part. Up: errors of each candidate, words."""
 INSTALL = "train.install"
-"""Down: M_s, or the hash of what the device holds. Up: the hash of what was installed."""
+"""Down: base, alpha, hash of M_s; M_s unless it is G. Up: the hash of what was installed."""
 EVALUATE = "evaluate.personal"
-"""Down: alphas, choose. Up: words and errors of each utterance of test_s by alpha; chosen alpha."""
+"""Down: hashes of M_s and P_s, alphas, choose. Up: words and errors of each utterance of test_s by
+alpha; chosen alpha."""
 PLAIN_TRAIN, PLAIN_EVALUATE = "train", "evaluate"
 """Flower's own routes, for its own strategies: equal keys down and up."""
 
 TEXT = "text"
+NUMBER_BYTES = 8
+EXAMPLES = "num-examples"
+"""What Flower's strategies weight an answer by."""
 
 
 class Member(NamedTuple):
@@ -77,32 +84,38 @@ def unpack(record: ArrayRecord) -> Tensors:
 
 
 def size(records: RecordDict) -> int:
-    """Bytes of a message's content: arrays as they are serialized, their names, and the text."""
-    arrays = sum(
-        len(name) + len(array.data)
-        for record in records.array_records.values()
-        for name, array in record.items()
+    """Bytes of a message's content: names, arrays as they are serialized, text, 8 for a number.
+
+    What frames them (lengths, dtypes, shapes: some 40 bytes for each array) is not counted.
+    """
+    return sum(
+        len(record_name) + sum(len(name) + _value_size(value) for name, value in record.items())
+        for record_name, record in records.items()
     )
-    said = sum(
-        len(str(key)) + (len(value.encode()) if isinstance(value, str) else 8)
-        for record in [*records.config_records.values(), *records.metric_records.values()]
-        for key, value in record.items()
-    )
-    return arrays + said
 
 
-def identity(message: Message, speaker: str) -> str:
+def _value_size(value: Any) -> int:
+    if isinstance(value, list | tuple):
+        return sum(_value_size(item) for item in value)
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, bytes):
+        return len(value)
+    return len(value.data) if isinstance(value, Array) else NUMBER_BYTES
+
+
+def identity(message: Message, speaker: str, arrays: str = "") -> str:
     """What a message asks of whom in which round: SHA-256 over everything but the tensors.
 
-    Tensors are named by their hashes in the text; a device that holds them is not sent them again,
-    and it is the same question all the same.
+    Our texts name tensors by their hashes; a device that holds them is not sent them again, and it
+    is the same question all the same. Flower's own messages do not: `arrays` is the hash of theirs.
     """
     metadata = message.metadata
     said = {
         key: {name: str(value) for name, value in sorted(record.items())}
         for key, record in sorted(message.content.config_records.items())
     }
-    name = json.dumps([metadata.message_type, metadata.group_id, speaker, said])
+    name = json.dumps([metadata.message_type, metadata.group_id, speaker, said, arrays])
     return hashlib.sha256(name.encode()).hexdigest()
 
 
@@ -112,3 +125,105 @@ def failure(message: Message) -> str | None:
         return None
     reason = (message.error.reason or "").strip()
     return reason.splitlines()[-1] if reason else f"Flower's error {message.error.code}"
+
+
+# What devices answer. Whatever comes over the network is checked before it is believed.
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Answer(BaseModel):
+    """The text of a device's answer to one type of message; more than that is not looked at."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raise ValueError unless this answers what was asked."""
+
+
+class Described(Answer):
+    """To `query.describe`. The speaker names files, so it is a plain word."""
+
+    speaker: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    utterances: Count
+    generation: str
+
+
+class Personalized(Answer):
+    """To `train.personalize`: mean loss of each epoch, and utterances that could not be spelled."""
+
+    losses: Annotated[list[float], Field(min_length=1)]
+    skipped: Count
+
+
+class Judged(Answer):
+    """To `query.word_errors`."""
+
+    errors: dict[str, Count]
+    words: Count
+    part: str
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raise ValueError unless every candidate was judged on the part that was named."""
+        if set(self.errors) != set(asked["candidates"]) or self.part != asked["part"]:
+            raise ValueError(f"expected the errors of each candidate on {asked['part']}_s")
+
+
+class Installed(Answer):
+    """To `train.install`."""
+
+    installed: str
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raise ValueError unless it is the model that was sent."""
+        if self.installed != asked["model"]:
+            raise ValueError(f"installed {self.installed[:12]}, expected {asked['model'][:12]}")
+
+
+class Evaluated(Answer):
+    """To `evaluate.personal`: words of each utterance, errors by alpha and utterance."""
+
+    words: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    errors: list[list[Count]]
+    chosen: float | None
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raise ValueError unless there is one number for each alpha and utterance."""
+        if [len(each) for each in self.errors] != [len(self.words)] * len(asked["alphas"]):
+            raise ValueError("expected one number of errors for each alpha and utterance")
+        if self.chosen not in (asked["choose"] or [None]):
+            raise ValueError(f"chose alpha {self.chosen}, expected one of {asked['choose']}")
+
+
+ANSWERS: dict[str, type[Answer]] = {
+    DESCRIBE: Described,
+    PERSONALIZE: Personalized,
+    WORD_ERRORS: Judged,
+    INSTALL: Installed,
+    EVALUATE: Evaluated,
+}
+
+
+def check_answer(kind: str, asked: RecordDict, content: RecordDict) -> None:
+    """Raise ModelError unless an answer has the form that its message type promises."""
+    if kind in (PLAIN_TRAIN, PLAIN_EVALUATE):
+        _check_metrics(content)
+    if kind not in ANSWERS:
+        return
+    try:
+        ANSWERS[kind].model_validate(text(content)).check(text(asked))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"malformed answer: {where}: {first['msg']}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"malformed answer: {error}") from None
+
+
+def _check_metrics(content: RecordDict) -> None:
+    """Flower's strategies give up the whole round where one answer lacks its weight."""
+    records = list(content.metric_records.values())
+    examples = records[0].get(EXAMPLES) if len(records) == 1 else None
+    if not isinstance(examples, int | float) or not 0 < examples < math.inf:
+        raise ModelError(f"malformed answer: expected one record with {EXAMPLES}, a number above 0")

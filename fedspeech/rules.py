@@ -13,9 +13,12 @@ from importlib.metadata import EntryPoint
 from typing import Any, NamedTuple
 
 from fedspeech.aggregation import AggregationRule
+from fedspeech.config import Config
 from fedspeech.errors import RuleError
 
 GROUP = "fedspeech.rules"
+GENERIC = "generic"
+"""The rule whose M_s is G."""
 
 
 class Found(NamedTuple):
@@ -43,6 +46,14 @@ def find(name: str, settings: Mapping[str, Any]) -> AggregationRule:
     except (TypeError, ValueError) as error:
         takes = inspect.signature(found).replace(return_annotation=inspect.Signature.empty)
         raise RuleError(f"rule {name}: {error}; {found.__name__} takes {takes}") from error
+
+
+def of_experiment(settings: Config) -> dict[str, AggregationRule]:
+    """The rule of every base that an experiment compares; G itself comes first, for its WER and
+    that of P_s. Raises RuleError as `find` does.
+    """
+    others = [base for base in settings.federation.bases if base != GENERIC]
+    return {base: find(base, settings.rules.get(base, {})) for base in [GENERIC, *others]}
 
 
 def available() -> list[Found]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -17,13 +18,21 @@ from fedspeech.config import Config
 from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.tensors import write_whole
 
-FREE = {"engine", "name"}
-"""Settings that may differ between a run and its resumption: they change no result."""
+FREE = {
+    "name",
+    "engine.grid",
+    "engine.workers",
+    "engine.gpus_per_worker",
+    "engine.simulated_gpus",
+    "engine.retries",
+}
+"""Settings that may differ between a run and its resumption: they change no model."""
 VERSIONS = ("fedspeech", "torch", "torchaudio", "numpy", "scipy", "flwr", "ray", "lhotse", "jiwer")
 
 
-_held: dict[Path, IO[str]] = {}
-"""Locks of this process; a run's command and its server app take the same folder."""
+_held: dict[Path, tuple[IO[str], bool]] = {}
+"""Locks of this process, and whether the folder was new: a run's command and its server app take
+the same folder."""
 
 
 def cache_folder() -> Path:
@@ -34,16 +43,21 @@ def cache_folder() -> Path:
 
 
 class RunFolder:
-    """Paths of a run, and a lock that lasts as long as this process writes there."""
+    """Paths of a run, and a lock that lasts as long as this process writes there.
+
+    A run has begun when its corpus is read; one that ends before that leaves nothing behind.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = path / ".lock"
         self.config = path / "config.toml"
         self.journal = path / "journal.sqlite"
         self.models = path / "models"
         self.devices = path / "devices"
         self.metrics = path / "metrics"
         self.checkpoint = path / "generic.checkpoint"
+        self.environment = path / "environment.json"
         self.results = path / "results.json"
 
     def open(self, settings: Config, resume: bool) -> None:
@@ -54,15 +68,7 @@ class RunFolder:
         """
         if self.path in _held:
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{self.path}: in use by another process") from None
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot write there: {error}") from None
-        _held[self.path] = lock
+        self._take()
         try:
             if self.config.exists():
                 self._check_same(settings, resume)
@@ -72,18 +78,32 @@ class RunFolder:
             self.close()
             raise
 
+    def _take(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._lock.open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{self.path}: in use by another process") from None
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot write there: {error}") from None
+        _held[self.path] = lock, not self.config.exists()
+
     def _check_same(self, settings: Config, resume: bool) -> None:
         if not resume:
             raise RunError(
                 f"{self.path}: there is a run already; go on with it (--resume), "
                 "or choose another folder (--out)"
             )
-        before = _flat(tomllib.loads(self.config.read_text(encoding="utf-8")))
+        try:
+            before = _flat(tomllib.loads(self.config.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.config}: damaged, cannot be resumed: {error}") from None
         now = _flat(tomllib.loads(configuration.dump(settings)))
         differing = [
             f"  {key}: {before.get(key)!r} there, {now.get(key)!r} here"
             for key in sorted(set(before) | set(now))
-            if before.get(key) != now.get(key) and key.split(".")[0] not in FREE
+            if before.get(key) != now.get(key) and key not in FREE
         ]
         if differing:
             raise RunError(
@@ -93,8 +113,15 @@ class RunFolder:
 
     def close(self) -> None:
         """Let others write there."""
-        if (lock := _held.pop(self.path, None)) is not None:
-            lock.close()
+        if self.path not in _held:
+            return
+        lock, new = _held.pop(self.path)
+        if new and not self.environment.exists():
+            self.config.unlink(missing_ok=True)
+            self._lock.unlink(missing_ok=True)
+            with suppress(OSError):  # where something else is in it, the folder stays
+                self.path.rmdir()
+        lock.close()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one of the folder's JSON files, keys in their order, whole or not at all."""
@@ -102,9 +129,14 @@ class RunFolder:
         write_whole(self.path / name, lambda part: part.write_text(text, encoding="utf-8"))
 
     def write_environment(self, seed: int, corpus_fingerprint: str) -> None:
-        """Write what else the figures depend on: versions, machine, git state, corpus."""
+        """Write what else the figures depend on: versions, machine, git state, corpus.
+
+        Raises RunError where the run that is resumed had another corpus.
+        """
+        if self.environment.exists():
+            self._check_corpus(corpus_fingerprint)
         self.write_json(
-            "environment.json",
+            self.environment.name,
             {
                 "versions": {"python": platform.python_version(), **_versions()},
                 "seed": seed,
@@ -114,6 +146,17 @@ class RunFolder:
                 "command": sys.argv[1:],
             },
         )
+
+    def _check_corpus(self, fingerprint: str) -> None:
+        try:
+            before = json.loads(self.environment.read_text(encoding="utf-8"))["corpus"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.environment}: damaged, cannot be resumed: {error!r}") from None
+        if before != fingerprint:
+            raise RunError(
+                f"{self.path}: the corpus is not the one that this run began with "
+                f"(fingerprint {before[:12]} there, {fingerprint[:12]} here)"
+            )
 
 
 def _versions() -> dict[str, str]:

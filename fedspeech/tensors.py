@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fedspeech.errors import ModelError, RunError
 
@@ -113,7 +113,8 @@ def check_like(tensors: Mapping[str, torch.Tensor], model: Mapping[str, torch.Te
 def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file whole or not at all. Raises RunError where that fails."""
     contiguous = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
-    write_whole(path, lambda part: save_file(contiguous, part))
+    # Not save_file: killed, it would leave a file with a name of its own.
+    write_whole(path, lambda part: part.write_bytes(save(contiguous)))
 
 
 def write_whole(path: Path, save: Callable[[Path], object]) -> None:
@@ -128,7 +129,7 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise RunError(f"cannot write {path}: {error}") from error
     finally:
         with suppress(OSError):

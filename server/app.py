@@ -1,9 +1,9 @@
 """The server's way through a run: corpus, G, federation, results, report."""
 
-import resource
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedspeech import config as configuration
 from fedspeech import corpus, protocol, report, rules, tensors
+from fedspeech.aggregation import AggregationRule
 from fedspeech.config import Config
 from fedspeech.corpus import partition as cutting
 from fedspeech.corpus import statistics
+from fedspeech.corpus.partition import Partition
 from fedspeech.population import Population
 from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.simulation import devices
@@ -25,9 +27,11 @@ from server.journal import Journal
 from server.metrics import Metrics
 from server.recorded_grid import Keeper, RecordedGrid
 from server.roster import describe
+from server.stages import Stages
 from strategies.personalization import Personalization
 
 app = ServerApp()
+log = logging.getLogger("fedspeech")
 
 
 @app.main()
@@ -38,60 +42,71 @@ def main(grid: Grid, context: Context) -> None:
     run = RunFolder(Path(str(asked["out"])).absolute())
     run.open(settings, resume=bool(asked.get("resume", False)))
     try:
-        _Run(settings, run).go(grid)
+        found = rules.of_experiment(settings)
+        if settings.federation.improve is not None:
+            improve.strategy(settings.federation.improve)
+        stages = Stages(run)
+        with stages.stage("corpus"):
+            speech = _read_corpus(settings, run)
+        with closing(Journal(run.journal)) as journal, closing(Metrics(run.metrics)) as metrics:
+            _Run(settings, run, speech, journal, metrics, stages).go(grid, found)
+        report.write(run.path)
     finally:
         run.close()
 
 
+@dataclass(frozen=True)
+class _Speech:
+    partition: Partition
+    table: list[dict[str, Any]]
+
+
+def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
+    speech = corpus.load(settings.corpus)
+    partition = cutting.partition(speech, settings.partition)
+    run.write_environment(settings.seed, statistics.fingerprint(speech))
+    devices.lay_out(partition.clients, run.devices, settings.seed)
+    return _Speech(partition, statistics.table(partition))
+
+
+@dataclass(frozen=True)
 class _Run:
     """One run; every step finds what an interrupted one left behind."""
 
-    def __init__(self, settings: Config, run: RunFolder) -> None:
-        self.settings, self.run = settings, run
-        self.metrics = Metrics(run.metrics)
-        self.journal = Journal(run.journal)
-        self.stages: list[dict[str, Any]] = []
+    settings: Config
+    run: RunFolder
+    speech: _Speech
+    journal: Journal
+    metrics: Metrics
+    stages: Stages
 
-    def go(self, grid: Grid) -> None:
-        """From the corpus to the report."""
-        tables = self.settings.rules
-        found = {base: rules.find(base, tables.get(base, {})) for base in self._bases()}
-        with self._stage("corpus"):
-            self._read_corpus()
-        with self._stage("generic model"):
+    def go(self, grid: Grid, found: Mapping[str, AggregationRule]) -> None:
+        """From the corpus to the results."""
+        with self.stages.stage("generic model"):
             trained = self._obtain_generic()
         recorded = RecordedGrid(grid, self.journal, self.run.path)
-        with self._stage("federation"):
-            members = describe(grid, self.journal, len(self.partition.clients))
+        with self.stages.stage("federation"):
+            members = describe(grid, self.journal, len(self.speech.partition.clients))
             recorded.know(members)
+            _warn_of_large_groups(found, len(members))
             population = self._improve(recorded, trained)
             strategy = Personalization(
-                found, population, trained.description, members, self.settings
+                found, population, trained.description, members, self.settings, self.journal
             )
             recorded.keep(protocol.PERSONALIZE, Keeper(strategy.keep, strategy.still_there))
             recorded.detail = _last_loss
             model = ArrayRecord(dict(population.generic()))
             strategy.start(recorded, model, self.settings.federation.rounds)
-        with self._stage("results"):
+            self.stages.deaths = getattr(grid, "deaths", 0)
+        with self.stages.stage("results"):
             self._write(strategy, trained, {m.speaker: m.seconds for m in members})
-
-    def _bases(self) -> list[str]:
-        """Every base to compare; G itself always comes first, for its WER and that of P_s."""
-        return ["generic", *(b for b in self.settings.federation.bases if b != "generic")]
-
-    def _read_corpus(self) -> None:
-        speech = corpus.load(self.settings.corpus)
-        self.partition = cutting.partition(speech, self.settings.partition)
-        devices.lay_out(self.partition.clients, self.run.devices, self.settings.seed)
-        self.table = statistics.table(self.partition)
-        self.run.write_environment(self.settings.seed, statistics.fingerprint(speech))
 
     def _obtain_generic(self) -> Generic:
         features = cache_folder() / "features"
         total = self.settings.generic.epochs
         with generic.shown(total) as show:
             return generic.obtain(
-                self.partition,
+                self.speech.partition,
                 self.settings,
                 self.run,
                 features,
@@ -121,26 +136,27 @@ class _Run:
             }
         }
         self.metrics.outcome(strategy.outcome)
-        self.metrics.close()
         content = results.assemble(
             strategy.outcome,
             self.settings,
-            self.table,
+            self.speech.table,
             seconds,
             {**traffic, "full_model": full},
             curves,
         )
         self.run.write_json("results.json", content)
 
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.stages.append({"stage": name, "seconds": round(time.monotonic() - started, 2)})
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self.run.write_json("timing.json", {"stages": self.stages, "peak_memory_mib": round(peak)})
-        if name == "results":
-            report.write(self.run.path)
+
+def _warn_of_large_groups(found: Mapping[str, AggregationRule], speakers: int) -> None:
+    for base, rule in found.items():
+        k = rule.largest_group()
+        if k is not None and k >= speakers - 1:
+            log.warning(
+                "rules.%s: k = %d takes all %d other speakers: M_s is that of `mean`",
+                base,
+                k,
+                speakers - 1,
+            )
 
 
 def _last_loss(reply: Message) -> str:

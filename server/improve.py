@@ -4,6 +4,7 @@ import importlib
 import random
 
 from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -30,8 +31,24 @@ def strategy(settings: ImproveSettings) -> Strategy:
         raise ConfigError(f"{where}: {error}") from None
 
 
+def _check_nodes(strategy: Strategy, there: int) -> None:
+    """Flower's strategies wait for ever where fewer nodes are there than they want."""
+    names = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+    least = {name: int(getattr(strategy, name, 0)) for name in names}
+    if there < max(least.values()):
+        found = ", ".join(f"{name} = {number}" for name, number in least.items())
+        raise ConfigError(
+            f"federation.improve: {type(strategy).__name__} wants more speakers than the {there} "
+            f"that are there ({found}); set them in federation.improve.options"
+        )
+
+
 def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Config) -> Tensors:
-    """G after the strategy's rounds. Raises RunError where it has no result."""
+    """G after the strategy's rounds.
+
+    Raises ConfigError where the strategy wants more speakers than there are, RunError where it has
+    no result.
+    """
     improve = settings.federation.improve
     if improve is None:
         return model
@@ -42,16 +59,21 @@ def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Con
         "seed": settings.seed,
         "settings": settings.personal.model_dump(mode="json"),
     }
+    found = strategy(improve)
+    _check_nodes(found, len(list(grid.get_node_ids())))
     config = ConfigRecord(dict(protocol.write_text(said)))
-    result = strategy(improve).start(
-        grid,
-        ArrayRecord(model),
-        num_rounds=improve.rounds,
-        train_config=config,
-        evaluate_config=ConfigRecord(dict(config)),
-    )
+    try:
+        result = found.start(
+            grid,
+            ArrayRecord(model),
+            num_rounds=improve.rounds,
+            train_config=config,
+            evaluate_config=ConfigRecord(dict(config)),
+        )
+    except AppExitException as error:
+        raise RunError(f"{improve.strategy}: {error}") from None
     if not result.arrays:
         raise RunError(f"{improve.strategy}: no client gave a usable model")
-    improved = protocol.unpack(result.arrays)
-    check_like(improved, model)
-    return improved
+    averaged = protocol.unpack(result.arrays)
+    check_like(averaged, model)
+    return {name: tensor.to(model[name].dtype) for name, tensor in averaged.items()}

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,16 @@ CREATE TABLE IF NOT EXISTS messages (
     answer TEXT,
     arrays TEXT
 );
-CREATE TABLE IF NOT EXISTS members (speaker TEXT PRIMARY KEY, description TEXT);
+CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, state TEXT);
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """One answered message; `answer` is JSON, `arrays` names a file beside the journal, or ''."""
+    """One answered message; `answer` is JSON, `arrays` names a file beside the journal, or ''.
+
+    `position` counts the messages of the round as they were asked.
+    """
 
     id: str
     position: int
@@ -37,7 +40,7 @@ class Row:
     bytes_down: int
     bytes_up: int
     answer: dict[str, Any]
-    arrays: str
+    arrays: str = ""
 
 
 class Journal:
@@ -49,11 +52,10 @@ class Journal:
             self._database = sqlite3.connect(path)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.executescript(SCHEMA)
+        except sqlite3.OperationalError as error:
+            raise RunError(f"{path}: cannot open the journal: {error}") from None
         except sqlite3.DatabaseError as error:
-            raise RunError(
-                f"{path}: the journal is damaged ({error}); move it away to ask every device anew, "
-                "what the devices have finished is kept"
-            ) from None
+            raise self._damaged(error) from None
 
     def get(self, id: str) -> Row | None:
         """The row of an answered message, or None."""
@@ -63,7 +65,8 @@ class Journal:
             id,
         )
         for position, round, speaker, kind, down, up, answer, arrays in rows:
-            return Row(id, position, round, speaker, kind, down, up, json.loads(answer), arrays)
+            said = self._parsed(answer)
+            return Row(id, position, round, speaker, kind, down, up, said, arrays)
         return None
 
     def add(self, row: Row) -> None:
@@ -74,17 +77,21 @@ class Journal:
         )  # fmt: skip
         self._write("INSERT OR REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *values)
 
-    def first_description(self, speaker: str, description: dict[str, Any]) -> dict[str, Any]:
-        """What a device said of itself when the run met it first: the run goes by that."""
-        said = json.dumps(description, sort_keys=True)
-        self._write("INSERT OR IGNORE INTO members VALUES (?, ?)", speaker, said)
-        ((kept,),) = self._select("SELECT description FROM members WHERE speaker = ?", speaker)
-        return dict(json.loads(kept))
+    def last_round(self) -> dict[str, Any] | None:
+        """What `end_round` was told of the last round that ended, or None."""
+        rows = self._select("SELECT state FROM rounds ORDER BY round DESC LIMIT 1")
+        return self._parsed(rows[0][0]) if rows else None
+
+    def end_round(self, round: int, state: Mapping[str, Any]) -> None:
+        """A round has ended: its messages are not asked again, and the next starts from `state`."""
+        said = json.dumps(state, sort_keys=True)
+        self._write("INSERT OR REPLACE INTO rounds VALUES (?, ?)", round, said)
 
     def ledger(self) -> Iterator[tuple[int, str, str, str, int]]:
         """(round, speaker, direction, kind, bytes) of every message, in the order of asking."""
         rows = self._select(
-            "SELECT round, speaker, kind, bytes_down, bytes_up FROM messages ORDER BY position"
+            "SELECT round, speaker, kind, bytes_down, bytes_up FROM messages "
+            "ORDER BY round, position, speaker, id"
         )
         for round, speaker, kind, down, up in rows:
             yield round, speaker, "down", kind, down
@@ -94,11 +101,17 @@ class Journal:
         """Close the file."""
         self._database.close()
 
+    def _parsed(self, text: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise self._damaged(error) from None
+
     def _select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
             return self._database.execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise RunError(f"{self.path}: cannot read the journal: {error}") from None
+            raise self._damaged(error) from None
 
     def _write(self, statement: str, *values: Any) -> None:
         try:
@@ -106,3 +119,9 @@ class Journal:
                 self._database.execute(statement, values)
         except sqlite3.DatabaseError as error:
             raise RunError(f"{self.path}: cannot write the journal: {error}") from None
+
+    def _damaged(self, error: Exception) -> RunError:
+        return RunError(
+            f"{self.path}: the journal is damaged ({error}); move it away to ask every device "
+            "anew: what the devices have finished is kept"
+        )

@@ -5,11 +5,13 @@ runs on it unchanged: it sees the nodes in the order of their speakers' ids.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -18,6 +20,7 @@ from flwr.supercore.run import Run
 from fedspeech import progress, protocol, tensors
 from fedspeech.errors import ModelError
 from fedspeech.protocol import Member
+from fedspeech.tensors import Tensors
 from server.journal import Journal, Row
 
 POLL_SECONDS = 0.5
@@ -46,7 +49,8 @@ class RecordedGrid(Grid):
         self._grid, self._journal, self._folder = grid, journal, folder
         self._speakers: dict[int, str] = {}
         self._keepers: dict[str, Keeper] = {}
-        self._position = 0
+        self._positions: Counter[int] = Counter()
+        self._hashed: tuple[list[ArrayRecord], str] = ([], "")
         self.detail: Callable[[Message], str] = lambda reply: ""
 
     def know(self, members: Iterable[Member]) -> None:
@@ -98,12 +102,16 @@ class RecordedGrid(Grid):
         Messages are made as they are sent. After `timeout` seconds without any reply those that
         are still underway are answered with an error.
         """
+        asked = self._exchange(messages, timeout)
+        return (one.error or self._remembered(one) for one in asked)
+
+    def _exchange(self, messages: Iterable[Message], timeout: float | None) -> list["Asked"]:
         asked: list[Asked] = []
         underway: dict[str, Asked] = {}
         with progress.stage(len(self._speakers)) as shown:
             for message in messages:
                 asked.append(self._ask(message))
-                shown.start(message.metadata.message_type, len(asked))
+                shown.start(_name(message), len(asked))
                 if asked[-1].row is None:
                     (message_id,) = self._grid.push_messages([message])
                     underway[message_id] = asked[-1]
@@ -113,30 +121,51 @@ class RecordedGrid(Grid):
                     self._collect(underway, timeout, shown)
             while underway:
                 self._collect(underway, timeout, shown)
-        for one in asked:
-            yield one.error or self._remembered(one)
+        return asked
 
     def _ask(self, message: Message) -> "Asked":
-        self._position += 1
-        speaker = self._speakers[message.metadata.dst_node_id]
-        light = {k: r for k, r in message.content.items() if not isinstance(r, ArrayRecord)}
+        metadata = message.metadata
+        speaker = self._speakers[metadata.dst_node_id]
+        round = int(metadata.group_id) if metadata.group_id.isdecimal() else 0
+        self._positions[round] += 1
+        sent = message.content.array_records
+        light = {k: r for k, r in message.content.items() if k not in sent}
+        plain = protocol.TEXT not in light
+        id = protocol.identity(message, speaker, self._hash(sent) if plain else "")
         return Asked(
-            id=protocol.identity(message, speaker),
-            position=self._position,
+            id=id,
+            round=round,
+            position=self._positions[round],
             speaker=speaker,
             bytes_down=protocol.size(message.content),
-            light=Message(content=RecordDict(light), metadata=message.metadata),
-            row=self._answered(protocol.identity(message, speaker), speaker),
+            light=Message(content=RecordDict(light), metadata=metadata),
+            shapes={key: _shapes(record) for key, record in sent.items()} if plain else {},
+            row=self._answered(id, speaker),
         )
 
+    def _hash(self, records: Mapping[str, ArrayRecord]) -> str:
+        """SHA-256 of some tensors; Flower's strategies send the same ones to everybody."""
+        now = list(records.values())
+        if [id(record) for record in self._hashed[0]] != [id(record) for record in now]:
+            hashes = [tensors.sha256(protocol.unpack(record)) for record in now]
+            self._hashed = now, " ".join(hashes)
+        return self._hashed[1]
+
     def _answered(self, id: str, speaker: str) -> Row | None:
-        """The journal's row of a message, unless what was kept of its reply is gone."""
+        """The journal's row of a message, unless what was kept of its reply is gone or damaged."""
         if (row := self._journal.get(id)) is None:
             return None
         keeper = self._keepers.get(row.kind)
-        if keeper is None:
-            return row if not row.arrays or (self._folder / row.arrays).exists() else None
-        return row if keeper.still_there(speaker, _content(row.answer)) else None
+        if keeper is not None:
+            return row if keeper.still_there(speaker, _content(row.answer)) else None
+        return row if not row.arrays or self._still_there(row) else None
+
+    def _still_there(self, row: Row) -> bool:
+        try:
+            found = tensors.sha256(tensors.read(self._folder / row.arrays))
+        except ModelError:
+            return False
+        return bool(found == row.answer[ARRAYS]["sha256"])
 
     def _collect(
         self, underway: dict[str, "Asked"], timeout: float | None, shown: progress.Stage
@@ -161,24 +190,24 @@ class RecordedGrid(Grid):
         if reply.has_error():
             one.error = Message(reply.error, reply_to=one.light)
             return
-        bytes_up = protocol.size(reply.content)
+        metadata = one.light.metadata
         try:
+            protocol.check_answer(metadata.message_type, one.light.content, reply.content)
             answer, arrays = self._put_away(one, reply.content)
         except ModelError as error:
             refused = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error))
             one.error = Message(refused, reply_to=one.light)
             return
-        metadata = one.light.metadata
         one.row = Row(
-            one.id,
-            one.position,
-            int(metadata.group_id or 0),
-            one.speaker,
-            metadata.message_type,
-            one.bytes_down,
-            bytes_up,
-            answer,
-            arrays,
+            id=one.id,
+            position=one.position,
+            round=one.round,
+            speaker=one.speaker,
+            kind=metadata.message_type,
+            bytes_down=one.bytes_down,
+            bytes_up=protocol.size(reply.content),
+            answer=answer,
+            arrays=arrays,
         )
         self._journal.add(one.row)
 
@@ -190,17 +219,23 @@ class RecordedGrid(Grid):
         records = content.array_records
         if not records:
             return _said(content), ""
-        path = f"answers/{one.id}.safetensors"
+        if len(records) > 1:
+            raise ModelError(f"malformed answer: {len(records)} sets of tensors, expected one")
         ((name, record),) = records.items()
-        tensors.write(self._folder / path, protocol.unpack(record))
-        return {**_said(content), ARRAYS: name}, path
+        received = protocol.unpack(record)
+        if name in one.shapes:
+            tensors.check_like(received, one.shapes[name])
+        path = f"answers/{one.id}.safetensors"
+        tensors.write(self._folder / path, received)
+        kept = {"name": name, "sha256": tensors.sha256(received)}
+        return {**_said(content), ARRAYS: kept}, path
 
     def _remembered(self, one: "Asked") -> Message:
         assert one.row is not None
         content = _content(one.row.answer)
         if one.row.arrays:
             kept = tensors.read(self._folder / one.row.arrays)
-            content[one.row.answer[ARRAYS]] = protocol.pack(kept)
+            content[one.row.answer[ARRAYS]["name"]] = protocol.pack(kept)
         return Message(content, reply_to=one.light)
 
 
@@ -209,12 +244,25 @@ class Asked:
     """A message that was asked for: without its tensors, and with its answer once it is there."""
 
     id: str
+    round: int
     position: int
     speaker: str
     bytes_down: int
     light: Message
+    shapes: dict[str, Tensors]
+    """What Flower's strategies sent, without values; the answer has to be like it."""
     row: Row | None
     error: Message | None = None
+
+
+def _name(message: Message) -> str:
+    """What a stage is called: the message's type, and the base model that it is about."""
+    base = protocol.text(message.content).get("base", "")
+    return f"{message.metadata.message_type} {base}".rstrip()
+
+
+def _shapes(record: ArrayRecord) -> Tensors:
+    return {name: torch.empty(array.shape, device="meta") for name, array in record.items()}
 
 
 def _said(content: RecordDict) -> dict[str, Any]:

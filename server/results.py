@@ -98,6 +98,7 @@ def assemble(
     federation = config.federation
     table = Table(outcome, federation.bases, federation.alphas, config.seed)
     correlations, pairs = layer_correlations(outcome)
+    chosen_base = federation.chosen_base or _default_base(federation.bases)
     return {
         "kind": config.kind,
         "name": config.name,
@@ -113,7 +114,7 @@ def assemble(
             if base in federation.bases and (alpha == CHOSEN or alpha in federation.alphas)
         ],
         "differences": _differences(table),
-        "chosen_alpha": _chosen(table, outcome, federation.chosen_base),
+        "chosen_alpha": _chosen(table, outcome, chosen_base),
         "layer_correlation": correlations,
         "pairs": pairs,
         "dendrogram": _dendrogram(outcome),
@@ -121,7 +122,7 @@ def assemble(
             base: {speaker: sorted(weights) for speaker, weights in by_speaker.items()}
             for base, by_speaker in outcome.peers.items()
         },
-        "per_speaker": _per_speaker(table, outcome, seconds, federation.chosen_base),
+        "per_speaker": _per_speaker(table, outcome, seconds, chosen_base),
         "failures": [vars(failure) for failure in outcome.failures],
         "loss_curves": dict(loss_curves),
         "bytes": dict(traffic),
@@ -158,8 +159,12 @@ def _differences(table: Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _chosen(table: Table, outcome: Outcome, base: str | None) -> dict[str, Any] | None:
-    if base is None or base not in outcome.chosen:
+def _default_base(bases: Sequence[str]) -> str:
+    return "kbest" if "kbest" in bases else bases[0]
+
+
+def _chosen(table: Table, outcome: Outcome, base: str) -> dict[str, Any] | None:
+    if base not in outcome.chosen:
         return None
     alphas = {speaker: outcome.chosen[base][speaker] for speaker in table.speakers}
     return {"base": base, **table.figures((base, CHOSEN)), "alphas": alphas}
@@ -176,7 +181,7 @@ def _dendrogram(outcome: Outcome) -> dict[str, Any] | None:
 
 
 def _per_speaker(
-    table: Table, outcome: Outcome, seconds: Mapping[str, float], base: str | None
+    table: Table, outcome: Outcome, seconds: Mapping[str, float], base: str
 ) -> list[dict[str, Any]]:
     return [
         {

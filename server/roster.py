@@ -1,12 +1,14 @@
 """Who is there: one `query.describe` to every node."""
 
+from typing import Any
+
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedspeech import protocol
-from fedspeech.errors import RunError
+from fedspeech.errors import ModelError, RunError
 from fedspeech.protocol import Member
-from server.journal import Journal
+from server.journal import Journal, Row
 
 
 def describe(grid: Grid, journal: Journal, expected: int) -> list[Member]:
@@ -22,14 +24,14 @@ def describe(grid: Grid, journal: Journal, expected: int) -> list[Member]:
     members: dict[str, Member] = {}
     reasons = []
     for reply in grid.send_and_receive(messages):
-        if (reason := protocol.failure(reply)) is not None:
-            reasons.append(f"  node {reply.metadata.src_node_id}: {reason}")
+        node = reply.metadata.src_node_id
+        if (reason := _refused(reply)) is not None:
+            reasons.append(f"  node {node}: {reason}")
             continue
-        said = protocol.text(reply.content)
-        said = journal.first_description(said["speaker"], said)
+        said = _first_said(journal, messages[0], reply)
         if said["speaker"] in members:
             raise RunError(f"two nodes say that they are speaker {said['speaker']}")
-        members[said["speaker"]] = Member(node=reply.metadata.src_node_id, **said)
+        members[said["speaker"]] = Member(node=node, **said)
     if len(members) < expected:
         lines = [
             f"{len(members)} speakers answered, the partition has {expected}; "
@@ -38,3 +40,24 @@ def describe(grid: Grid, journal: Journal, expected: int) -> list[Member]:
         ]
         raise RunError("\n".join(lines))
     return [members[speaker] for speaker in sorted(members)]
+
+
+def _refused(reply: Message) -> str | None:
+    if (reason := protocol.failure(reply)) is not None:
+        return reason
+    try:
+        protocol.check_answer(protocol.DESCRIBE, protocol.content({}), reply.content)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _first_said(journal: Journal, asked: Message, reply: Message) -> dict[str, Any]:
+    """What this speaker's device said of itself when the run first asked it."""
+    said = {name: protocol.text(reply.content)[name] for name in protocol.Described.model_fields}
+    id = protocol.identity(asked, said["speaker"])
+    if (row := journal.get(id)) is not None:
+        return row.answer
+    sizes = protocol.size(asked.content), protocol.size(reply.content)
+    journal.add(Row(id, 0, 0, said["speaker"], protocol.DESCRIBE, *sizes, said))
+    return said

@@ -25,6 +25,13 @@ class Exchange:
         self._least = quorum * len(ordered)
         self._failures = failures
         self._asked: set[str] = set()
+        self.timeout = 3600.0
+        """Seconds without any answer after which those that are still asked drop out."""
+
+    def restore(self, active: Iterable[str], failures: Iterable[Failure]) -> None:
+        """Take up what is left of the federation after an earlier round."""
+        self.active = {speaker: self.active[speaker] for speaker in active}
+        self._failures.extend(failures)
 
     def message(
         self, grid: Grid, round: int, kind: str, speaker: str, content: RecordDict

@@ -6,6 +6,7 @@ ledger are the grid's (`server/recorded_grid.py`): this class only says what is 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -13,19 +14,29 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedspeech import protocol, seeding
-from fedspeech.aggregation import AggregationRule, ask_peers
+from fedspeech.aggregation import AggregationRule
 from fedspeech.config import Config
-from fedspeech.errors import ModelError, RuleError
+from fedspeech.errors import ModelError
 from fedspeech.models.description import ModelDescription
 from fedspeech.population import Population
 from fedspeech.protocol import Member
-from fedspeech.tensors import Tensors, check_like, sha256
+from fedspeech.rules import GENERIC
+from fedspeech.tensors import sha256
+from strategies.bases import BaseModels
 from strategies.exchange import Exchange
-from strategies.outcome import Outcome
+from strategies.outcome import Failure, Outcome
 from strategies.questions import Questions
-from strategies.view import Candidates, Federation, SpeakerView
+from strategies.view import Candidates
 
-GENERIC = "generic"
+
+class Rounds(Protocol):
+    """Where the strategy notes how a round ended, for a run that is resumed in a later one."""
+
+    def last_round(self) -> dict[str, Any] | None:
+        """What was noted of the last round that ended, or None."""
+
+    def end_round(self, round: int, state: Mapping[str, Any]) -> None:
+        """Note it; `state` is what JSON can say."""
 
 
 class Personalization(Strategy):
@@ -38,15 +49,19 @@ class Personalization(Strategy):
         description: ModelDescription,
         members: Sequence[Member],
         config: Config,
+        rounds: Rounds,
     ) -> None:
         self.rules = dict(rules)
         self.outcome = Outcome()
         self._population, self._description, self._config = population, description, config
+        self._rounds = rounds
         self._exchange = Exchange(members, config.federation.quorum, self.outcome.failures)
         self._questions = Questions(population, self._exchange)
         self._generation = sha256(dict(population.generic()))
-        self._views: dict[str, dict[str, SpeakerView]] = {}
-        self._installed: dict[str, str] = {}
+        self._bases = BaseModels(
+            self.rules, population, description, config, self._exchange, self._questions
+        )
+        self._personal: dict[str, str] = {}
         self._tested: tuple[float, ...] = ()
 
     def summary(self) -> None:
@@ -64,20 +79,43 @@ class Personalization(Strategy):
     ) -> Result:
         """Run all rounds, and after the last one compare all base models.
 
-        Raises RunError where fewer speakers than the quorum are left, RuleError where a rule
-        answers something that is not allowed.
+        A device that does not answer within `timeout` seconds drops out. Raises RunError where
+        fewer speakers than the quorum are left, RuleError where a rule answers something that is
+        not allowed.
         """
+        self._exchange.timeout = timeout
         go_on = self._config.federation.continue_from
-        for round in range(1, num_rounds + 1):
+        for round in range(self._go_on() + 1, num_rounds + 1):
             messages = self.configure_train(round, initial_arrays, ConfigRecord(), grid)
             self.aggregate_train(round, grid.send_and_receive(messages, timeout=timeout))
             if round < num_rounds and go_on is not None:
-                self._install(grid, round, go_on.base, alpha=None)
+                on_server = self._bases.mixed_on_server(go_on.base)
+                self._bases.install(grid, round, go_on.base, go_on.alpha if on_server else None)
+                self._end(round)
         for base in self.rules:
             self._compare(grid, num_rounds, base)
         self._relate_distance_to_errors(grid, num_rounds)
         self._finish()
         return Result()
+
+    def _go_on(self) -> int:
+        """The last round that has ended, with everything as it was then; 0 at the start."""
+        state = self._rounds.last_round()
+        if state is None or state["generation"] != self._generation:
+            return 0
+        self._bases.installed = dict(state["installed"])
+        self._exchange.restore(state["active"], [Failure(**one) for one in state["failures"]])
+        return int(state["round"])
+
+    def _end(self, round: int) -> None:
+        state = {
+            "round": round,
+            "generation": self._generation,
+            "active": list(self._exchange.active),
+            "installed": self._bases.installed,
+            "failures": [vars(failure) for failure in self.outcome.failures],
+        }
+        self._rounds.end_round(round, state)
 
     # Fine-tuning.
 
@@ -85,29 +123,40 @@ class Personalization(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
         """One `train.personalize` for each speaker; G goes along where it is not held."""
-        go_on = self._config.federation.continue_from
         said = {
             "description": self._description.to_json(),
             "generation": self._generation,
             "round": server_round,
             "seed": self._config.seed,
             "settings": self._config.personal.model_dump(mode="json"),
-            "start": go_on.alpha if go_on is not None and server_round > 1 else None,
         }
         for speaker, member in list(self._exchange.active.items()):
             held = server_round > 1 or member.generation == self._generation
-            content = protocol.content(said, **({} if held else {"generic": arrays}))
+            start = self._start(speaker) if server_round > 1 else None
+            sent = {} if held else {"generic": arrays}
+            content = protocol.content({**said, "start": start}, **sent)
             kind = protocol.PERSONALIZE
             yield self._exchange.message(grid, server_round, kind, speaker, content)
+
+    def _start(self, speaker: str) -> dict[str, Any] | None:
+        """Where a later round begins: alpha * P_s + (1 - alpha) * what is installed; None: G."""
+        go_on = self._config.federation.continue_from
+        if go_on is None:
+            return None
+        mixed_already = self._bases.mixed_on_server(go_on.base)
+        alpha = 0.0 if mixed_already else go_on.alpha
+        return {"installed": self._bases.installed[speaker], "alpha": alpha}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Note who answered; the models themselves were kept by `keep` as they arrived."""
         for speaker, content in self._exchange.answers(server_round, protocol.PERSONALIZE, replies):
-            self.outcome.losses[speaker] = protocol.text(content)["losses"]
+            said = protocol.text(content)
+            self.outcome.losses[speaker] = said["losses"]
+            self._personal[speaker] = said["personal"]
         self._questions.forget()
-        self._views.clear()
+        self._bases.forget()
         return None, None
 
     def keep(self, speaker: str, content: RecordDict) -> RecordDict:
@@ -139,73 +188,13 @@ class Personalization(Strategy):
         tested = tuple(alpha for alpha in alphas if alpha != 1.0)
         if base == GENERIC:  # alpha = 1 is P_s whatever the base: it is judged here, once
             tested = tuple(sorted({0.0, *alphas, 1.0}))
-        if not self._mixes_on_server(base):
-            self._install(grid, round, base, alpha=None)
+        if not self._bases.mixed_on_server(base):
+            self._bases.install(grid, round, base, alpha=None)
             self._judge(grid, round, base, {alpha: alpha for alpha in tested}, choose=alphas)
             return
         for alpha in tested:
-            self._install(grid, round, base, alpha)
+            self._bases.install(grid, round, base, alpha)
             self._judge(grid, round, base, {0.0: alpha}, choose=())
-
-    def _mixes_on_server(self, base: str) -> bool:
-        own_mix = type(self.rules[base]).mix is not AggregationRule.mix
-        return own_mix or self._config.federation.mix_on == "server"
-
-    def _install(self, grid: Grid, round: int, base: str, alpha: float | None) -> None:
-        """Send every speaker its M_s or, where the server mixes, its mix at `alpha`."""
-        views = self._decide(grid, round, base)
-        messages = self._install_messages(grid, round, base, views, alpha)
-        replies = grid.send_and_receive(messages)
-        for speaker, content in self._exchange.answers(round, protocol.INSTALL, replies):
-            self._installed[speaker] = protocol.text(content)["installed"]
-
-    def _decide(self, grid: Grid, round: int, base: str) -> dict[str, SpeakerView]:
-        """Every speaker's view with the weights that the rule answered; asked once a round."""
-        if base not in self._views:
-            federation = self._federation(round)
-            views = {speaker: SpeakerView(federation, speaker) for speaker in federation.speakers}
-            weights = ask_peers(
-                self.rules[base], views, lambda asked: self._questions.ask(grid, round, asked)
-            )
-            for speaker, given in weights.items():
-                views[speaker].decide(given)
-            self._views[base] = {speaker: views[speaker] for speaker in weights}
-        return {s: view for s, view in self._views[base].items() if s in self._exchange.active}
-
-    def _federation(self, round: int) -> Federation:
-        seconds = {speaker: member.seconds for speaker, member in self._exchange.active.items()}
-        layers = self._description.layers()
-        return Federation(self._population, seconds, layers, self._config.seed, round)
-
-    def _install_messages(
-        self,
-        grid: Grid,
-        round: int,
-        base: str,
-        views: Mapping[str, SpeakerView],
-        alpha: float | None,
-    ) -> Iterator[Message]:
-        generic = dict(self._population.generic())
-        for speaker, view in views.items():
-            model = self._build(base, speaker, view, alpha, generic)
-            name = sha256(model)
-            sent = {} if name == self._generation else {"model": protocol.pack(model)}
-            content = protocol.content({"model": name, "held": not sent}, **sent)
-            yield self._exchange.message(grid, round, protocol.INSTALL, speaker, content)
-
-    def _build(
-        self, base: str, speaker: str, view: SpeakerView, alpha: float | None, generic: Tensors
-    ) -> Tensors:
-        rule = self.rules[base]
-        stream = rule.combine(speaker, view)
-        if alpha is not None:
-            stream = rule.mix(self._population.personal(speaker), stream, alpha)
-        model = dict(stream)
-        try:
-            check_like(model, generic)
-        except ModelError as error:
-            raise RuleError(f"rule {base} built an unusable model for {speaker}: {error}") from None
-        return model
 
     # Judging.
 
@@ -221,7 +210,7 @@ class Personalization(Strategy):
         self._tested = tuple(cells)
         config = ConfigRecord({"base": base, "choose": list(choose)})
         messages = self.configure_evaluate(round, ArrayRecord(), config, grid)
-        replies = grid.send_and_receive(messages)
+        replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
         for speaker, content in self._exchange.answers(round, protocol.EVALUATE, replies):
             said = protocol.text(content)
             self.outcome.words[speaker] = np.array(said["words"])
@@ -234,13 +223,13 @@ class Personalization(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
         """One `evaluate.personal` for each speaker, on the M_s that it was sent last."""
-        choose = config.get("choose", [])
         for speaker in list(self._exchange.active):
             said = {
                 "alphas": list(self._tested),
-                "choose": choose,
+                "choose": config["choose"],
                 "base": config["base"],
-                "installed": self._installed[speaker],
+                "installed": self._bases.installed[speaker],
+                "personal": self._personal[speaker],
             }
             content = protocol.content(said)
             yield self._exchange.message(grid, server_round, protocol.EVALUATE, speaker, content)
@@ -271,7 +260,7 @@ class Personalization(Strategy):
             wanted = {s: tuple(c for of, c in drawn if of == s) for s in speakers}
             asked = {s: Candidates(cs, "train") for s, cs in wanted.items() if cs}
             self._questions.ask(grid, round, asked)
-        federation = self._federation(round)
+        federation = self._bases.federation(round)
         self.outcome.distances = {
             layer: federation.distances(names) for layer, names in federation.layers.items()
         }
@@ -279,7 +268,4 @@ class Personalization(Strategy):
 
     def _finish(self) -> None:
         self.outcome.speakers = tuple(self._exchange.active)
-        self.outcome.peers = {
-            base: {speaker: view.weights for speaker, view in views.items()}
-            for base, views in self._views.items()
-        }
+        self.outcome.peers = {base: self._bases.peers(base) for base in self.rules}

@@ -40,7 +40,7 @@ class Questions:
     ) -> dict[str, Mapping[str, WordErrors]]:
         """One exchange for all; a speaker that drops out is not among the answers."""
         messages = self._messages(grid, round, questions)
-        replies = grid.send_and_receive(messages)
+        replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
         for speaker, content in self._exchange.answers(round, protocol.WORD_ERRORS, replies):
             said = protocol.text(content)
             for candidate, errors in said["errors"].items():

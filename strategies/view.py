@@ -8,6 +8,7 @@ import numpy as np
 
 from fedspeech import seeding
 from fedspeech.aggregation import FederationView, Question, WordErrors
+from fedspeech.errors import RuleError
 from fedspeech.population import Population
 from fedspeech.tensors import TensorStream
 
@@ -80,7 +81,12 @@ class SpeakerView(FederationView):
     def word_errors(
         self, candidates: Sequence[str], utterances: str = "train"
     ) -> Awaitable[Mapping[str, WordErrors]]:
-        """Ask this speaker's device."""
+        """Ask this speaker's device. Raises RuleError about speakers or speech that it lacks."""
+        rule_asked = f"the rule asked {self._speaker} about"
+        if unknown := sorted(set(candidates) - set(self.speakers)):
+            raise RuleError(f"{rule_asked} an unknown speaker: {unknown[0]}")
+        if utterances != "train":
+            raise RuleError(f"{rule_asked} utterances of {utterances!r}, expected 'train'")
         question: Question[Candidates, Mapping[str, WordErrors]]
         question = Question(Candidates(tuple(candidates), utterances))
         return question

@@ -14,7 +14,9 @@ from fedspeech.corpus.cuts import samples
 from fedspeech.features import FULL_SCALE, Normalization, Utterance, batch, log_mel, prepare
 
 MFCC, LOG_MEL = FeatureSettings(), FeatureSettings(kind="log-mel")
-NOTHING = AugmentationSettings(speeds=(), volumes=(), noise=(), time_masks=0, frequency_masks=0)
+NOTHING = AugmentationSettings(
+    speeds=(), warps=(), volumes=(), noise=(), time_masks=0, frequency_masks=0
+)
 
 
 def kaldi(wave: np.ndarray, bins: int, low: float = 20.0, high: float = 7600.0) -> np.ndarray:
@@ -270,11 +272,51 @@ def test_speeds_are_drawn_uniformly():
     assert (lengths == 60).double().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
+def plain(energies: torch.Tensor) -> Utterance:
+    """An utterance whose features are its energies."""
+    norm = Normalization(torch.zeros(energies.shape[1]), torch.ones(energies.shape[1]))
+    return Utterance("u", "s", "a", {1.0: energies}, norm)
+
+
+def hertz_of(bins: int) -> np.ndarray:
+    """Where the filters lie, in Hz."""
+    low, high = (1127 * np.log(1 + hertz / 700) for hertz in (20.0, 7600.0))
+    return 700 * (np.exp(np.linspace(low, high, bins + 2)[1:-1] / 1127) - 1)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
+def test_a_warp_reads_every_filter_at_its_frequency_times_the_factor(factor):
+    energies = log_mel(noise(8000), 40)
+    settings = NOTHING.model_copy(update={"warps": (factor, factor)})
+    found = batch([plain(energies)], LOG_MEL, settings).features[0]
+
+    def mel(hertz: np.ndarray) -> np.ndarray:
+        return np.log(1 + hertz / 700)
+
+    centres = hertz_of(40)
+    for row, wanted in zip(found.numpy(), energies.double().numpy(), strict=True):
+        interpolated = np.interp(mel(centres * factor), mel(centres), wanted)
+        assert_allclose(row, interpolated, atol=2e-3)
+
+
+def test_a_warp_moves_a_tone_by_one_factor_for_all_of_an_utterance():
+    tone = torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 16_000)
+    settings = NOTHING.model_copy(update={"warps": (0.8, 1.25)})
+    with seeding.scoped(0, 0, "", "warps"):
+        fine = FeatureSettings(kind="log-mel", dimension=80)
+        found = batch([plain(log_mel(tone, 80))] * 500, fine, settings).features
+    peaks = found.argmax(2)[:, 2:-2]  # whole windows
+    assert (peaks.amax(1) - peaks.amin(1) <= 1).all()
+    tones = hertz_of(80)[peaks[:, 0]]
+    # Between filters 5 % apart.
+    assert tones.min() == pytest.approx(1000 / 1.25, rel=0.05)
+    assert tones.max() == pytest.approx(1000 / 0.8, rel=0.05)
+    assert np.mean(1000 / tones) == pytest.approx((0.8 + 1.25) / 2, rel=0.03)
+
+
 def test_volume_changes_are_gains_drawn_uniformly_in_decibels():
     settings = NOTHING.model_copy(update={"volumes": (0.25, 2.0)})
-    one = Utterance(
-        "u", "s", "a", utterance(30).log_mel, Normalization(torch.zeros(40), torch.ones(40))
-    )
+    one = plain(log_mel(noise(4800), 40))
     with seeding.scoped(0, 0, "", "volumes"):
         found = batch([one] * 1000, LOG_MEL, settings).features
     shift = (found - batch([one], LOG_MEL).features).double()
@@ -287,9 +329,8 @@ def test_volume_changes_are_gains_drawn_uniformly_in_decibels():
 @pytest.mark.parametrize("decibels", [0.0, 10.0, 20.0])
 def test_noise_has_the_asked_ratio_on_average(decibels):
     settings = NOTHING.model_copy(update={"noise": (decibels, decibels), "noise_probability": 1.0})
-    plain = Normalization(torch.zeros(40), torch.ones(40))
-    loud, quiet = log_mel(noise(16_000, 1), 40), log_mel(0.05 * noise(12_000, 2), 40)
-    some = [Utterance("u", "s", "a", {1.0: x}, plain) for x in (loud, quiet)] * 200
+    loud, quiet = log_mel(noise(16_000, 1), 40), log_mel(noise(12_000, 2), 40) - 25
+    some = [plain(loud), plain(quiet)] * 200
     with seeding.scoped(0, 0, "", "noise"):
         noisy = batch(some, LOG_MEL, settings)
     clean = batch(some, LOG_MEL)

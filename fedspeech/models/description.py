@@ -54,7 +54,11 @@ class ModelDescription:
         try:
             features = FeatureSettings.model_validate(content["features"])
             return ModelDescription(content["name"], features, Units.from_json(content["units"]))
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["features", *map(str, first["loc"])])
+            raise ModelError(f"not a description of a model: {where}: {first['msg']}") from None
+        except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"not a description of a model: {error!r}") from None
 
     def write(self, path: Path) -> None:

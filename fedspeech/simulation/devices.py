@@ -9,25 +9,34 @@ from lhotse import CutSet
 from fedspeech.corpus.partition import Client, pseudonym
 from fedspeech.tensors import write_whole
 
+ABOUT = "device.json"
 
-def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> list[str]:
-    """Write one device folder per client under `folder`; the pseudonyms in their order.
+
+def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> None:
+    """Write one device folder per client under `folder`, by the speakers' pseudonyms.
 
     `device.json` comes last: where it is, the folder is whole.
     """
-    names = {pseudonym(seed, client.speaker): client for client in clients}
-    for name, client in sorted(names.items()):
+    for client in clients:
+        name = pseudonym(seed, client.speaker)
         device = folder / name
-        if (device / "device.json").exists():
+        if (device / ABOUT).exists():
             continue
         for part, cuts in (("train", client.train), ("test", client.test)):
             _write_cuts(device / f"{part}.jsonl", CutSet.from_cuts(cuts))
-        about = json.dumps({"speaker": name, "pool": str((folder / "pool").absolute())}) + "\n"
-        _write_text(device / "device.json", about)
-    return sorted(names)
+        # Where the devices of one machine share the file of G.
+        about = {"speaker": name, "pool": "../pool"}
+        _write_text(device / ABOUT, json.dumps(about) + "\n")
+
+
+def folders(folder: Path) -> list[Path]:
+    """The device folders under `folder`, in the order of the speakers' ids."""
+    return sorted(about.parent for about in folder.glob(f"*/{ABOUT}"))
 
 
 def _write_cuts(path: Path, cuts: CutSet) -> None:
+    # A worker may run in another folder than the one that a relative path starts from.
+    cuts = cuts.with_recording_path_prefix(Path.cwd())
     lines = [json.dumps(cut.to_dict(), ensure_ascii=False) + "\n" for cut in cuts]
     _write_text(path, "".join(lines))
 

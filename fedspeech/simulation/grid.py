@@ -3,7 +3,8 @@
 import importlib
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -12,31 +13,34 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedspeech.errors import FedSpeechError
-
 NodeConfig = Mapping[str, str | int | float | bool]
+Nodes = Callable[[], Sequence[NodeConfig]]
 
 SERVER_NODE = 1
 FIRST_NODE = 1001
 
 
 class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
-    """Nodes in the order of their configurations; replies come in the order of the messages."""
+    """Nodes in the order of their configurations; replies come in the order of the messages.
 
-    def __init__(self, nodes: Sequence[NodeConfig], run_config: NodeConfig) -> None:
-        self._contexts = {
-            FIRST_NODE + index: Context(
-                run_id=1,
-                node_id=FIRST_NODE + index,
-                node_config=dict(node),
-                state=RecordDict(),
-                run_config=dict(run_config),
-            )
-            for index, node in enumerate(nodes)
-        }
+    `nodes` is called when the nodes are asked for first: a grid starts while the server still reads
+    the corpus that says how many there are.
+    """
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.deaths = 0
+        """How often a worker died."""
+        self._nodes = nodes
         self._run = Run.create_empty(run_id=1)
         self._numbers = itertools.count(1)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE, 1
+
+    @cached_property
+    def _contexts(self) -> dict[int, Context]:
+        return {
+            number: Context(1, number, node_config=dict(node), state=RecordDict(), run_config={})
+            for number, node in enumerate(self._nodes(), FIRST_NODE)
+        }
 
     def set_run(self, run: Run) -> None:
         """Take over the run's information."""
@@ -96,11 +100,9 @@ def load_app(reference: str) -> ClientApp:
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
-    """The app's reply, or an error reply that says in one line what was raised."""
+    """The app's reply, or an error reply that says what was raised, as Flower does."""
     try:
         return app(message, context)
-    except FedSpeechError as error:
-        reason = str(error)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

@@ -1,21 +1,19 @@
 """One client after the other in this process: the readable reference."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from flwr.app import Message
 
 from fedspeech.config import EngineSettings
-from fedspeech.simulation.grid import NodeConfig, SimulatedGrid, answer, load_app
+from fedspeech.simulation.grid import Nodes, SimulatedGrid, answer, load_app
 
 
 class InProcessGrid(SimulatedGrid):
     """Answers a message when its reply is asked for."""
 
-    def __init__(
-        self, app: str, nodes: Sequence[NodeConfig], run_config: NodeConfig, engine: EngineSettings
-    ) -> None:
-        super().__init__(nodes, run_config)
+    def __init__(self, app: str, nodes: Nodes, engine: EngineSettings) -> None:
+        super().__init__(nodes)
         self._app = load_app(app)
         self._threads = engine.cpus_per_worker
         self._waiting: dict[str, Message] = {}

@@ -1,14 +1,14 @@
-"""Start a simulated federation: device folders, a grid, and the server app on it."""
+"""Start a simulated federation: a grid, and the server app on it."""
 
 import importlib.metadata
+import logging
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 
-from fedspeech import corpus
+from fedspeech import rules
 from fedspeech.config import Config
-from fedspeech.corpus import partition as cutting
 from fedspeech.run_folder import RunFolder
 from fedspeech.simulation import devices
 from fedspeech.simulation.grid import SERVER_NODE, NodeConfig
@@ -20,21 +20,17 @@ APPS = "fedspeech.apps"
 
 def launch(settings: Config, folder: Path, resume: bool) -> None:
     """Run an experiment in `folder`. Raises FedSpeechError for whatever is the user's to mend."""
+    apps = importlib.metadata.entry_points(group=APPS)
+    server = apps["server"].load()
+    assert isinstance(server, ServerApp)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    rules.of_experiment(settings)  # a rule that is wrong is said before anything starts
     run = RunFolder(folder.absolute())
     run.open(settings, resume)
     try:
-        speech = corpus.load(settings.corpus)
-        clients = cutting.partition(speech, settings.partition).clients
-        names = devices.lay_out(clients, run.devices, settings.seed)
-        nodes: list[NodeConfig] = [
-            {"device": str(run.devices / name), "threads": settings.engine.cpus_per_worker}
-            for name in names
-        ]
-        run_config = {"experiment": str(run.config), "out": str(run.path), "resume": True}
-        grid = make_grid(settings, nodes)
+        grid = make_grid(settings, run, apps["client"].value)
         try:
-            server = importlib.metadata.entry_points(group=APPS)["server"].load()
-            assert isinstance(server, ServerApp)
+            run_config = {"experiment": str(run.config), "out": str(run.path), "resume": True}
             server(grid, Context(1, SERVER_NODE, {}, RecordDict(), run_config))
         finally:
             grid.close()
@@ -42,8 +38,16 @@ def launch(settings: Config, folder: Path, resume: bool) -> None:
         run.close()
 
 
-def make_grid(settings: Config, nodes: list[NodeConfig]) -> InProcessGrid | RayGrid:
-    """The grid that the settings name, with one node for each configuration."""
-    client = importlib.metadata.entry_points(group=APPS)["client"].value
+def make_grid(settings: Config, run: RunFolder, client: str) -> InProcessGrid | RayGrid:
+    """The grid that the settings name, with one node for each device folder of the run.
+
+    `client` is the client app, as `module:name`.
+    """
+
+    def nodes() -> list[NodeConfig]:
+        threads = settings.engine.cpus_per_worker
+        found = devices.folders(run.devices)
+        return [{"device": str(folder), "threads": threads} for folder in found]
+
     grid = {"in-process": InProcessGrid, "ray": RayGrid}[settings.engine.grid]
-    return grid(client, nodes, {}, settings.engine)
+    return grid(client, nodes, settings.engine)

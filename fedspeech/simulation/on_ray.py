@@ -7,8 +7,9 @@ worker answers a message, and when, changes nothing in the answer.
 import collections
 import logging
 import os
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,8 +21,9 @@ from flwr.common.constant import ErrorCode
 
 from fedspeech.config import EngineSettings
 from fedspeech.errors import RunError
-from fedspeech.simulation.grid import NodeConfig, SimulatedGrid, answer, load_app
+from fedspeech.simulation.grid import Nodes, SimulatedGrid, answer, load_app
 
+LOG = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 2**30
 """Ray spills to disk what does not fit."""
 RECORDS_HELD = 64
@@ -65,36 +67,31 @@ class Task:
 
 
 class RayGrid(SimulatedGrid):
-    """Hands messages to the workers in their order, one at a time each."""
+    """Hands messages to the workers in their order, one at a time each.
 
-    def __init__(
-        self, app: str, nodes: Sequence[NodeConfig], run_config: NodeConfig, engine: EngineSettings
-    ) -> None:
-        super().__init__(nodes, run_config)
+    Where Ray runs in this process already, the workers join it; else it is started, and ended by
+    `close`. Raises RunError where Ray has fewer GPUs than the workers want.
+    """
+
+    def __init__(self, app: str, nodes: Nodes, engine: EngineSettings) -> None:
+        super().__init__(nodes)
         self._app, self._engine = app, engine
-        self.deaths = 0
         self._shared: dict[int, tuple[weakref.ref[ArrayRecord], ray.ObjectRef]] = {}
         self._tasks: dict[str, Task] = {}
         self._queue: collections.deque[str] = collections.deque()
         self._running: dict[ray.ObjectRef, tuple[str, Any]] = {}
         self._ended: dict[str, Message] = {}
-        self._start_ray()
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
+            _start_ray(engine)
+        self._check_gpus()
         self._idle = [self._new_worker() for _ in range(engine.workers)]
 
-    def _start_ray(self) -> None:
+    def _check_gpus(self) -> None:
         engine = self._engine
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            num_cpus=engine.workers * engine.cpus_per_worker,
-            num_gpus=engine.simulated_gpus or None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
         there = ray.cluster_resources().get("GPU", 0)
         if (wanted := engine.workers * engine.gpus_per_worker) > there:
-            ray.shutdown()
+            self._end_ray()
             raise RunError(
                 f"engine: {engine.workers} workers with {engine.gpus_per_worker:g} GPUs each want "
                 f"{wanted:g} GPUs, Ray has {there:g}; set engine.simulated_gpus or fewer of them"
@@ -126,8 +123,14 @@ class RayGrid(SimulatedGrid):
         return iter([self._ended.pop(number) for number in wanted if number in self._ended])
 
     def close(self) -> None:
-        """End the workers and Ray."""
-        ray.shutdown()
+        """End the workers, and Ray if it was started here."""
+        for worker in [*self._idle, *(worker for _, worker in self._running.values())]:
+            ray.kill(worker)
+        self._end_ray()
+
+    def _end_ray(self) -> None:
+        if self._started_ray:
+            ray.shutdown()
 
     def _take_out_arrays(self, message: Message) -> tuple[Message, dict[str, ray.ObjectRef]]:
         records = message.content.array_records
@@ -164,6 +167,7 @@ class RayGrid(SimulatedGrid):
             try:
                 reply, state = ray.get(reference)
             except ray.exceptions.RayError as error:
+                ray.kill(worker)
                 self._bury(number, task, error)
                 continue
             self._idle.append(worker)
@@ -172,18 +176,38 @@ class RayGrid(SimulatedGrid):
         self._hand_out()
 
     def _bury(self, number: str, task: Task, error: Exception) -> None:
-        """A worker died: replace it, and try its message again unless that was tried enough."""
+        """A worker died: replace it, and try its message again unless that was tried enough.
+
+        Raises RunError where it could not even start: no other one could.
+        """
+        if getattr(error, "actor_init_failed", False):
+            raise RunError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}")
         self.deaths += 1
         task.deaths += 1
+        node = task.message.metadata.dst_node_id
+        LOG.warning("a worker died at a message to node %d (%s)", node, type(error).__name__)
         self._idle.append(self._new_worker())
         if task.deaths <= self._engine.retries:
             self._queue.appendleft(number)
         else:
-            reason = f"its worker died {task.deaths} times ({type(error).__name__})"
-            dead = Error(ErrorCode.CLIENT_APP_CRASHED, reason)
+            dead = Error(ErrorCode.CLIENT_APP_CRASHED, f"its worker died {task.deaths} times")
             self._end(number, Message(dead, reply_to=task.message))
         self._hand_out()
 
     def _end(self, number: str, reply: Message) -> None:
         self._ended[number] = reply
         del self._tasks[number]
+
+
+def _start_ray(engine: EngineSettings) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        ray.init(
+            num_cpus=engine.workers * engine.cpus_per_worker,
+            num_gpus=engine.simulated_gpus or None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )

@@ -1,0 +1,97 @@
+"""The paper's Tables 1, 2 and 3 of some runs as Markdown, one column per run.
+
+    python experiments/tables.py runs/an4-0 runs/an4-1 runs/an4-2
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Results = dict[str, Any]
+
+
+def estimate(figures: Results) -> str:
+    """Mean and 95 % interval."""
+    return f"{figures['mean']:.2f} [{figures['low']:.2f}, {figures['high']:.2f}]"
+
+
+def difference(figures: Results) -> str:
+    """A signed mean and its 95 % interval."""
+    return f"{figures['mean']:+.2f} [{figures['low']:+.2f}, {figures['high']:+.2f}]"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def corpus(results: Results) -> str:
+    """Table 1: the parts of the corpus; the same for all seeds."""
+    rows = [
+        [
+            row["part"],
+            str(row["speakers"]),
+            str(row["utterances"]),
+            str(row["words"]),
+            f"{row['hours']:.2f}",
+            f"{row['seconds_per_speaker']['mean']:.0f}",
+        ]
+        for row in results["corpus"]
+    ]
+    header = ["part", "speakers", "utterances", "words", "hours", "seconds per speaker"]
+    return markdown(header, rows)
+
+
+def models(runs: Sequence[Results]) -> str:
+    """Table 2: G, P_s, and their paired difference."""
+    rows = [
+        ["G", *(estimate(run["generic"]) for run in runs)],
+        ["P_s", *(estimate(run["personal"]) for run in runs)],
+        ["G - P_s, paired", *(difference(run["gain"]) for run in runs)],
+    ]
+    return markdown(["WER %", *seeds(runs)], rows)
+
+
+def bases(runs: Sequence[Results]) -> str:
+    """Table 3: for each base the best alpha on test_s, and the devices' own choice."""
+    rows = []
+    for base in dict.fromkeys(row["base"] for row in runs[0]["table"]):
+        for which in ("best", "chosen"):
+            cells = [_cell(run, base, which) for run in runs]
+            rows.append([base, "on the device" if which == "chosen" else "best", *cells])
+    return markdown(["base", "alpha", *seeds(runs)], rows)
+
+
+def seeds(runs: Sequence[Results]) -> list[str]:
+    """The columns' names."""
+    return [f"seed {run['seed']}" for run in runs]
+
+
+def _cell(run: Results, base: str, which: str) -> str:
+    (row,) = (
+        d
+        for d in run["differences"]
+        if (d["base"], d["against"]) == (base, "personal")
+        and (d["alpha"] == "chosen") == (which == "chosen")
+    )
+    (cell,) = (c for c in run["table"] if (c["base"], c["alpha"]) == (base, row["alpha"]))
+    alpha = "" if which == "chosen" else f"{row['alpha']:g}: "
+    return f"{alpha}{estimate(cell)}; {difference(row)}"
+
+
+def main(folders: Sequence[str]) -> None:
+    """Print the tables of some run folders."""
+    runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
+    times = [json.loads((Path(folder) / "timing.json").read_text()) for folder in folders]
+    print(corpus(runs[0]))
+    print(models(runs))
+    print(bases(runs))
+    minutes = [sum(stage["seconds"] for stage in time["stages"]) / 60 for time in times]
+    print("Minutes:", ", ".join(f"{value:.1f}" for value in minutes))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

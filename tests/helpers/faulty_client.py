@@ -1,0 +1,106 @@
+"""The shipped client app with faults: killed in the middle of a message, raising, poisoned.
+
+`$FAULTS` names a folder with `plan.json`, a list of {"kind", "speaker", "fault", "times"}: the
+first so many messages of that type to that speaker meet the fault. Ray's workers inherit the
+variable from the process that starts Ray, so it stays the same and `plan` overwrites the file.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+from clients.app import app as shipped
+from fedspeech import protocol, seeding
+
+APP = "faulty_client:app"
+VARIABLE, SEED = "FAULTS", "FAULTS_SEED"
+LONGEST_LIFE = 0.3
+"""Seconds into a message, before which its worker is killed; the messages take about as long."""
+ALWAYS = 1000
+POISONS: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
+    "nan": lambda d: {**d, "output.bias": d["output.bias"] * float("nan")},
+    "inf": lambda d: {**d, "output.bias": d["output.bias"] + float("inf")},
+    "shape": lambda d: {**d, "output.bias": d["output.bias"][:-1]},
+    "missing": lambda d: {name: tensor for name, tensor in d.items() if name != "output.bias"},
+    "extra": lambda d: {**d, "output.more": d["output.bias"]},
+    "empty": lambda d: {},
+}
+
+app = ClientApp()
+
+
+def plan(faults: Sequence[dict[str, Any]]) -> None:
+    """What is to go wrong from now on."""
+    folder = Path(os.environ[VARIABLE])
+    for met in folder.glob("met-*"):
+        met.unlink()
+    (folder / "plan.json").write_text(json.dumps(list(faults)))
+
+
+def met() -> int:
+    """How many faults there have been."""
+    return len(list(Path(os.environ[VARIABLE]).glob("met-*")))
+
+
+def _fault(kind: str, speaker: str) -> str | None:
+    folder = Path(os.environ[VARIABLE])
+    for number, one in enumerate(json.loads((folder / "plan.json").read_text())):
+        if (one["kind"], one["speaker"]) != (kind, speaker):
+            continue
+        for time_ in range(one.get("times", ALWAYS)):
+            try:
+                (folder / f"met-{number}-{time_}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            return str(one["fault"])
+    return None
+
+
+def _die_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _route(message: Message, context: Context) -> Message:
+    speaker = Path(str(context.node_config["device"])).name
+    fault = _fault(message.metadata.message_type, speaker)
+    if fault == "raise":
+        raise RuntimeError("this client raises")
+    if fault == "die":
+        draw = seeding.generator(int(os.environ.get(SEED, "0")), met(), speaker, "death")
+        delay = draw.uniform(0, LONGEST_LIFE)
+        threading.Thread(target=_die_after, args=(delay,), daemon=True).start()
+    reply = shipped(message, context)
+    if fault == "die":
+        time.sleep(60)
+    if fault in POISONS:
+        ((name, record),) = reply.content.array_records.items()
+        reply.content[name] = ArrayRecord(POISONS[fault](protocol.unpack(record)))
+    if fault == "no tensors":
+        del reply.content[next(iter(reply.content.array_records))]
+    if fault == "no metrics":
+        del reply.content["metrics"]
+    if fault == "no text":
+        reply.content[protocol.TEXT] = protocol.write_text({})
+    return reply
+
+
+for _register, _action in (
+    (app.query, "describe"),
+    (app.query, "word_errors"),
+    (app.train, "personalize"),
+    (app.train, "install"),
+    (app.evaluate, "personal"),
+    (app.train, "default"),
+    (app.evaluate, "default"),
+):
+    _register(_action)(_route)

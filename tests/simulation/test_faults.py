@@ -1,0 +1,165 @@
+"""What goes wrong at one client or one worker stays there; below the quorum the run says why."""
+
+import pytest
+import torch
+from faulty_client import APP, POISONS, met, plan
+from federations import GENERIC_SPEAKERS, assert_same, ledger, made, results, settings, simulate
+
+from fedspeech import protocol
+from fedspeech.corpus.partition import pseudonym
+from fedspeech.errors import RunError
+from fedspeech.population import Population
+
+GOOD = ("t03", "t04", "t05")
+BAD = {name: f"t{number:02}" for number, name in enumerate([*POISONS, "raise", "no tensors"], 6)}
+BASES = ["mean", "random"]
+
+
+@pytest.fixture(scope="module")
+def crowd(tone_corpus, tmp_path_factory):
+    """Three speakers for G, three good clients, and one for each fault."""
+    folder = tmp_path_factory.mktemp("crowd")
+    return tone_corpus(folder, GENERIC_SPEAKERS + len(GOOD) + len(BAD), per_round=3)
+
+
+@pytest.fixture(scope="module")
+def good_alone(crowd, tmp_path_factory):
+    """A run in which only the good speakers take part."""
+    experiment = settings(crowd, partition={"clients": GOOD}, federation={"bases": BASES})
+    return simulate(experiment, tmp_path_factory.mktemp("good") / "run")
+
+
+def without_traffic(folder) -> dict:
+    """Results without what says who else was there."""
+    found = results(folder)
+    return {k: v for k, v in found.items() if k not in ("corpus", "failures", "bytes")}
+
+
+def fault(kind: str, speaker: str, what: str, **more) -> dict:
+    return {"kind": kind, "speaker": pseudonym(0, speaker), "fault": what, **more}
+
+
+def test_a_bad_answer_is_its_own_speakers_failure(crowd, good_alone, tmp_path):
+    plan([fault(protocol.PERSONALIZE, speaker, what) for what, speaker in BAD.items()])
+    experiment = settings(crowd, federation={"bases": BASES, "quorum": 0.2})
+    run = simulate(experiment, tmp_path / "run", client=APP)
+    assert met() == len(BAD)
+    failures = {one["speaker"]: one for one in results(run)["failures"]}
+    reasons = {what: failures[pseudonym(0, speaker)]["reason"] for what, speaker in BAD.items()}
+    assert reasons == {
+        "nan": "tensor output.bias has values that are NaN or infinite",
+        "inf": "tensor output.bias has values that are NaN or infinite",
+        "shape": "tensor output.bias has shape (6,), the model has (7,)",
+        "missing": "tensor output.bias is missing",
+        "extra": "tensor output.more is not in the model",
+        "empty": "tensor output.bias is missing",
+        "raise": "RuntimeError: this client raises",
+        "no tensors": "the reply carries no difference",
+    }
+    assert len(failures) == len(BAD)
+    assert without_traffic(run) == without_traffic(good_alone)
+    here, alone = made(run), made(good_alone)
+    models = [name for name in here if name.startswith("models/")]
+    assert sorted(models) == sorted(name for name in alone if name.startswith("models/"))
+    assert all(here[name] == alone[name] for name in models)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (protocol.WORD_ERRORS, "raise"),
+        (protocol.WORD_ERRORS, "no text"),
+        (protocol.INSTALL, "no text"),
+        (protocol.EVALUATE, "no text"),
+    ],
+)
+def test_who_drops_out_later_is_in_no_cell(crowd, tmp_path, kind, what):
+    """The speaker's own answers of before are in none of the figures, nor is it a row of peers."""
+    plan([fault(kind, "t04", what)])
+    experiment = settings(
+        crowd, partition={"clients": (*GOOD, "t06")}, federation={"bases": ["generic", "kbest"]}
+    )
+    run = simulate(experiment, tmp_path / "run", client=APP)
+    found, gone = results(run), pseudonym(0, "t04")
+    assert [(one["speaker"], one["message"]) for one in found["failures"]] == [(gone, kind)]
+    others = {pseudonym(0, speaker) for speaker in (*GOOD, "t06")} - {gone}
+    assert found["speakers"] == 3
+    assert {row["speaker"] for row in found["per_speaker"]} == others
+    assert set(found["peers"]["kbest"]) == set(found["peers"]["generic"]) == others
+    assert set(found["dendrogram"]["speakers"]) == set(found["chosen_alpha"]["alphas"]) == others
+
+
+def test_a_poisoned_answer_to_a_flower_strategy_is_left_out(crowd, tmp_path):
+    """FedAvg would average NaN, or give up the whole round for one answer of another form."""
+    improve = {"class": "flwr.serverapp.strategy:FedAvg", "options": {}}
+    federation = {"bases": ["generic"], "improve": improve}
+    bad = {"nan": "t06", "shape": "t07", "no metrics": "t08", "raise": "t09"}
+    everybody = (*GOOD, *bad.values())
+    folders = {GOOD: tmp_path / "alone", everybody: tmp_path / "run"}
+    plan([fault("train", speaker, what) for what, speaker in bad.items()])
+    for clients, folder in folders.items():
+        simulate(
+            settings(crowd, partition={"clients": clients}, federation=federation), folder, APP
+        )
+    alone, run = (dict(Population(f / "models").generic()) for f in folders.values())
+    # Flower adds up in the order in which it drew the nodes: equal but for the rounding.
+    assert all(torch.allclose(alone[name], run[name], rtol=1e-5, atol=1e-7) for name in alone)
+    trained = [row["speaker"] for row in ledger(folders[everybody]) if row["kind"] == "train"]
+    assert set(trained) == {pseudonym(0, speaker) for speaker in GOOD}
+
+
+def test_below_the_quorum_the_run_says_why(crowd, tmp_path):
+    plan([fault(protocol.PERSONALIZE, s, "raise") for s in ("t03", "t05")])
+    experiment = settings(crowd, partition={"clients": GOOD}, federation={"quorum": 0.5})
+    with pytest.raises(RunError) as told:
+        simulate(experiment, tmp_path / "run", client=APP)
+    first, *lost = str(told.value).splitlines()
+    assert first == (
+        "round 1, train.personalize: 1 of 3 speakers left, expected at least 1.5 "
+        "(federation.quorum)"
+    )
+    assert sorted(lost) == sorted(
+        f"  {pseudonym(0, speaker)}, round 1, train.personalize: RuntimeError: this client raises"
+        for speaker in ("t03", "t05")
+    )
+
+
+# Workers that die.
+
+
+@pytest.mark.faults
+def test_killed_workers_change_nothing(corpus, undisturbed, one_ray, tmp_path):
+    plan(
+        [
+            fault(protocol.PERSONALIZE, "t03", "die", times=2),
+            fault(protocol.PERSONALIZE, "t05", "die", times=1),
+            fault(protocol.WORD_ERRORS, "t04", "die", times=1),
+            fault(protocol.INSTALL, "t06", "die", times=1),
+            fault(protocol.EVALUATE, "t04", "die", times=2),
+        ],
+    )
+    experiment = settings(corpus, engine={"grid": "ray", "workers": 2})
+    run = simulate(experiment, tmp_path / "run", client=APP)
+    assert met() == 7
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.faults
+def test_a_worker_that_always_dies_is_that_speakers_failure(crowd, good_alone, one_ray, tmp_path):
+    plan([fault(protocol.PERSONALIZE, "t06", "die")])
+    experiment = settings(
+        crowd,
+        partition={"clients": (*GOOD, "t06")},
+        federation={"bases": BASES},
+        engine={"grid": "ray", "workers": 2, "retries": 1},
+    )
+    run = simulate(experiment, tmp_path / "run", client=APP)
+    assert met() == 2
+    (failure,) = results(run)["failures"]
+    assert failure == {
+        "speaker": pseudonym(0, "t06"),
+        "round": 1,
+        "message": protocol.PERSONALIZE,
+        "reason": "its worker died 2 times",
+    }
+    assert without_traffic(run) == without_traffic(good_alone)

@@ -1,0 +1,111 @@
+"""Ray workers: their share of the machine, their order, and what happens when one is gone."""
+
+import os
+import signal
+from collections import Counter
+
+import pytest
+import ray
+import torch
+from federations import settings
+from flwr.app import Message
+from probe_client import APP
+
+from fedspeech import protocol
+from fedspeech.config import EngineSettings
+from fedspeech.errors import RunError
+from fedspeech.simulation.launch import launch
+from fedspeech.simulation.on_ray import RayGrid
+
+NODES, WORKERS = 8, 4
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """Four workers on two simulated GPUs; the grid starts Ray and ends it."""
+    engine = EngineSettings(
+        workers=WORKERS, gpus_per_worker=0.5, simulated_gpus=2, cpus_per_worker=2, retries=1
+    )
+    assert not ray.is_initialized()
+    made = RayGrid(APP, lambda: [{}] * NODES, engine)
+    yield made
+    made.close()
+    assert not ray.is_initialized()
+
+
+def ask(grid, texts, **arrays) -> list[Message]:
+    nodes = grid.get_node_ids()
+    messages = [
+        Message(protocol.content(text, **arrays), node, "query", group_id="1")
+        for node, text in zip(nodes, texts, strict=False)
+    ]
+    return list(grid.send_and_receive(messages))
+
+
+def said(replies) -> list[dict]:
+    return [protocol.text(reply.content) for reply in replies]
+
+
+def test_each_worker_sees_its_own_gpu(grid):
+    # Long enough that no worker gets a second message before all have one.
+    answers = said(ask(grid, [{"seconds": 1.0}] * WORKERS))
+    gpus = {answer["process"]: answer["gpus"] for answer in answers}
+    assert len(gpus) == WORKERS
+    assert Counter(gpus.values()) == {"0": 2, "1": 2}
+    assert {answer["threads"] for answer in answers} == {2}
+
+
+def test_replies_come_in_the_order_of_the_messages(grid):
+    texts = [{"number": i, "seconds": 0.3 if i % 3 == 0 else 0.0} for i in range(NODES)]
+    replies = ask(grid, texts)
+    assert [answer["number"] for answer in said(replies)] == list(range(NODES))
+    assert [reply.metadata.src_node_id for reply in replies] == grid.get_node_ids()
+
+
+def test_tensors_travel_once_and_whole(grid, monkeypatch):
+    put, counted = ray.put, []
+    monkeypatch.setattr(ray, "put", lambda value: counted.append(value) or put(value))
+    model = protocol.pack({"x": torch.arange(1000.0)})
+    answers = said(ask(grid, [{}] * NODES, model=model))
+    assert len(counted) == 1
+    assert [answer["sums"] for answer in answers] == [{"model": 499500.0}] * NODES
+    other = protocol.pack({"x": torch.ones(7)})
+    assert said(ask(grid, [{}], model=other))[0]["sums"] == {"model": 7.0}
+
+
+def test_a_worker_that_is_killed_while_idle_is_replaced(grid):
+    before = grid.deaths
+    processes = {answer["process"] for answer in said(ask(grid, [{"seconds": 0.5}] * WORKERS))}
+    os.kill(min(processes), signal.SIGKILL)
+    answers = said(ask(grid, [{"seconds": 0.5}] * WORKERS))
+    assert len({answer["process"] for answer in answers} & processes) == WORKERS - 1
+    assert grid.deaths == before + 1
+
+
+def test_an_answer_that_cannot_be_sent_does_not_block_a_worker(grid):
+    before = grid.deaths
+    replies = ask(grid, [{"unreadable": True}, *[{}] * (NODES - 1)])
+    assert replies[0].error.reason == "its worker died 2 times"
+    assert grid.deaths == before + 2
+    processes = {answer["process"] for answer in said(ask(grid, [{"seconds": 1.0}] * WORKERS))}
+    assert len(processes) == WORKERS
+
+
+def test_more_gpus_than_there_are_is_said_before_the_corpus_is_read(tmp_path, grid):
+    """The grid's Ray has two: three workers with one each are one too many."""
+    engine = {"grid": "ray", "workers": 3, "gpus_per_worker": 1}
+    with pytest.raises(RunError) as told:
+        launch(settings(tmp_path / "no-corpus", engine=engine), tmp_path / "run", resume=False)
+    assert str(told.value) == (
+        "engine: 3 workers with 1 GPUs each want 3 GPUs, Ray has 2; "
+        "set engine.simulated_gpus or fewer of them"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_that_cannot_start_is_said_at_once(grid):
+    small = EngineSettings(workers=1, cpus_per_worker=1)
+    # The workers of the module's grid hold all processors but what `close` of another gives back.
+    other = RayGrid("no_such_module:app", lambda: [{}], small)
+    with pytest.raises(RunError, match="a worker cannot start: .*no_such_module"):
+        ask(other, [{}])

@@ -1,0 +1,227 @@
+"""A run that was killed goes on from its last finished message and ends with the same bytes."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from federations import LONG, Around, assert_same, results, settings, simulate
+
+from fedspeech import config, protocol
+from fedspeech.errors import RunError
+
+COMMAND = Path(sys.executable).parent / "fedspeech"
+LIMIT = 120
+ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
+
+
+def journaled(folder: Path) -> set[str]:
+    """The messages that the journal holds answers to."""
+    path = folder / "journal.sqlite"
+    if not path.exists():
+        return set()
+    database = sqlite3.connect(path)
+    try:
+        return {id for (id,) in database.execute("SELECT id FROM messages")}
+    except sqlite3.OperationalError:  # not even the tables are there yet
+        return set()
+    finally:
+        database.close()
+
+
+class Asked(Around):
+    """Notes what is really sent: the identity of each message, and its type."""
+
+    def __init__(self, grid):
+        super().__init__(grid)
+        self.ids, self.kinds = [], []
+        self.speakers = {}
+
+    def sent(self, message):
+        kind = message.metadata.message_type
+        if kind == protocol.DESCRIBE:
+            return
+        self.kinds.append(kind)
+        plain = protocol.TEXT not in message.content
+        speaker = self.speakers[message.metadata.dst_node_id]
+        self.ids.append("" if plain else protocol.identity(message, speaker))
+
+    def received(self, reply):
+        if reply.metadata.message_type == protocol.DESCRIBE:
+            self.speakers[reply.metadata.src_node_id] = protocol.text(reply.content)["speaker"]
+        return reply
+
+
+def resume(experiment, folder) -> Asked:
+    """Go on in this process; what had to be asked for it."""
+    grids = []
+
+    def watch(grid):
+        grids.append(Asked(grid))
+        return grids[0]
+
+    simulate(experiment, folder, around=watch)
+    return grids[0]
+
+
+def start(experiment, folder: Path) -> subprocess.Popen:
+    file = folder.with_suffix(".toml")
+    file.write_text(config.dump(experiment))
+    with folder.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [COMMAND, "run", file, "--out", folder, "--resume"], stdout=log, stderr=log
+        )
+
+
+def kill_when(process: subprocess.Popen, moment: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not moment():
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait(LIMIT)
+
+
+def chosen_moments(total: int) -> list[int]:
+    """After how many answers to kill: while G improves, in each round, while M_s are compared."""
+    if ALL:
+        return sorted(random.Random(0).sample(range(1, total), 10))
+    return [total // 5, total // 2]
+
+
+def test_killed_in_the_middle_of_a_long_run(corpus, undisturbed_long, tmp_path):
+    experiment, folder = settings(corpus, federation=LONG), tmp_path / "run"
+    total = len(journaled(undisturbed_long))
+    process = start(experiment, folder)
+    kill_when(process, (folder / "generic.checkpoint").exists)
+    for rows in chosen_moments(total):
+        process = start(experiment, folder)
+        kill_when(process, lambda rows=rows: len(journaled(folder)) >= rows)
+        assert not (folder / "results.json").exists()
+    known = journaled(folder)
+    asked = resume(experiment, folder)
+    assert_same(folder, undisturbed_long)
+    assert not known & set(asked.ids)
+    assert len(asked.ids) == total - len(known)
+
+
+def test_nothing_is_asked_where_all_is_answered(corpus, undisturbed, undisturbed_long, tmp_path):
+    for source, federation in ((undisturbed, {}), (undisturbed_long, LONG)):
+        folder = tmp_path / source.parent.name
+        shutil.copytree(source, folder)
+        (folder / "results.json").unlink()
+        asked = resume(settings(corpus, federation=federation), folder)
+        assert asked.kinds == []
+        assert_same(folder, source)
+
+
+def changed(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path) -> Path:
+    return Path(shutil.copytree(undisturbed, tmp_path / "run"))
+
+
+@pytest.fixture
+def first_speaker(undisturbed) -> str:
+    return results(undisturbed)["per_speaker"][0]["speaker"]
+
+
+@pytest.mark.parametrize("damage", ["deleted", "a byte changed", "cut off"])
+def test_a_lost_personal_model_is_asked_for_again(
+    corpus, undisturbed, finished, first_speaker, damage
+):
+    path = finished / "models" / "personal" / f"{first_speaker}.safetensors"
+    content = path.read_bytes()
+    if damage == "deleted":
+        path.unlink()
+    elif damage == "a byte changed":
+        path.write_bytes(changed(content))
+    else:
+        path.write_bytes(content[: len(content) // 2])
+    asked = resume(settings(corpus), finished)
+    assert asked.kinds == [protocol.PERSONALIZE]
+    assert_same(finished, undisturbed)
+
+
+def test_a_device_that_lost_its_models_too_trains_again(
+    corpus, undisturbed, finished, first_speaker
+):
+    (finished / "models" / "personal" / f"{first_speaker}.safetensors").unlink()
+    shutil.rmtree(finished / "devices" / first_speaker / "models")
+    resume(settings(corpus), finished)
+    assert_same(finished, undisturbed)
+
+
+def test_a_damaged_answer_with_tensors_is_asked_for_again(corpus, undisturbed_long, tmp_path):
+    folder = Path(shutil.copytree(undisturbed_long, tmp_path / "run"))
+    path = sorted((folder / "answers").iterdir())[0]
+    path.write_bytes(changed(path.read_bytes()))
+    asked = resume(settings(corpus, federation=LONG), folder)
+    assert asked.kinds == [protocol.PLAIN_TRAIN]
+    assert_same(folder, undisturbed_long)
+
+
+# What cannot be resumed.
+
+
+def test_other_settings_are_listed(corpus, finished):
+    other = settings(corpus, personal={"epochs": 2}, seed=5)
+    with pytest.raises(RunError) as told:
+        simulate(other, finished)
+    lines = str(told.value).splitlines()
+    assert lines[0].endswith("it cannot be resumed with these:")
+    assert lines[1:] == [
+        "  personal.epochs: 1 there, 2 here",
+        "  seed: 0 there, 5 here",
+    ]
+
+
+def test_workers_may_change_but_not_their_threads(corpus, undisturbed, finished):
+    simulate(settings(corpus, engine={"workers": 7, "retries": 0}), finished)
+    assert_same(finished, undisturbed)
+    with pytest.raises(RunError, match=r"engine\.cpus_per_worker: 1 there, 2 here"):
+        simulate(settings(corpus, engine={"cpus_per_worker": 2}), finished)
+
+
+def test_another_corpus_is_refused(tone_corpus, tmp_path):
+    corpus = tone_corpus(tmp_path / "corpus", 5)
+    experiment = settings(corpus, federation={"bases": ["generic"]})
+    simulate(experiment, tmp_path / "run")
+    manifest = corpus / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"ba"', '"gu"', 1))
+    with pytest.raises(RunError, match="the corpus is not the one that this run began with"):
+        simulate(experiment, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["the header", "the middle", "an answer"])
+def test_a_damaged_journal_is_named(corpus, finished, damage):
+    path = finished / "journal.sqlite"
+    if damage == "an answer":
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE messages SET answer = '{' || answer")
+        database.close()
+    else:
+        content = bytearray(path.read_bytes())
+        start = 0 if damage == "the header" else 4096
+        content[start : start + 4096] = b"\xff" * 4096
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=r"journal\.sqlite: the journal is damaged"):
+        simulate(settings(corpus), finished)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "environment.json"])
+def test_a_damaged_file_of_the_run_is_named(corpus, finished, name):
+    (finished / name).write_text("{ nothing that")
+    with pytest.raises(RunError, match=f"{name}: damaged, cannot be resumed"):
+        simulate(settings(corpus), finished)

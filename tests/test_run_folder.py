@@ -1,0 +1,148 @@
+import json
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from fedspeech.config import Config, dump
+from fedspeech.errors import RunError
+from fedspeech.run_folder import RunFolder, cache_folder
+
+SETTINGS = Config()
+
+
+def changed(**sections: dict) -> Config:
+    return Config.model_validate({**SETTINGS.model_dump(by_alias=True), **sections})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has begun: its corpus was read."""
+    found = RunFolder(tmp_path / "runs" / "mine")
+    found.open(SETTINGS, resume=False)
+    found.write_environment(SETTINGS.seed, "abc")
+    yield found
+    found.close()
+
+
+def reopened(run: RunFolder, settings: Config, resume: bool) -> RunFolder:
+    run.close()
+    other = RunFolder(run.path)
+    other.open(settings, resume)
+    return other
+
+
+def test_the_settings_in_force_are_written_whole(run):
+    assert run.config.read_text(encoding="utf-8") == dump(SETTINGS)
+
+
+def test_a_run_is_not_overwritten(run):
+    run.close()
+    for _ in range(2):  # having said so once does not let the next one in
+        with pytest.raises(RunError, match=r"mine: there is a run already; go on .*--resume"):
+            RunFolder(run.path).open(SETTINGS, resume=False)
+    again = reopened(run, SETTINGS, resume=True)
+    again.close()
+
+
+def test_resuming_with_other_settings_names_each_of_them(run):
+    other = changed(seed=3, federation={"alphas": [0.0, 0.5]})
+    with pytest.raises(RunError) as caught:
+        reopened(run, other, resume=True)
+    first, *rest = str(caught.value).splitlines()
+    assert first.endswith("that run had other settings; it cannot be resumed with these:")
+    grid = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert rest == [
+        f"  federation.alphas: {grid} there, [0.0, 0.5] here",
+        "  seed: 0 there, 3 here",
+    ]
+    assert run.config.read_text(encoding="utf-8") == dump(SETTINGS)
+
+
+def test_a_setting_that_only_one_of_them_has_is_named(run):
+    with pytest.raises(RunError, match=r"  corpus.path: None there, '/data' here"):
+        reopened(run, changed(corpus={"path": "/data"}), resume=True)
+
+
+def test_where_clients_run_may_change(run):
+    other = changed(name="other", engine={"grid": "in-process", "workers": 7, "retries": 0})
+    again = reopened(run, other, resume=True)
+    again.close()
+    assert tomllib.loads(run.config.read_text(encoding="utf-8"))["engine"]["workers"] == 7
+
+
+def test_how_many_threads_compute_a_model_may_not_change(run):
+    other = changed(engine={"cpus_per_worker": 2})
+    with pytest.raises(RunError, match=r"  engine.cpus_per_worker: 1 there, 2 here"):
+        reopened(run, other, resume=True)
+
+
+@pytest.mark.parametrize("text", ["seed = ", "\x00"])
+def test_damaged_settings_are_told(run, text):
+    run.config.write_text(text)
+    with pytest.raises(RunError, match=r"config.toml"):
+        reopened(run, SETTINGS, resume=True)
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from fedspeech.config import Config
+from fedspeech.errors import RunError
+from fedspeech.run_folder import RunFolder
+try:
+    RunFolder(Path(sys.argv[1])).open(Config(), resume=True)
+    print("open")
+except RunError as error:
+    print(error)
+"""
+
+
+def test_only_one_process_writes_there_and_a_dead_one_does_not_count(run, child):
+    before = run.config.read_text(encoding="utf-8")
+    assert child(OPEN, run.path).stdout == f"{run.path}: in use by another process\n"
+    assert run.config.read_text(encoding="utf-8") == before
+    run.close()
+    for _ in range(2):  # each ends without closing
+        assert child(OPEN, run.path).stdout == "open\n"
+
+
+def test_one_process_may_take_its_folder_twice(run):
+    RunFolder(run.path).open(SETTINGS, resume=False)
+
+
+def test_where_nothing_can_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/run: cannot write there: "):
+        RunFolder(tmp_path / "file" / "run").open(SETTINGS, resume=False)
+
+
+def test_json_is_written_in_its_order_and_as_it_is_spelled(run):
+    run.write_json("results.json", {"b": 1, "a": ["ع"]})
+    text = run.results.read_text(encoding="utf-8")
+    assert json.loads(text) == {"b": 1, "a": ["ع"]}
+    assert text.index('"b"') < text.index('"a"') and "ع" in text and text.endswith("\n")
+
+
+def test_the_environment_tells_what_else_the_figures_depend_on(run):
+    found = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    assert found["versions"]["torch"] == version("torch")
+    assert (found["seed"], found["corpus"]) == (0, "abc")
+    assert set(found) == {"versions", "seed", "git", "machine", "corpus", "command"}
+
+
+@pytest.mark.parametrize(
+    ("set_to", "wanted"),
+    [
+        ({"FEDSPEECH_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/fedspeech"),
+        ({"HOME": "/c"}, "/c/.cache/fedspeech"),
+    ],
+)
+def test_the_cache_lies_where_the_user_says(monkeypatch, set_to, wanted):
+    for name in ("FEDSPEECH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(wanted)
