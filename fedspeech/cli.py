@@ -16,6 +16,8 @@ from fedspeech.errors import FedSpeechError
 if TYPE_CHECKING:
     from fedspeech.config import Config
 
+# Threads that spin while they wait make a busy machine many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
@@ -63,7 +65,10 @@ def demo(
 
 
 def _run(settings: "Config", out: Path | None, resume: bool) -> None:
+    from fedspeech import models
     from fedspeech.simulation.launch import launch
+
+    models.find(settings.model.name)
 
     folder = out or Path("runs") / settings.name
     try:

@@ -175,6 +175,18 @@ class AugmentationSettings(Settings):
         return ends
 
 
+class PersonalAugmentation(AugmentationSettings):
+    """One voice in one place: what varies other voices and rooms is off unless asked for."""
+
+    warps: tuple[PositiveFloat, ...] = ()
+    volumes: tuple[PositiveFloat, ...] = ()
+    noise: tuple[Real, ...] = ()
+    time_masks: Count = 1
+    time_mask_frames: Count = 8
+    frequency_masks: Count = 1
+    frequency_mask_bins: Count = 4
+
+
 class UnitSettings(Settings):
     """What the model spells with."""
 
@@ -225,11 +237,12 @@ class GenericSettings(Optimization):
 
     epochs: Positive = 40
     batch_size: Positive = 16
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 3e-3
     final_learning_rate: PositiveFloat = 2e-5
     decay: Literal["exponential", "cosine"] = "cosine"
     warmup: Fraction = 0.1
-    patience: Positive = 10
+    weight_decay: NonNegative = 0.01
+    patience: Positive = 15
     """Stop after so many epochs without a better WER on the development speakers."""
     threads: Positive = 2
     model: str | None = None
@@ -239,10 +252,11 @@ class GenericSettings(Optimization):
 class PersonalSettings(Optimization):
     """How every client fine-tunes; equal for all of them."""
 
-    epochs: Positive = 8
+    epochs: Positive = 12
     batch_size: Positive = 16
     learning_rate: PositiveFloat = 5e-4
     final_learning_rate: PositiveFloat = 5e-5
+    augmentation: PersonalAugmentation = PersonalAugmentation()
 
 
 class ContinueFrom(Settings):

@@ -30,6 +30,9 @@ LOW_HERTZ, HIGH_HERTZ = 20.0, SAMPLE_RATE / 2 - 400
 """The range of the mel filters."""
 LEAST_DEVIATION = 1e-3
 NOISE_SECONDS = 20
+NOISE_TILT = (-3.0, 1.5)
+"""How much louder, in log energy, noise may be at each end of the spectrum than in the middle: the
+noise of rooms falls towards high frequencies more often than it rises."""
 
 
 @dataclass(frozen=True)
@@ -266,12 +269,13 @@ def _add_noise(
     noise = _noise(x.shape[2])
     starts = torch.randint(len(noise), (len(x), 1))
     noise = noise[(starts + torch.arange(x.shape[1])) % len(noise)]
-    tilt = _uniform(-1.5, 1.5, len(x)) * torch.linspace(-1, 1, x.shape[2])
+    noise = noise + _uniform(*NOISE_TILT, len(x)) * torch.linspace(-1, 1, x.shape[2])
+    noise = noise - noise.exp().mean((1, 2), keepdim=True).log()
     present = (torch.arange(x.shape[1]) < lengths[:, None])[..., None]
     power = (x.exp() * present).sum((1, 2), keepdim=True) / (lengths * x.shape[2])[:, None, None]
     least, most = augmentation.noise
     ratio = _uniform(least, most, len(x)) * (math.log(10) / 10)
-    noisy = torch.logaddexp(x, noise + tilt + power.log() - ratio)
+    noisy = torch.logaddexp(x, noise + power.log() - ratio)
     chosen = torch.rand(len(x), 1, 1) < augmentation.noise_probability
     return torch.where(chosen, noisy, x)
 

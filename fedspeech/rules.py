@@ -50,8 +50,10 @@ def find(name: str, settings: Mapping[str, Any]) -> AggregationRule:
 
 def of_experiment(settings: Config) -> dict[str, AggregationRule]:
     """The rule of every base that an experiment compares; G itself comes first, for its WER and
-    that of P_s. Raises RuleError as `find` does.
+    that of P_s. Raises RuleError as `find` does, for tables of bases that are not compared too.
     """
+    for name in settings.rules:
+        find(name, settings.rules[name])
     others = [base for base in settings.federation.bases if base != GENERIC]
     return {base: find(base, settings.rules.get(base, {})) for base in [GENERIC, *others]}
 

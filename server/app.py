@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedspeech import config as configuration
-from fedspeech import corpus, protocol, report, rules, tensors
+from fedspeech import corpus, models, protocol, report, rules, tensors
 from fedspeech.aggregation import AggregationRule
 from fedspeech.config import Config
 from fedspeech.corpus import partition as cutting
@@ -43,6 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     run.open(settings, resume=bool(asked.get("resume", False)))
     try:
         found = rules.of_experiment(settings)
+        models.find(settings.model.name)
         if settings.federation.improve is not None:
             improve.strategy(settings.federation.improve)
         stages = Stages(run)

@@ -22,18 +22,23 @@ MODELS: dict[str, Callable[[int, int], torch.nn.Module]] = {
 }
 
 
-def build(name: str, inputs: int, units: int) -> torch.nn.Module:
-    """The named model for features of `inputs` values and `units` output units (with the blank).
-
-    Raises ConfigError for an unknown name.
-    """
+def find(name: str) -> Callable[[int, int], torch.nn.Module]:
+    """What builds the named model. Raises ConfigError for an unknown name."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; the nearest is {near[0]}" if near else ""
         raise ConfigError(
             f"model.name: unknown model {name!r}, expected one of {', '.join(sorted(MODELS))}{hint}"
         )
-    return MODELS[name](inputs, units)
+    return MODELS[name]
+
+
+def build(name: str, inputs: int, units: int) -> torch.nn.Module:
+    """The named model for features of `inputs` values and `units` output units (with the blank).
+
+    Raises ConfigError for an unknown name.
+    """
+    return find(name)(inputs, units)
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -59,7 +59,7 @@ class MaskedBatchNorm(nn.Module):
         variance = ((x - mean[:, None]) * present).square().sum((0, 2)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean.detach(), MOMENTUM)
-            self.running_var.lerp_(variance.detach() * count / (count - 1), MOMENTUM)
+            self.running_var.lerp_(variance.detach() * count / (count - 1).clamp_min(1), MOMENTUM)
         return mean, variance
 
 
