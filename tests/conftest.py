@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +14,10 @@ import soundfile
 # longer than one. A test that is about threads says how many.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# A machine that is slow today is no failure, and a failure must come again tomorrow.
+hypothesis.settings.register_profile("fedspeech", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fedspeech")
 
 RATE = 16_000
 TONES = (440.0, 700.0, 1110.0, 1770.0)
