@@ -1,5 +1,6 @@
 """The routes of one speaker's client: messages in, messages out. The work is in `speaker.py`."""
 
+import fcntl
 import traceback
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,14 @@ def _tell_own_log(context: Context, asked: str) -> bool:
     return True
 
 
-app = ClientApp(mods=[keep_errors_here])
+def one_at_a_time(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """A Flower mod: a killed run may have left a worker that still writes in this device."""
+    with (_folder(context) / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return call_next(message, context)
+
+
+app = ClientApp(mods=[keep_errors_here, one_at_a_time])
 
 
 def _folder(context: Context) -> Path:

@@ -220,6 +220,9 @@ class Optimization(Settings):
     dropout: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 0.0),)
     """Points (share of updates done, probability); linear between them."""
     augmentation: AugmentationSettings = AugmentationSettings()
+    clean: Fraction = 0.0
+    """The share of updates, from the first, that see the speech as it is: CTC leaves the plateau
+    where everything is blank much sooner, and whatever the seed."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` is bf16 where the processor computes in it."""
 
@@ -242,6 +245,7 @@ class GenericSettings(Optimization):
     decay: Literal["exponential", "cosine"] = "cosine"
     warmup: Fraction = 0.1
     weight_decay: NonNegative = 0.01
+    clean: Fraction = 0.1
     patience: Positive = 15
     """Stop after so many epochs without a better WER on the development speakers."""
     threads: Positive = 2

@@ -95,9 +95,11 @@ class _Run:
                 found, population, trained.description, members, self.settings, self.journal
             )
             recorded.keep(protocol.PERSONALIZE, Keeper(strategy.keep, strategy.still_there))
-            recorded.detail = _last_loss
+            speakers = {member.node: member.speaker for member in members}
+            recorded.detail = lambda reply: self._tell_losses(speakers, reply)
             model = ArrayRecord(dict(population.generic()))
             strategy.start(recorded, model, self.settings.federation.rounds)
+            _warn_of_skipped(strategy.outcome.skipped)
             self.stages.deaths = getattr(grid, "deaths", 0)
         with self.stages.stage("results"):
             self._write(strategy, trained, {m.speaker: m.seconds for m in members})
@@ -117,6 +119,15 @@ class _Run:
     def _tell(self, epoch: Epoch, show: Callable[[Epoch], None]) -> None:
         self.metrics.epoch(epoch)
         show(epoch)
+
+    def _tell_losses(self, speakers: Mapping[int, str], reply: Message) -> str:
+        """What the progress line says of a reply."""
+        if reply.metadata.message_type != protocol.PERSONALIZE:
+            return ""
+        losses = protocol.text(reply.content)["losses"]
+        speaker = speakers[reply.metadata.src_node_id]
+        self.metrics.fine_tuning(speaker, int(reply.metadata.group_id), losses)
+        return f"loss {losses[-1]:.2f}"
 
     def _improve(self, grid: RecordedGrid, trained: Generic) -> Population:
         population = Population(self.run.models)
@@ -160,6 +171,12 @@ def _warn_of_large_groups(found: Mapping[str, AggregationRule], speakers: int) -
             )
 
 
-def _last_loss(reply: Message) -> str:
-    losses = protocol.text(reply.content).get("losses", [])
-    return f"loss {losses[-1]:.2f}" if losses else ""
+def _warn_of_skipped(skipped: Mapping[str, int]) -> None:
+    for speaker, count in sorted(skipped.items()):
+        if count:
+            log.warning(
+                "speaker %s: %d utterances of train_s were skipped; the vocabulary of G does not "
+                "spell them",
+                speaker,
+                count,
+            )

@@ -1,5 +1,6 @@
 """TensorBoard events as the run goes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -20,11 +21,15 @@ class Metrics:
         self._writer.add_scalar("generic/development_wer", epoch.word_error_rate, epoch.number)
         self._writer.flush()
 
+    def fine_tuning(self, speaker: str, round: int, losses: Sequence[float]) -> None:
+        """The losses of one speaker's epochs in a round; rounds follow one another."""
+        first = (round - 1) * len(losses)
+        for number, loss in enumerate(losses, first):
+            self._writer.add_scalar(f"personal/loss/{speaker}", loss, number)
+        self._writer.flush()
+
     def outcome(self, outcome: Outcome) -> None:
-        """Losses of the fine-tunings and WER by alpha (in percent, as steps)."""
-        for speaker, losses in sorted(outcome.losses.items()):
-            for number, loss in enumerate(losses):
-                self._writer.add_scalar(f"personal/loss/{speaker}", loss, number)
+        """WER by alpha (in percent, as steps) of each base."""
         for (base, alpha), errors in sorted(outcome.errors.items()):
             wrong = sum(int(errors[s].sum()) for s in outcome.speakers)
             words = sum(int(outcome.words[s].sum()) for s in outcome.speakers)

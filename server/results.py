@@ -191,6 +191,7 @@ def _per_speaker(
             **({"chosen": table.rate((base, CHOSEN), speaker)} if base in outcome.chosen else {}),
             "words": int(table.words[speaker].sum()),
             "seconds": seconds[speaker],
+            "skipped": outcome.skipped[speaker],
         }
         for speaker in table.speakers
     ]

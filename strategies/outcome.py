@@ -36,6 +36,6 @@ class Outcome:
     """(s, s'): word errors of P_s' on train_s, as far as they were decoded."""
     distances: dict[str, np.ndarray] = field(default_factory=dict)
     """Distances between personal models, float64 (speakers, speakers), by layer."""
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    """Mean loss of each epoch of the last fine-tuning, by speaker."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Utterances of train_s that the vocabulary cannot spell, by speaker; they taught nothing."""
     failures: list[Failure] = field(default_factory=list)

@@ -153,7 +153,7 @@ class Personalization(Strategy):
         """Note who answered; the models themselves were kept by `keep` as they arrived."""
         for speaker, content in self._exchange.answers(server_round, protocol.PERSONALIZE, replies):
             said = protocol.text(content)
-            self.outcome.losses[speaker] = said["losses"]
+            self.outcome.skipped[speaker] = said["skipped"]
             self._personal[speaker] = said["personal"]
         self._questions.forget()
         self._bases.forget()

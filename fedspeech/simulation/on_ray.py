@@ -84,18 +84,22 @@ class RayGrid(SimulatedGrid):
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             _start_ray(engine)
-        self._check_gpus()
+        self._check_what_is_there()
         self._idle = [self._new_worker() for _ in range(engine.workers)]
 
-    def _check_gpus(self) -> None:
-        engine = self._engine
-        there = ray.cluster_resources().get("GPU", 0)
-        if (wanted := engine.workers * engine.gpus_per_worker) > there:
-            self._end_ray()
-            raise RunError(
-                f"engine: {engine.workers} workers with {engine.gpus_per_worker:g} GPUs each want "
-                f"{wanted:g} GPUs, Ray has {there:g}; set engine.simulated_gpus or fewer of them"
-            )
+    def _check_what_is_there(self) -> None:
+        engine, there = self._engine, ray.cluster_resources()
+        for resource, name, each, hint in (
+            ("CPU", "processors", engine.cpus_per_worker, "set"),
+            ("GPU", "GPUs", engine.gpus_per_worker, "set engine.simulated_gpus or"),
+        ):
+            wanted, found = engine.workers * each, there.get(resource, 0)
+            if wanted > found:
+                self._end_ray()
+                raise RunError(
+                    f"engine: {engine.workers} workers with {each:g} {name} each want {wanted:g} "
+                    f"{name}, Ray has {found:g}; {hint} fewer workers"
+                )
 
     def _new_worker(self) -> Any:
         engine = self._engine
@@ -209,5 +213,4 @@ def _start_ray(engine: EngineSettings) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
         )

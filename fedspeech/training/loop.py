@@ -57,14 +57,14 @@ class Loop:
         total = 0.0
         with seeding.scoped(seed, round, speaker, f"{purpose}, epoch {number}"):
             for update, chosen in enumerate(self._batches()):
-                self._set_progress(number * self.updates_per_epoch + update)
-                total += self._update(chosen)
+                total += self._update(chosen, number * self.updates_per_epoch + update)
         return total / len(self.utterances)
 
-    def _update(self, chosen: Sequence[int]) -> float:
-        batch = features.batch(
-            [self.utterances[i] for i in chosen], self.features, self.settings.augmentation
-        )
+    def _update(self, chosen: Sequence[int], number: int) -> float:
+        done = number / (self.updates_per_epoch * self.settings.epochs)
+        self._set_progress(done)
+        varied = self.settings.augmentation if done >= self.settings.clean else None
+        batch = features.batch([self.utterances[i] for i in chosen], self.features, varied)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             logits, lengths = self.model(batch.features, batch.lengths)
         losses = self.criterion(logits.float(), lengths, [self.references[i] for i in chosen])
@@ -87,8 +87,7 @@ class Loop:
     def _length(self, index: int) -> int:
         return len(self.utterances[index].log_mel[1.0])
 
-    def _set_progress(self, update: int) -> None:
-        done = update / (self.updates_per_epoch * self.settings.epochs)
+    def _set_progress(self, done: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, done)
         for module in self.model.modules():

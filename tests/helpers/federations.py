@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,20 @@ def ledger(folder: Path) -> list[dict[str, str]]:
     """The rows of ledger.csv."""
     with (folder / "ledger.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def journaled(folder: Path) -> set[str]:
+    """The messages that the journal holds answers to."""
+    path = folder / "journal.sqlite"
+    if not path.exists():
+        return set()
+    database = sqlite3.connect(path)
+    try:
+        return {id for (id,) in database.execute("SELECT id FROM messages")}
+    except sqlite3.OperationalError:  # not even the tables are there yet
+        return set()
+    finally:
+        database.close()
 
 
 class Around(Grid):

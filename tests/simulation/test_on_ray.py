@@ -20,6 +20,16 @@ from fedspeech.simulation.on_ray import RayGrid
 NODES, WORKERS = 8, 4
 
 
+def test_a_worker_that_cannot_start_is_said_at_once():
+    grid = RayGrid("no_such_module:app", lambda: [{}], EngineSettings(workers=1))
+    try:
+        with pytest.raises(RunError, match=r"^a worker cannot start: .*no_such_module"):
+            ask(grid, [{}])
+    finally:
+        grid.close()
+    assert not ray.is_initialized()
+
+
 @pytest.fixture(scope="module")
 def grid():
     """Four workers on two simulated GPUs; the grid starts Ray and ends it."""
@@ -98,14 +108,6 @@ def test_more_gpus_than_there_are_is_said_before_the_corpus_is_read(tmp_path, gr
         launch(settings(tmp_path / "no-corpus", engine=engine), tmp_path / "run", resume=False)
     assert str(told.value) == (
         "engine: 3 workers with 1 GPUs each want 3 GPUs, Ray has 2; "
-        "set engine.simulated_gpus or fewer of them"
+        "set engine.simulated_gpus or fewer workers"
     )
     assert not (tmp_path / "run").exists()
-
-
-def test_a_worker_that_cannot_start_is_said_at_once(grid):
-    small = EngineSettings(workers=1, cpus_per_worker=1)
-    # The workers of the module's grid hold all processors but what `close` of another gives back.
-    other = RayGrid("no_such_module:app", lambda: [{}], small)
-    with pytest.raises(RunError, match="a worker cannot start: .*no_such_module"):
-        ask(other, [{}])

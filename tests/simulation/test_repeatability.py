@@ -32,7 +32,10 @@ def test_mixing_on_the_server_gives_the_same_table(corpus, undisturbed, tmp_path
     assert there["table"] == by_device
     assert len(by_device) == 5 * 3
     assert there["chosen_alpha"] is None
-    for name in ("generic", "personal", "differences", "peers", "layer_correlation"):
+    for name in ("generic", "personal", "peers", "layer_correlation"):
         assert there[name] == here[name]
+    best = [row for row in here["differences"] if row["alpha"] != "chosen"]
+    assert there["differences"] == best
+    assert len(best) == 5 * 2
     for path in sorted((undisturbed / "models").rglob("*.safetensors")):
         assert path.read_bytes() == (mixed / path.relative_to(undisturbed)).read_bytes()

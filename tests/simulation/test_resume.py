@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from federations import LONG, Around, assert_same, results, settings, simulate
+from federations import LONG, Around, assert_same, journaled, results, settings, simulate
 
 from fedspeech import config, protocol
 from fedspeech.errors import RunError
@@ -20,20 +20,6 @@ from fedspeech.errors import RunError
 COMMAND = Path(sys.executable).parent / "fedspeech"
 LIMIT = 120
 ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
-
-
-def journaled(folder: Path) -> set[str]:
-    """The messages that the journal holds answers to."""
-    path = folder / "journal.sqlite"
-    if not path.exists():
-        return set()
-    database = sqlite3.connect(path)
-    try:
-        return {id for (id,) in database.execute("SELECT id FROM messages")}
-    except sqlite3.OperationalError:  # not even the tables are there yet
-        return set()
-    finally:
-        database.close()
 
 
 class Asked(Around):

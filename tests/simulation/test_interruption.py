@@ -1,0 +1,114 @@
+"""The command itself, on Ray: killed, stopped by Ctrl-C, gone on with."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from federations import assert_same, journaled, settings
+
+from fedspeech import config
+
+BIN = Path(sys.executable).parent
+LIMIT = 120
+MARK = "FEDSPEECH_INTERRUPTION_TEST"
+AGENTS = ("ray::DashboardA", "ray::RuntimeEnv")
+
+
+def started_here() -> dict[int, str]:
+    """The processes that this test started, and theirs: what carries its mark, with their names."""
+    found = {}
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+            name = (path / "comm").read_text().strip()
+        except OSError:
+            continue
+        if f"{MARK}={os.getpid()}".encode() in environment:
+            found[int(path.name)] = name
+    return found
+
+
+class Command:
+    """`fedspeech run` in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self.log = log
+        environment = {**os.environ, MARK: str(os.getpid())}
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [str(BIN / arguments[0]), *arguments[1:]],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                process_group=0,
+            )
+
+    def until(self, folder: Path, answers: int) -> None:
+        deadline = time.monotonic() + LIMIT
+        while len(journaled(folder)) < answers:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+def left_running() -> list[str]:
+    """What still runs a minute later and could write to the run; empty as soon as nothing does.
+
+    Two idle agents of Ray's can outlive a raylet that is killed; that is Ray's own defect.
+    """
+    deadline = time.monotonic() + 60
+    while busy := [name for name in started_here().values() if name not in AGENTS]:
+        if time.monotonic() > deadline:
+            return busy
+        time.sleep(0.1)
+    return []
+
+
+@pytest.fixture
+def folder(tmp_path) -> Iterator[Path]:
+    yield tmp_path / "a run"
+    for number in started_here():
+        os.kill(number, signal.SIGKILL)
+
+
+@pytest.mark.faults
+def test_killed_and_stopped_and_gone_on_with(corpus, undisturbed, folder):
+    file = folder.with_name("small.toml")
+    file.write_text(config.dump(settings(corpus, engine={"grid": "ray", "workers": 2})))
+    begin = ["fedspeech", "run", str(file), "--out", str(folder)]
+    total = len(journaled(undisturbed))
+
+    killed = Command(begin, folder.with_name("killed.log"))
+    killed.until(folder, total // 4)
+    killed.process.kill()
+    assert killed.process.wait(LIMIT) == -signal.SIGKILL
+    assert left_running() == []
+    assert not (folder / "results.json").exists()
+
+    refused = Command(begin, folder.with_name("refused.log"))
+    assert refused.process.wait(LIMIT) == 2
+    assert refused.log.read_text() == (
+        f"fedspeech: {folder}: there is a run already; go on with it (--resume), "
+        "or choose another folder (--out)\n"
+    )
+
+    stopped = Command([*begin, "--resume"], folder.with_name("stopped.log"))
+    stopped.until(folder, total // 2)
+    os.killpg(stopped.process.pid, signal.SIGINT)
+    assert stopped.process.wait(LIMIT) == 130
+    assert left_running() == []
+    *_, said, command = stopped.log.read_text().splitlines()
+    assert said == "stopped; what is finished is kept. Go on with:"
+    assert "Traceback" not in stopped.log.read_text()
+
+    gone_on = Command(shlex.split(command), folder.with_name("gone-on.log"))
+    assert gone_on.process.wait(LIMIT) == 0, gone_on.log.read_text()
+    assert_same(folder, undisturbed)

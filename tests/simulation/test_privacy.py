@@ -1,0 +1,203 @@
+"""Nothing of a client's speech leaves it: every byte of a recorded run is read."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from federations import LONG, Around, results, settings, simulate
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+
+from fedspeech import protocol, tensors
+from fedspeech.corpus.partition import pseudonym
+from fedspeech.features import FULL_SCALE
+
+GENERIC = ("t00", "t01", "t02")
+CLIENTS = ("Aurelia Vexler", "Bohumil Quist", "Wendeline Zobrist")
+SECRET = "quisquiliae"
+"""A word that only clients say, so that the vocabulary of G does not carry it."""
+PIECE = 1600
+"""A tenth of a second."""
+FRAMES = 10
+
+
+class Wiretap(Around):
+    """Keeps every message as Flower serializes it; calls `lose` before P_s is asked for."""
+
+    def __init__(self, grid, lose: Callable[[], None] = lambda: None):
+        super().__init__(grid)
+        self.down, self.up, self.lose = [], [], lose
+
+    def sent(self, message):
+        if message.metadata.message_type == protocol.PERSONALIZE:
+            self.lose()
+        self.down.append(message_to_proto(message).SerializeToString())
+
+    def received(self, reply):
+        self.up.append(message_to_proto(reply).SerializeToString())
+        return reply
+
+
+@pytest.fixture(scope="module")
+def secret_corpus(tone_corpus, tmp_path_factory) -> Path:
+    """Clients with names of their own; every fifth utterance says the secret word too."""
+    folder = tone_corpus(tmp_path_factory.mktemp("secret"), [*GENERIC, *CLIENTS], per_round=3)
+    lines = []
+    for number, line in enumerate((folder / "manifest.jsonl").read_text().splitlines()):
+        entry = json.loads(line)
+        if entry["speaker"] in CLIENTS and number % 5 == 0:
+            entry["text"] += f" {SECRET}"
+        lines.append(json.dumps(entry) + "\n")
+    (folder / "manifest.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def entries(secret_corpus) -> list[dict]:
+    lines = (secret_corpus / "manifest.jsonl").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["speaker"] in CLIENTS]
+
+
+@pytest.fixture(scope="module")
+def recorded(secret_corpus, tmp_path_factory) -> tuple[Path, Wiretap]:
+    """A run with all that there is: a Flower strategy, two rounds, every message type."""
+    taps = []
+
+    def tap(grid):
+        taps.append(Wiretap(grid))
+        return taps[0]
+
+    folder = tmp_path_factory.mktemp("recorded") / "run"
+    experiment = settings(secret_corpus, partition={"generic": GENERIC}, federation=LONG)
+    simulate(experiment, folder, around=tap)
+    return folder, taps[0]
+
+
+def audio(folder: Path, entries: Iterable[dict]) -> list[bytes]:
+    """Tenths of seconds of each utterance, as 16-bit and 32-bit samples at both usual scales."""
+    found = []
+    for entry in entries:
+        wave, _ = soundfile.read(folder / entry["audio"], dtype="int16")
+        piece = wave[PIECE : 2 * PIECE]
+        real = (piece / FULL_SCALE).astype(np.float32)
+        found += [piece.tobytes(), real.tobytes(), (real * np.float32(FULL_SCALE)).tobytes()]
+    return found
+
+
+def features(run: Path) -> list[bytes]:
+    """Some frames of each utterance as the devices keep them, and what is left without the mean."""
+    found = []
+    for path in sorted((run / "devices").glob("*/features/*.safetensors")):
+        for energies in tensors.read(path).values():
+            frames = energies[5 : 5 + FRAMES]
+            found += [frames.numpy().tobytes(), (frames - energies.mean(0)).numpy().tobytes()]
+    return found
+
+
+def words(entries: Iterable[dict]) -> list[bytes]:
+    """The secret word, whole transcripts of several words, ids, file names, speakers' names."""
+    found = {SECRET, *CLIENTS, *(name.split()[1] for name in CLIENTS)}
+    for entry in entries:
+        found |= {entry["id"], Path(entry["audio"]).name}
+        if " " in entry["text"]:
+            found.add(entry["text"])
+    return [text.encode() for text in sorted(found)]
+
+
+def leaks(content: bytes, needles: Iterable[bytes]) -> list[bytes]:
+    return [needle for needle in needles if needle in content]
+
+
+def test_the_search_would_find_a_leak(recorded, secret_corpus, entries):
+    run, tap = recorded
+    for needles in (audio(secret_corpus, entries), features(run), words(entries)):
+        assert len(needles) > 5
+        planted = tap.up[5] + needles[3] + tap.up[6]
+        assert leaks(planted, needles) == [needles[3]]
+
+
+def test_no_speech_is_in_any_message(recorded, secret_corpus, entries):
+    run, tap = recorded
+    assert len(tap.up) == len(tap.down) > 8 * len(CLIENTS)
+    everything = b"".join([*tap.up, *tap.down])
+    assert len(everything) > 10_000_000  # the models are in there
+    for needles in (audio(secret_corpus, entries), features(run), words(entries)):
+        assert leaks(everything, needles) == []
+
+
+def test_what_devices_answer_is_numbers_about_models_and_errors(recorded):
+    """All text that goes up: beside numbers, only hashes, pseudonyms and the name of a part."""
+    _, tap = recorded
+    said = set()
+    for content in tap.up:
+        reply = message_from_proto(ProtoMessage.FromString(content))
+        _strings(protocol.text(reply.content), said)
+        for record in reply.content.config_records.values():
+            assert set(record) <= {"json"}
+    names = {pseudonym(0, name) for name in CLIENTS}
+    hashes = {text for text in said if len(text) == 64 and set(text) <= set("0123456789abcdef")}
+    assert said - names - hashes - {"train", ""} == set()
+    assert names <= said and hashes
+
+
+def _strings(value, found: set[str]) -> None:
+    if isinstance(value, str):
+        found.add(value)
+    elif isinstance(value, list):
+        for item in value:
+            _strings(item, found)
+    elif isinstance(value, dict):
+        keys = set(value) - {"errors", "words", "losses", "skipped", "installed", "chosen"}
+        found |= keys & {pseudonym(0, name) for name in CLIENTS}
+        for item in value.values():
+            _strings(item, found)
+
+
+def test_what_the_server_writes_names_nobody(recorded, entries):
+    """All but the devices' own folders, and but the settings and where they were asked for."""
+    run, _ = recorded
+    kept = [
+        path for path in run.rglob("*") if path.is_file() and run / "devices" not in path.parents
+    ]
+    names = {path.name for path in kept}
+    assert {"results.json", "ledger.csv", "report.html", "journal.sqlite"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    for path in kept:
+        assert leaks(path.read_bytes(), words(entries)) == [], path
+
+
+def test_an_error_on_a_device_stays_there(secret_corpus, entries, tmp_path, capfd):
+    """The text of the error names the audio file; the server hears that there was one."""
+    lost = next(entry for entry in entries if entry["speaker"] == CLIENTS[1])
+    path = secret_corpus / lost["audio"]
+    content, taps = path.read_bytes(), []
+
+    def lose() -> None:
+        path.unlink(missing_ok=True)
+
+    def tap(grid):
+        taps.append(Wiretap(grid, lose))
+        return taps[0]
+
+    experiment = settings(
+        secret_corpus, partition={"generic": GENERIC}, federation={"bases": ["mean"]}
+    )
+    try:
+        run = simulate(experiment, tmp_path / "run", around=tap)
+    finally:
+        path.write_bytes(content)
+    (failure,) = results(run)["failures"]
+    assert failure["speaker"] == pseudonym(0, CLIENTS[1])
+    assert failure["reason"] in {
+        f"{kind} on the device; its errors.log says more"
+        for kind in ("CorpusError", "FileNotFoundError")
+    }
+    own = (run / "devices" / failure["speaker"] / "errors.log").read_text()
+    assert own.startswith("train.personalize: Traceback") and path.name in own
+    assert leaks(b"".join(taps[0].up), words(entries)) == []
+    said = capfd.readouterr()
+    for written in (said.out, said.err, (run / "report.html").read_text()):
+        assert leaks(written.encode(), words(entries)) == []
