@@ -143,7 +143,8 @@ def train(message: Message, context: Context) -> Message:
     me.describe_model(asked["description"])
     settings = PersonalSettings.model_validate(asked["settings"])
     begin = protocol.unpack(message.content.array_records["arrays"])
-    model, loss = me.improve(begin, settings, asked["seed"], asked["server-round"])
+    draws, proximal = (asked["seed"], asked["server-round"]), asked["proximal-mu"]
+    model, loss = me.improve(begin, settings, *draws, proximal)
     metrics = {"train_loss": loss, "num-examples": me.describe()["utterances"]}
     return _plain_reply(message, metrics, ArrayRecord(model))
 
@@ -162,9 +163,10 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """What Flower's strategies send beside the arrays: our text, and the number of the round."""
+    """What Flower's strategies send beside the arrays: our text, the round, FedProx's mu."""
     record = message.content.config_records["config"]
-    return {**protocol.read_text(record), "server-round": record["server-round"]}
+    flowers = {"server-round": record["server-round"], "proximal-mu": record.get("proximal-mu", 0)}
+    return {**protocol.read_text(record), **flowers}
 
 
 def _plain_reply(

@@ -107,10 +107,11 @@ class Speaker:
         settings: PersonalSettings,
         utterances: Sequence[Utterance],
         draws: tuple[int, int, str],
+        proximal: float = 0.0,
     ) -> FineTuned:
         seed, round, purpose = draws
         name = (seed, round, self.name, purpose)
-        return fine_tune(begin, self.description, settings, utterances, name)
+        return fine_tune(begin, self.description, settings, utterances, name, proximal)
 
     def install(self, model: Tensors | None) -> str:
         """Keep M_s (None: G, which is held); its hash. Raises ModelError where it does not fit."""
@@ -171,12 +172,14 @@ class Speaker:
         return dict(interpolate(sorted(left.items()), sorted(base.items()), alpha))
 
     def improve(
-        self, begin: Tensors, settings: PersonalSettings, seed: int, round: int
+        self, begin: Tensors, settings: PersonalSettings, seed: int, round: int, proximal: float
     ) -> tuple[Tensors, float]:
-        """Fine-tune G on train_s for a strategy that averages it; the model and its mean loss."""
+        """Fine-tune G on train_s for a strategy that averages it; the model and its mean loss.
+
+        `proximal` is the mu of FedProx; 0 leaves the model free.
+        """
         utterances = self.utterances(TRAIN, settings.augmentation)
-        draws = (seed, round, "improve")
-        tuned = self._fine_tune(begin, settings, utterances, draws)
+        tuned = self._fine_tune(begin, settings, utterances, (seed, round, "improve"), proximal)
         return tuned.model, tuned.losses[-1]
 
     def model_errors(self, model: Tensors) -> Counts:

@@ -69,10 +69,7 @@ def demo(
 
 
 def _run(settings: "Config", out: Path | None, resume: bool) -> None:
-    from fedspeech import models
     from fedspeech.simulation.launch import launch
-
-    models.find(settings.model.name)
 
     folder = out or Path("runs") / settings.name
     try:

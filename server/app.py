@@ -1,7 +1,7 @@
 """The server's way through a run: corpus, G, federation, results, report."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from fedspeech.corpus.partition import Partition
 from fedspeech.population import Population
 from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.simulation import devices
-from fedspeech.training.generic import Epoch
 from server import generic, improve, ledger, results
 from server.generic import Generic
 from server.journal import Journal
@@ -46,6 +45,7 @@ def main(grid: Grid, context: Context) -> None:
         models.find(settings.model.name)
         if settings.federation.improve is not None:
             improve.strategy(settings.federation.improve)
+        generic.check(settings)
         stages = Stages(run)
         with stages.stage("corpus"):
             speech = _read_corpus(settings, run)
@@ -106,19 +106,9 @@ class _Run:
 
     def _obtain_generic(self) -> Generic:
         features = cache_folder() / "features"
-        total = self.settings.generic.epochs
-        with generic.shown(total) as show:
-            return generic.obtain(
-                self.speech.partition,
-                self.settings,
-                self.run,
-                features,
-                lambda epoch: self._tell(epoch, show),
-            )
-
-    def _tell(self, epoch: Epoch, show: Callable[[Epoch], None]) -> None:
-        self.metrics.epoch(epoch)
-        show(epoch)
+        return generic.obtain(
+            self.speech.partition, self.settings, self.run, features, self.metrics.epoch
+        )
 
     def _tell_losses(self, speakers: Mapping[int, str], reply: Message) -> str:
         """What the progress line says of a reply."""

@@ -28,6 +28,12 @@ class Generic:
     epochs: list[Epoch]
 
 
+def check(settings: Config) -> None:
+    """Raise ModelError where the settings name a file that is not a model that fits."""
+    if settings.generic.model is not None:
+        _read(Path(settings.generic.model))
+
+
 def obtain(
     partition: Partition,
     settings: Config,
@@ -35,14 +41,15 @@ def obtain(
     features: Path,
     report: Callable[[Epoch], None],
 ) -> Generic:
-    """G for this run. Raises ModelError where a given file is not a model that fits."""
+    """G for this run; `report` hears of each epoch where it is trained. Raises as `check` does."""
     path = run.models / f"{TRAINED}.safetensors"
     if path.exists():
         return _read(path)
     if settings.generic.model is not None:
         found = _read(Path(settings.generic.model))
     else:
-        trained = generic.train(partition, settings, features, run.checkpoint, report)
+        with _shown(settings.generic.epochs, report) as show:
+            trained = generic.train(partition, settings, features, run.checkpoint, show)
         found = Generic(trained.model, trained.description, trained.epochs)
     found.description.write(path.with_suffix(".json"))
     _write_epochs(path.with_suffix(".epochs.json"), found.epochs)
@@ -52,13 +59,16 @@ def obtain(
 
 
 @contextmanager
-def shown(epochs: int) -> Iterator[Callable[[Epoch], None]]:
-    """Show each epoch as it ends."""
+def _shown(epochs: int, report: Callable[[Epoch], None]) -> Iterator[Callable[[Epoch], None]]:
     with progress.stage(epochs) as stage:
         stage.start("train G", epochs)
-        yield lambda epoch: stage.advance(
-            f"loss {epoch.loss:.2f}, development WER {epoch.word_error_rate:.1f} %"
-        )
+
+        def tell(epoch: Epoch) -> None:
+            report(epoch)
+            rate = epoch.word_error_rate
+            stage.advance(f"loss {epoch.loss:.2f}, development WER {rate:.1f} %")
+
+        yield tell
 
 
 def _read(path: Path) -> Generic:

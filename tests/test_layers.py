@@ -25,9 +25,18 @@ BELOW = {
     "device": {"diff", "models", "features", "decoding", *COMMON},
     "training": {"models", "features", "corpus", "decoding", "evaluation", "diff", *COMMON},
     "privacy": {"models", "features", "evaluation", *COMMON},
-    # What a run is started with: its folder, its rules and its speakers.
+    # What a run is started with: its folder, its speakers, the names of its rules and its model.
     "simulation": {
-        *("protocol", "training", "evaluation", "corpus", "rules", "run_folder", "progress"),
+        *(
+            "protocol",
+            "training",
+            "evaluation",
+            "corpus",
+            "rules",
+            "models",
+            "run_folder",
+            "progress",
+        ),
         *COMMON,
     },
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 
-from fedspeech import rules
+from fedspeech import models, rules
 from fedspeech.config import Config
 from fedspeech.run_folder import RunFolder
 from fedspeech.simulation import devices
@@ -24,7 +24,9 @@ def launch(settings: Config, folder: Path, resume: bool) -> None:
     server = apps["server"].load()
     assert isinstance(server, ServerApp)
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    rules.of_experiment(settings)  # a rule that is wrong is said before anything starts
+    # Names that are wrong are said before anything starts.
+    rules.of_experiment(settings)
+    models.find(settings.model.name)
     run = RunFolder(folder.absolute())
     run.open(settings, resume)
     try:

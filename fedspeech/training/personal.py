@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 from fedspeech.config import PersonalSettings
 from fedspeech.errors import CorpusError
@@ -29,16 +32,19 @@ def fine_tune(
     settings: PersonalSettings,
     utterances: Sequence[Utterance],
     name: tuple[int, int, str, str],
+    proximal: float = 0.0,
 ) -> FineTuned:
     """Fine-tune a model on some utterances; those that the vocabulary cannot spell are skipped.
 
-    `name` is (seed, round, speaker, purpose) of the draws. Raises CorpusError where nothing is
-    left to train on.
+    `name` is (seed, round, speaker, purpose) of the draws; `proximal` is the mu of FedProx. Raises
+    CorpusError where nothing is left to train on.
     """
     spelled = [utterance for utterance in utterances if _spells(description, utterance)]
     if not spelled:
         raise CorpusError("the vocabulary spells none of this speaker's utterances")
     module = description.module(start)
+    if proximal:
+        pull_back(module, proximal)
     loop = Loop(module, settings, description.features, description.units, spelled, name)
     losses = [loop.epoch(number) for number in range(settings.epochs)]
     return FineTuned(state(module), losses, len(utterances) - len(spelled))
@@ -50,6 +56,23 @@ def validation_split(
     """The first 80 % and the last 20 % of train_s, at least one utterance each."""
     held_out = max(1, round(VALIDATION_SHARE * len(utterances)))
     return utterances[:-held_out], utterances[-held_out:]
+
+
+def pull_back(module: torch.nn.Module, mu: float) -> None:
+    """Add FedProx's term to the loss from now on: mu / 2 * ||w - w_0||^2, w_0 what w is now.
+
+    It enters as its gradient, mu * (w - w_0) (Li et al. 2020, Federated Optimization in
+    Heterogeneous Networks, equation 2).
+    """
+    for parameter in module.parameters():
+        gradient = partial(_with_pull, parameter, parameter.detach().clone(), mu)
+        parameter.register_hook(gradient)  # type: ignore[no-untyped-call]
+
+
+def _with_pull(
+    parameter: torch.nn.Parameter, begin: torch.Tensor, mu: float, gradient: torch.Tensor
+) -> torch.Tensor:
+    return gradient + mu * (parameter.detach() - begin)
 
 
 def _spells(description: ModelDescription, utterance: Utterance) -> bool:

@@ -116,7 +116,7 @@ def test_the_search_would_find_a_leak(recorded, secret_corpus, entries):
     for needles in (audio(secret_corpus, entries), features(run), words(entries)):
         assert len(needles) > 5
         planted = tap.up[5] + needles[3] + tap.up[6]
-        assert leaks(planted, needles) == [needles[3]]
+        assert needles[3] in leaks(planted, needles)
 
 
 def test_no_speech_is_in_any_message(recorded, secret_corpus, entries):
@@ -128,32 +128,28 @@ def test_no_speech_is_in_any_message(recorded, secret_corpus, entries):
         assert leaks(everything, needles) == []
 
 
+def strings(value) -> set[str]:
+    """All keys and strings in what JSON can say."""
+    if isinstance(value, dict):
+        return set(value).union(*map(strings, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(strings, value))
+    return {value} if isinstance(value, str) else set()
+
+
 def test_what_devices_answer_is_numbers_about_models_and_errors(recorded):
     """All text that goes up: beside numbers, only hashes, pseudonyms and the name of a part."""
     _, tap = recorded
     said = set()
     for content in tap.up:
-        reply = message_from_proto(ProtoMessage.FromString(content))
-        _strings(protocol.text(reply.content), said)
-        for record in reply.content.config_records.values():
-            assert set(record) <= {"json"}
+        records = message_from_proto(ProtoMessage.FromString(content)).content
+        said |= strings(protocol.text(records))
+        assert all(set(record) == {"json"} for record in records.config_records.values())
+    fields = {name for answer in protocol.ANSWERS.values() for name in answer.model_fields}
     names = {pseudonym(0, name) for name in CLIENTS}
     hashes = {text for text in said if len(text) == 64 and set(text) <= set("0123456789abcdef")}
-    assert said - names - hashes - {"train", ""} == set()
-    assert names <= said and hashes
-
-
-def _strings(value, found: set[str]) -> None:
-    if isinstance(value, str):
-        found.add(value)
-    elif isinstance(value, list):
-        for item in value:
-            _strings(item, found)
-    elif isinstance(value, dict):
-        keys = set(value) - {"errors", "words", "losses", "skipped", "installed", "chosen"}
-        found |= keys & {pseudonym(0, name) for name in CLIENTS}
-        for item in value.values():
-            _strings(item, found)
+    assert said - fields - names - hashes == {"train", ""}
+    assert fields | names <= said and hashes
 
 
 def test_what_the_server_writes_names_nobody(recorded, entries):

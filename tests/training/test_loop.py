@@ -251,6 +251,18 @@ def test_the_same_names_give_the_same_bytes(spoken, precision):
     assert trained(spoken, 2, precision=precision) == first
 
 
+NOTHING = {"speeds": [], "warps": [], "volumes": [], "noise": []}
+NOTHING |= {"time_masks": 0, "frequency_masks": 0}
+
+
+def test_the_clean_share_of_updates_sees_speech_as_it_is(spoken):
+    untouched = trained(spoken, 1, augmentation=NOTHING)
+    assert trained(spoken, 1, clean=0.5) == untouched  # the first of two epochs
+    assert trained(spoken, 1) != untouched
+    assert trained(spoken, 2, clean=0.5) != trained(spoken, 2, augmentation=NOTHING)
+    assert trained(spoken, 2, clean=1.0) == trained(spoken, 2, augmentation=NOTHING)
+
+
 @pytest.mark.parametrize(
     "other",
     [(9, 2, "anna", "loop"), (1, 9, "anna", "loop"), (1, 2, "x", "loop"), (1, 2, "anna", "x")],

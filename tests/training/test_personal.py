@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from fedspeech import seeding
 from fedspeech.config import FeatureSettings, PersonalSettings, UnitSettings
@@ -8,7 +9,7 @@ from fedspeech.errors import CorpusError, ModelError
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import distance, sha256, state
 from fedspeech.training.loop import Loop
-from fedspeech.training.personal import fine_tune, validation_split
+from fedspeech.training.personal import fine_tune, pull_back, validation_split
 from fedspeech.units import learn
 
 NAME = (0, 1, "t00", "personalize")
@@ -78,3 +79,34 @@ def test_the_last_fifth_judges(count, held_out):
     first, last = validation_split(list(range(count)))
     assert [*first, *last] == list(range(count))
     assert len(last) == held_out
+
+
+# FedProx.
+
+
+def test_the_proximal_term_adds_mu_times_the_way_from_the_start():
+    module = torch.nn.Linear(3, 2)
+    pull_back(module, mu=0.25)
+    slopes = {name: torch.randn_like(p) for name, p in module.named_parameters()}
+    moves = {name: torch.randn_like(p) for name, p in module.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter += moves[name]
+    loss = sum((parameter * slopes[name]).sum() for name, parameter in module.named_parameters())
+    loss.backward()
+    for name, parameter in module.named_parameters():
+        expected = slopes[name] + 0.25 * moves[name]
+        assert torch.allclose(parameter.grad, expected, atol=1e-6)
+
+
+def test_a_larger_mu_keeps_the_model_nearer_to_its_start(description, generic, mine):
+    def moved(mu: float) -> float:
+        parameters = {name for name, _ in description.module(generic).named_parameters()}
+        tuned = fine_tune(generic, description, SETTINGS, mine, NAME, mu).model
+        return distance(
+            {name: tuned[name] for name in parameters}, {name: generic[name] for name in parameters}
+        )
+
+    free = sha256(fine_tune(generic, description, SETTINGS, mine, NAME).model)
+    assert sha256(fine_tune(generic, description, SETTINGS, mine, NAME, 0.0).model) == free
+    assert moved(0.0) > 1.05 * moved(100.0)

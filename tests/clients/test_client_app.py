@@ -1,0 +1,113 @@
+import fcntl
+import threading
+import time
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients.app import app
+from fedspeech import protocol
+from fedspeech.config import PersonalSettings
+from fedspeech.tensors import sha256
+
+
+@pytest.fixture(autouse=True, scope="module")
+def identity():
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+@pytest.fixture
+def ask(folders):
+    """Send a message to the first device, or to the node that `node` configures."""
+
+    def send(kind, text=None, node=None, content=None, **arrays) -> Message:
+        config = {"device": str(folders[0])} if node is None else node
+        out = str(folders[0].parent.parent)
+        context = Context(1, 7, config, RecordDict(), {"out": out})
+        records = protocol.content(text or {}, **arrays) if content is None else content
+        return app(Message(records, 7, kind, group_id="1"), context)
+
+    return send
+
+
+def test_a_simulated_node_counts_through_the_device_folders(ask, folders):
+    names = [
+        protocol.text(ask(protocol.DESCRIBE, node={"partition-id": i}).content)["speaker"]
+        for i in (0, 1)
+    ]
+    assert names == [folder.name for folder in folders] == sorted(names)
+    reply = ask(protocol.DESCRIBE, node={"partition-id": 2})
+    assert protocol.failure(reply) == "CorpusError on the device"
+
+
+def test_the_node_says_how_many_threads_add_up(ask, folders):
+    before = torch.get_num_threads()
+    try:
+        ask(protocol.DESCRIBE, node={"device": str(folders[0]), "threads": 2})
+        assert torch.get_num_threads() == 2
+        ask(protocol.DESCRIBE)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_is_told_in_the_devices_own_log_only(ask, folders):
+    (folders[0] / "train.jsonl").write_text("nothing that Lhotse reads: anna's secret\n")
+    reply = ask(protocol.DESCRIBE)
+    assert reply.has_error()
+    kind, rest = protocol.failure(reply).split(" ", 1)
+    assert rest == "on the device; its errors.log says more"
+    assert kind.endswith("Error") and kind.isidentifier()
+    log = (folders[0] / "errors.log").read_text()
+    assert log.startswith("query.describe: Traceback")
+    assert kind in log
+
+
+def test_a_message_of_another_kind_is_an_error(ask):
+    with pytest.raises(ValueError, match="No query function registered with name 'secrets'"):
+        ask("query.secrets")
+
+
+def test_one_message_at_a_time_works_on_a_device(ask, folders):
+    """A worker that a killed run left behind may still be writing."""
+    replies = []
+    with (folders[0] / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        thread = threading.Thread(target=lambda: replies.append(ask(protocol.DESCRIBE)))
+        thread.start()
+        time.sleep(0.3)
+        assert replies == []
+        other_device = {"device": str(folders[1])}
+        assert not ask(protocol.DESCRIBE, node=other_device).has_error()
+    thread.join(10)
+    assert not replies[0].has_error()
+
+
+def test_the_plain_routes_are_flowers(ask, speaker, generic, description):
+    """One ArrayRecord each way with equal keys, metrics, and what Flower's strategies send."""
+    settings = PersonalSettings(epochs=1, batch_size=4)
+    said = {
+        "description": description.to_json(),
+        "seed": 3,
+        "settings": settings.model_dump(mode="json"),
+    }
+    content = RecordDict(
+        {
+            "arrays": protocol.pack(generic),
+            "config": ConfigRecord({**protocol.write_text(said), "server-round": 4}),
+        }
+    )
+    reply = ask(protocol.PLAIN_TRAIN, content=content)
+    expected, loss = speaker.improve(generic, settings, 3, 4, 0.0)
+    assert sha256(protocol.unpack(reply.content["arrays"])) == sha256(expected)
+    assert dict(reply.content["metrics"]) == {"train_loss": loss, "num-examples": 9}
+    content["config"]["proximal-mu"] = 50.0
+    pulled = ask(protocol.PLAIN_TRAIN, content=content)
+    held = speaker.improve(generic, settings, 3, 4, 50.0)[0]
+    assert sha256(protocol.unpack(pulled.content["arrays"])) == sha256(held) != sha256(expected)
+    judged = ask(protocol.PLAIN_EVALUATE, content=content).content["metrics"]
+    counts = speaker.model_errors(generic)
+    assert judged["word_error_rate"] == pytest.approx(counts.errors.sum() / counts.words.sum())
+    assert judged["num-examples"] == len(counts.words)
