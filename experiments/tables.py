@@ -1,6 +1,6 @@
 """The paper's Tables 1, 2 and 3 of some runs as Markdown, one column per run.
 
-    python experiments/tables.py runs/an4-0 runs/an4-1 runs/an4-2
+python experiments/tables.py runs/an4-0 runs/an4-1 runs/an4-2
 """
 
 import json
