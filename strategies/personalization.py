@@ -6,7 +6,7 @@ ledger are the grid's (`server/recorded_grid.py`): this class only says what is 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -39,6 +39,14 @@ class Rounds(Protocol):
         """Note it; `state` is what JSON can say."""
 
 
+class Judged(NamedTuple):
+    """What devices are asked about: a base, their alphas and the cells' alphas, and a choice."""
+
+    base: str
+    cells: Mapping[float, float]
+    choose: Sequence[float]
+
+
 class Personalization(Strategy):
     """Fine-tune, build every M_s by each rule, mix, judge. `outcome` is what was found out."""
 
@@ -62,7 +70,7 @@ class Personalization(Strategy):
             self.rules, population, description, config, self._exchange, self._questions
         )
         self._personal: dict[str, str] = {}
-        self._tested: tuple[float, ...] = ()
+        self._judged = Judged(GENERIC, {}, ())
 
     def summary(self) -> None:
         """Nothing: the run's own report says it."""
@@ -132,16 +140,17 @@ class Personalization(Strategy):
         }
         for speaker, member in list(self._exchange.active.items()):
             held = server_round > 1 or member.generation == self._generation
-            start = self._start(speaker) if server_round > 1 else None
             sent = {} if held else {"generic": arrays}
-            content = protocol.content({**said, "start": start}, **sent)
+            content = protocol.content(
+                {**said, "start": self._start(server_round, speaker)}, **sent
+            )
             kind = protocol.PERSONALIZE
             yield self._exchange.message(grid, server_round, kind, speaker, content)
 
-    def _start(self, speaker: str) -> dict[str, Any] | None:
-        """Where a later round begins: alpha * P_s + (1 - alpha) * what is installed; None: G."""
+    def _start(self, round: int, speaker: str) -> dict[str, Any] | None:
+        """Where a round begins: G (None), later alpha * P_s + (1 - alpha) * what is installed."""
         go_on = self._config.federation.continue_from
-        if go_on is None:
+        if round == 1 or go_on is None:
             return None
         mixed_already = self._bases.mixed_on_server(go_on.base)
         alpha = 0.0 if mixed_already else go_on.alpha
@@ -207,17 +216,10 @@ class Personalization(Strategy):
         choose: Sequence[float],
     ) -> None:
         """Ask for the errors at alphas of the device, and file each under the cell's alpha."""
-        self._tested = tuple(cells)
-        config = ConfigRecord({"base": base, "choose": list(choose)})
-        messages = self.configure_evaluate(round, ArrayRecord(), config, grid)
+        self._judged = Judged(base, cells, choose)
+        messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord(), grid)
         replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
-        for speaker, content in self._exchange.answers(round, protocol.EVALUATE, replies):
-            said = protocol.text(content)
-            self.outcome.words[speaker] = np.array(said["words"])
-            for alpha, errors in zip(cells.values(), said["errors"], strict=True):
-                self.outcome.errors.setdefault((base, alpha), {})[speaker] = np.array(errors)
-            if said["chosen"] is not None:
-                self.outcome.chosen.setdefault(base, {})[speaker] = said["chosen"]
+        self.aggregate_evaluate(round, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -225,9 +227,9 @@ class Personalization(Strategy):
         """One `evaluate.personal` for each speaker, on the M_s that it was sent last."""
         for speaker in list(self._exchange.active):
             said = {
-                "alphas": list(self._tested),
-                "choose": config["choose"],
-                "base": config["base"],
+                "alphas": list(self._judged.cells),
+                "choose": list(self._judged.choose),
+                "base": self._judged.base,
                 "installed": self._bases.installed[speaker],
                 "personal": self._personal[speaker],
             }
@@ -237,14 +239,19 @@ class Personalization(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Word error rate over all answers to `configure_evaluate`, in percent, by alpha."""
-        said = [protocol.text(reply.content) for reply in replies if reply.has_content()]
-        words = sum(sum(answer["words"]) for answer in said)
-        rates = {
-            f"alpha-{alpha:g}": 100 * sum(sum(answer["errors"][i]) for answer in said) / words
-            for i, alpha in enumerate(self._tested)
-        }
-        return MetricRecord(rates) if said else None
+        """File the answers; the word error rate over all of them, in percent, by alpha."""
+        base, cells, _ = self._judged
+        words, wrong = 0, dict.fromkeys(cells.values(), 0)
+        for speaker, content in self._exchange.answers(server_round, protocol.EVALUATE, replies):
+            said = protocol.text(content)
+            self.outcome.words[speaker] = np.array(said["words"])
+            words += sum(said["words"])
+            for alpha, errors in zip(cells.values(), said["errors"], strict=True):
+                self.outcome.errors.setdefault((base, alpha), {})[speaker] = np.array(errors)
+                wrong[alpha] += sum(errors)
+            if said["chosen"] is not None:
+                self.outcome.chosen.setdefault(base, {})[speaker] = said["chosen"]
+        return MetricRecord({f"alpha-{alpha:g}": 100 * n / words for alpha, n in wrong.items()})
 
     # Figure 2, and the end.
 

@@ -22,7 +22,7 @@ from clients.app import app as shipped
 from fedspeech import protocol, seeding
 
 APP = "faulty_client:app"
-VARIABLE, SEED = "FAULTS", "FAULTS_SEED"
+VARIABLE = "FAULTS"
 LONGEST_LIFE = 0.3
 """Seconds into a message, before which its worker is killed; the messages take about as long."""
 ALWAYS = 1000
@@ -51,7 +51,8 @@ def met() -> int:
     return len(list(Path(os.environ[VARIABLE]).glob("met-*")))
 
 
-def _fault(kind: str, speaker: str) -> str | None:
+def _fault(kind: str, speaker: str) -> tuple[str, float]:
+    """What is to happen, and for a death how long into the message."""
     folder = Path(os.environ[VARIABLE])
     for number, one in enumerate(json.loads((folder / "plan.json").read_text())):
         if (one["kind"], one["speaker"]) != (kind, speaker):
@@ -61,8 +62,9 @@ def _fault(kind: str, speaker: str) -> str | None:
                 (folder / f"met-{number}-{time_}").touch(exist_ok=False)
             except FileExistsError:
                 continue
-            return str(one["fault"])
-    return None
+            draw = seeding.generator(one.get("seed", 0), time_, speaker, kind)
+            return str(one["fault"]), draw.uniform(0, LONGEST_LIFE)
+    return "", 0.0
 
 
 def _die_after(seconds: float) -> None:
@@ -72,13 +74,11 @@ def _die_after(seconds: float) -> None:
 
 def _route(message: Message, context: Context) -> Message:
     speaker = Path(str(context.node_config["device"])).name
-    fault = _fault(message.metadata.message_type, speaker)
+    fault, seconds = _fault(message.metadata.message_type, speaker)
     if fault == "raise":
         raise RuntimeError("this client raises")
     if fault == "die":
-        draw = seeding.generator(int(os.environ.get(SEED, "0")), met(), speaker, "death")
-        delay = draw.uniform(0, LONGEST_LIFE)
-        threading.Thread(target=_die_after, args=(delay,), daemon=True).start()
+        threading.Thread(target=_die_after, args=(seconds,), daemon=True).start()
     reply = shipped(message, context)
     if fault == "die":
         time.sleep(60)

@@ -24,6 +24,7 @@ class AsksTwice(AggregationRule):
     """Asks about all others, then about half of them again."""
 
     async def peers(self, speaker, view):
+        assert list(view.speakers) == sorted(view.speakers)
         others = [other for other in view.speakers if other != speaker]
         first = await view.word_errors(others)
         again = await view.word_errors(others[:2])

@@ -195,6 +195,22 @@ def test_tensors_are_read_back_to_the_bit_and_counted(folder):
     assert rows[1::2] == [(1, f"s{i + 1}", "up", "train.echo", up) for i in range(NODES)]
 
 
+def test_the_ledger_is_in_the_order_of_asking(folder):
+    """Round by round, whoever answered first; a round is named by the group of its messages."""
+    grid = recorded(ShuffledGrid(), folder)
+    for group in ("2", "1"):
+        asked = [
+            grid.create_message(protocol.content({"n": n}), "train.echo", node, group)
+            for n, node in enumerate(reversed(list(grid.get_node_ids())))
+        ]
+        list(grid.send_and_receive(asked))
+    rows = list(Journal(folder / "journal.sqlite").ledger())[::2]
+    backwards = [f"s{i}" for i in range(NODES, 0, -1)]
+    assert [(round, speaker) for round, speaker, *_ in rows] == [
+        (round, speaker) for round in (1, 2) for speaker in backwards
+    ]
+
+
 def test_errors_are_asked_again(folder):
     inner = ShuffledGrid()
     grid = recorded(inner, folder)

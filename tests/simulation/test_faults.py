@@ -1,5 +1,8 @@
 """What goes wrong at one client or one worker stays there; below the quorum the run says why."""
 
+import json
+import os
+
 import pytest
 import torch
 from faulty_client import APP, POISONS, met, plan
@@ -13,6 +16,7 @@ from fedspeech.population import Population
 GOOD = ("t03", "t04", "t05")
 BAD = {name: f"t{number:02}" for number, name in enumerate([*POISONS, "raise", "no tensors"], 6)}
 BASES = ["mean", "random"]
+ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
 
 
 @pytest.fixture(scope="module")
@@ -127,20 +131,30 @@ def test_below_the_quorum_the_run_says_why(crowd, tmp_path):
 # Workers that die.
 
 
+FEW = [
+    (protocol.PERSONALIZE, "t03", 2),
+    (protocol.WORD_ERRORS, "t04", 1),
+    (protocol.INSTALL, "t06", 1),
+    (protocol.EVALUATE, "t04", 1),
+]
+MANY = [
+    (kind, speaker, 2)
+    for kind in (protocol.PERSONALIZE, protocol.WORD_ERRORS, protocol.INSTALL, protocol.EVALUATE)
+    for speaker in ("t03", "t04", "t05", "t06")
+]
+"""Every speaker's first message of every type dies as often as it may."""
+
+
 @pytest.mark.faults
-def test_killed_workers_change_nothing(corpus, undisturbed, one_ray, tmp_path):
-    plan(
-        [
-            fault(protocol.PERSONALIZE, "t03", "die", times=2),
-            fault(protocol.PERSONALIZE, "t05", "die", times=1),
-            fault(protocol.WORD_ERRORS, "t04", "die", times=1),
-            fault(protocol.INSTALL, "t06", "die", times=1),
-            fault(protocol.EVALUATE, "t04", "die", times=2),
-        ],
-    )
+@pytest.mark.parametrize("seed", range(3) if ALL else [0])
+def test_killed_workers_change_nothing(corpus, undisturbed, one_ray, tmp_path, seed):
+    deaths = MANY if ALL else FEW
+    plan([fault(kind, speaker, "die", times=times, seed=seed) for kind, speaker, times in deaths])
     experiment = settings(corpus, engine={"grid": "ray", "workers": 2})
     run = simulate(experiment, tmp_path / "run", client=APP)
-    assert met() == 7
+    assert met() == sum(times for _, _, times in deaths)
+    timing = json.loads((run / "timing.json").read_text())
+    assert timing["worker_deaths"] == met()
     assert_same(run, undisturbed)
 
 

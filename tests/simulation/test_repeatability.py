@@ -15,7 +15,7 @@ def test_on_ray_as_in_one_process(corpus, undisturbed, one_ray, tmp_path, worker
 
 
 def test_rounds_and_a_flower_strategy_on_ray(corpus, undisturbed_long, one_ray, tmp_path):
-    there = simulate(settings(corpus, federation=LONG, engine=on_ray(4)), tmp_path / "run")
+    there = simulate(settings(corpus, federation=LONG, engine=on_ray(2)), tmp_path / "run")
     assert_same(there, undisturbed_long)
 
 
