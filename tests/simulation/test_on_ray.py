@@ -18,6 +18,7 @@ from fedspeech.simulation.launch import launch
 from fedspeech.simulation.on_ray import RayGrid
 
 NODES, WORKERS = 8, 4
+ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
 
 
 def test_a_worker_that_cannot_start_is_said_at_once():
@@ -28,6 +29,56 @@ def test_a_worker_that_cannot_start_is_said_at_once():
     finally:
         grid.close()
     assert not ray.is_initialized()
+
+
+OUTSIDER = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], logging_level="ERROR")
+    print("joined")
+except Exception as error:
+    print(type(error).__name__)
+"""
+INSIDER = """
+import os, subprocess, sys
+from fedspeech.config import EngineSettings
+from fedspeech.simulation.on_ray import RayGrid
+import ray
+grid = RayGrid("probe_client:app", lambda: [{}], EngineSettings(workers=1))
+address = ray.get_runtime_context().gcs_address
+token = os.environ["RAY_AUTH_TOKEN"]
+for known in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, {}):
+    rest = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    command = [sys.executable, "-c", sys.argv[1], address]
+    done = subprocess.run(command, env={**rest, **known}, capture_output=True, text=True)
+    print(done.stdout.strip())
+grid.close()
+"""
+
+
+@pytest.fixture
+def no_token(monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_each_process_has_a_token_of_its_own_for_its_ray(child, no_token):
+    code = (
+        "import os, fedspeech.simulation.on_ray; "
+        "print(os.environ['RAY_AUTH_MODE'], os.environ['RAY_AUTH_TOKEN'])"
+    )
+    (mode, one), (_, other) = (child(code).stdout.split() for _ in range(2))
+    assert mode == "token"
+    assert len(one) == 64 and one != other
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not ALL, reason="takes half a minute; FEDSPEECH_FAULTS=all runs it")
+def test_nobody_else_on_the_network_can_join(child, no_token):
+    done = child(INSIDER, OUTSIDER)
+    joined, refused = done.stdout.split()
+    assert joined == "joined", done.stderr
+    assert refused.endswith("Error")
 
 
 @pytest.fixture(scope="module")
