@@ -1,11 +1,6 @@
-"""The settings of a run: one TOML file, validated whole before anything starts.
-
-A file may derive from another: `extends = "personalization.toml"` names it, relative to itself.
-"""
+"""The settings of a run: one TOML file, validated whole before anything starts."""
 
 import difflib
-import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedspeech import settings_file
 from fedspeech.errors import ConfigError
 
 
@@ -359,9 +355,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError naming file, line, what was found and what was expected.
     """
-    table, paths = _read(path, above=())
+    table, paths = settings_file.read(path)
     for override in overrides:
-        _override(table, override)
+        settings_file.override(table, override)
     try:
         return Config.model_validate(table)
     except ValidationError as error:
@@ -374,55 +370,6 @@ def dump(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, by_alias=True))
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
-    """The settings of a file and of those that it extends, and these files, the nearest first."""
-    if path.resolve() in [file.resolve() for file in above]:
-        raise ConfigError(f"{path}: extends itself")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        whose = f" ({above[-1]} extends it)" if above else ""
-        raise ConfigError(f"{path}: no such file{whose}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as TOML: {error}") from None
-    base = table.pop("extends", None)
-    if base is None:
-        return table, [path]
-    if not isinstance(base, str):
-        line = _line(path, ["extends"])
-        raise ConfigError(f"{path}{line}: extends: expected the name of a file, found {base!r}")
-    below, paths = _read(path.parent / base, (*above, path))
-    return _merge(below, table), [path, *paths]
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        exclusive = key == "train"  # the ways to choose train_s exclude each other
-        if isinstance(below, dict) and isinstance(value, dict) and not exclusive:
-            merged[key] = _merge(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _override(table: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: expected section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {override}: {section} is not a section")
-    table[last] = value
-
-
 EXPECTED = {
     "dict_type": "expected a table",
     "model_type": "expected a table",
@@ -433,7 +380,7 @@ EXPECTED = {
 
 def _explain(item: Mapping[str, Any], paths: Sequence[Path], overrides: Sequence[str]) -> str:
     keys = [str(part) for part in item["loc"]]
-    where = f"{_where(keys, paths, overrides)}: {'.'.join(keys) or 'settings'}"
+    where = f"{settings_file.where(keys, paths, overrides)}: {'.'.join(keys) or 'settings'}"
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(keys[-1], _known(keys[:-1]), n=1, cutoff=0.4)
         hint = f"; the nearest known one is {near[0]}" if near else ""
@@ -441,16 +388,6 @@ def _explain(item: Mapping[str, Any], paths: Sequence[Path], overrides: Sequence
     message = EXPECTED.get(item["type"], item["msg"].removeprefix("Value error, "))
     found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
     return f"{where}: {message}{found}"
-
-
-def _where(keys: Sequence[str], paths: Sequence[Path], overrides: Sequence[str]) -> str:
-    """What set it: an override, or the line of a file, nearest first; else the nearest file."""
-    for override in reversed(overrides):
-        set_there = override.partition("=")[0].strip().split(".")
-        if all(ours == theirs for ours, theirs in zip(keys, set_there, strict=False)):
-            return f"--set {override}"
-    lines = ((path, _line(path, keys)) for path in paths)
-    return next((f"{path}{line}" for path, line in lines if line), str(paths[0]))
 
 
 def _known(section: Sequence[str]) -> list[str]:
@@ -463,23 +400,3 @@ def _known(section: Sequence[str]) -> list[str]:
         if model is None:
             return []
     return [field.alias or key for key, field in model.model_fields.items()]
-
-
-def _line(path: Path, keys: Sequence[str]) -> str:
-    """`:LINE` of the setting, as near as a scan of headers and keys finds it, or nothing."""
-    names = [key for key in keys if not key.isdigit()]
-    section: list[str] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    for number, line in enumerate(lines, 1):
-        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
-            section = [part.strip().strip('"') for part in header[1].split(".")]
-            if section[: len(names)] == names:
-                return f":{number}"
-        elif setting := re.match(r"\s*([\w.\"-]+)\s*=", line):
-            full = [*section, *setting[1].replace('"', "").split(".")]
-            if full == names[: len(full)]:
-                return f":{number}"
-    return ""
