@@ -126,12 +126,12 @@ def install(message: Message, context: Context) -> Message:
 def evaluate_personal(message: Message, context: Context) -> Message:
     """Word errors on test_s by alpha, and the alpha that this device would take."""
     me, asked = _speaker(context), protocol.text(message.content)
-    me.check_installed(asked["installed"])
-    counts = me.test_errors(asked["alphas"], asked["personal"])
+    base = me.base_model(asked["model"], _tensors(message, "model"))
+    counts = me.test_errors(base, asked["alphas"], asked["personal"])
     said = {
         "words": counts[0].words.tolist(),
         "errors": speaker.as_lists(counts),
-        "chosen": me.choose_alpha(asked["choose"]) if asked["choose"] else None,
+        "chosen": me.choose_alpha(base, asked["choose"]) if asked["choose"] else None,
     }
     return Message(protocol.content(said), reply_to=message)
 

@@ -94,8 +94,9 @@ class Speaker:
         )
 
     def _mix_to_start_from(self, installed: str, alpha: float) -> Tensors:
-        self.check_installed(installed)
-        return self.mixed(self.personal(), alpha)
+        if (held := self.store.hash(BASE)) != installed:
+            raise ModelError(f"expected M_s {installed[:12]}, this device holds {str(held)[:12]}")
+        return mixed(self.personal(), self.store.get(BASE), alpha)
 
     def personal(self) -> Tensors:
         """P_s. Raises ModelError where this device has not fine-tuned yet."""
@@ -115,10 +116,23 @@ class Speaker:
 
     def install(self, model: Tensors | None) -> str:
         """Keep M_s (None: G, which is held); its hash. Raises ModelError where it does not fit."""
+        return self.store.put(BASE, self._fitting(model))
+
+    def base_model(self, expected: str, model: Tensors | None) -> Tensors:
+        """M_s as it was sent (None: G, which is held), without keeping it.
+
+        Raises ModelError where it does not fit G or has another hash than expected.
+        """
+        base = self._fitting(model)
+        if (found := sha256(base)) != expected:
+            raise ModelError(f"expected M_s {expected[:12]}, found {found[:12]}")
+        return base
+
+    def _fitting(self, model: Tensors | None) -> Tensors:
         generic = self.store.get(GENERIC)
         if model is not None:
             check_like(model, generic)
-        return self.store.put(BASE, generic if model is None else model)
+        return generic if model is None else model
 
     def candidate_errors(self, difference: Tensors, part: str) -> Counts:
         """Word errors of G + difference on train_s.
@@ -135,14 +149,7 @@ class Speaker:
         """Words of reference in train_s or test_s."""
         return sum(len(text_of(cut).split()) for cut in self._cuts[part])
 
-    def check_installed(self, expected: str) -> None:
-        """Raise ModelError unless M_s is the model with this hash."""
-        if self.store.hash(BASE) != expected:
-            raise ModelError(
-                f"expected M_s {expected[:12]}, this device holds {str(self.store.hash(BASE))[:12]}"
-            )
-
-    def test_errors(self, alphas: Sequence[float], expected: str) -> list[Counts]:
+    def test_errors(self, base: Tensors, alphas: Sequence[float], expected: str) -> list[Counts]:
         """Word errors of alpha * P_s + (1 - alpha) * M_s on test_s, for each alpha.
 
         Raises ModelError unless P_s is the model with the expected hash.
@@ -150,9 +157,9 @@ class Speaker:
         utterances, personal = self.utterances(TEST), self.personal()
         if (found := sha256(personal)) != expected:
             raise ModelError(f"expected P_s {expected[:12]}, this device holds {found[:12]}")
-        return [self._errors(self.mixed(personal, alpha), utterances) for alpha in alphas]
+        return [self._errors(mixed(personal, base, alpha), utterances) for alpha in alphas]
 
-    def choose_alpha(self, alphas: Sequence[float]) -> float:
+    def choose_alpha(self, base: Tensors, alphas: Sequence[float]) -> float:
         """The alpha with the fewest errors on the last part of train_s.
 
         There the model that was fine-tuned on the rest of train_s stands for P_s. Of several equal
@@ -161,15 +168,10 @@ class Speaker:
         _, held_out = validation_split(self.utterances(TRAIN))
         judge = self.store.get(VALIDATION)
         errors = [
-            int(self._errors(self.mixed(judge, alpha), held_out).errors.sum()) for alpha in alphas
+            int(self._errors(mixed(judge, base, alpha), held_out).errors.sum()) for alpha in alphas
         ]
         best = [alpha for alpha, wrong in zip(alphas, errors, strict=True) if wrong == min(errors)]
         return best[(len(best) - 1) // 2]
-
-    def mixed(self, left: Tensors, alpha: float) -> Tensors:
-        """alpha * left + (1 - alpha) * M_s."""
-        base = self.store.get(BASE)
-        return dict(interpolate(sorted(left.items()), sorted(base.items()), alpha))
 
     def improve(
         self, begin: Tensors, settings: PersonalSettings, seed: int, round: int, proximal: float
@@ -213,6 +215,11 @@ class Speaker:
             self.folder / "features",
             reference=self._cuts[TRAIN],
         )
+
+
+def mixed(personal: Tensors, base: Tensors, alpha: float) -> Tensors:
+    """alpha * P_s + (1 - alpha) * M_s."""
+    return dict(interpolate(sorted(personal.items()), sorted(base.items()), alpha))
 
 
 @lru_cache(maxsize=16)

@@ -27,8 +27,8 @@ WORD_ERRORS = "query.word_errors"
 INSTALL = "train.install"
 """Down: base, alpha, hash of M_s; M_s unless it is G. Up: the hash of what was installed."""
 EVALUATE = "evaluate.personal"
-"""Down: hashes of M_s and P_s, alphas, choose. Up: words and errors of each utterance of test_s by
-alpha; chosen alpha."""
+"""Down: base, hashes of M_s and P_s, alphas, choose; M_s unless it is G. Up: words and errors of
+each utterance of test_s by alpha; chosen alpha. The device does not keep this M_s."""
 PLAIN_TRAIN, PLAIN_EVALUATE = "train", "evaluate"
 """Flower's own routes, for its own strategies: equal keys down and up."""
 

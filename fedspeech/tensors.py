@@ -40,6 +40,11 @@ def sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def size(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of all values."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def add(
     base: TensorStream, other: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:

@@ -130,7 +130,6 @@ class _Run:
         self, strategy: Personalization, trained: Generic, seconds: dict[str, float]
     ) -> None:
         traffic = ledger.write(self.run.path / "ledger.csv", self.journal)
-        full = sum(t.numel() * t.element_size() for t in trained.model.values())
         curves = {
             "generic": {
                 "train_loss": [epoch.loss for epoch in trained.epochs],
@@ -143,7 +142,7 @@ class _Run:
             self.settings,
             self.speech.table,
             seconds,
-            {**traffic, "full_model": full},
+            {**traffic, "full_model": tensors.size(trained.model)},
             curves,
         )
         self.run.write_json("results.json", content)

@@ -1,8 +1,9 @@
 """M_s for every speaker: decided by a rule, built as a stream of tensors, sent to the device."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedspeech import protocol
@@ -11,10 +12,13 @@ from fedspeech.config import Config
 from fedspeech.errors import ModelError, RuleError
 from fedspeech.models.description import ModelDescription
 from fedspeech.population import Population
-from fedspeech.tensors import Tensors, check_like, sha256
+from fedspeech.tensors import Tensors, TensorStream, check_like, sha256, size
 from strategies.exchange import Exchange
 from strategies.questions import Questions
 from strategies.view import Federation, SpeakerView
+
+BUILT_TOGETHER_BYTES = 2**29
+"""Of the M_s that are built side by side and wait to be sent."""
 
 
 class BaseModels:
@@ -61,12 +65,36 @@ class BaseModels:
 
         Raises RuleError where the rule gives weights or tensors that cannot be used.
         """
-        if base not in self._views:
-            self._views[base] = self._decide(grid, round, base)
-        messages = self._messages(grid, round, base, alpha)
+        self.decide(grid, round, base)
+        messages = self._installs(grid, round, base, alpha)
         replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
         for speaker, content in self._exchange.answers(round, protocol.INSTALL, replies):
             self.installed[speaker] = protocol.text(content)["installed"]
+
+    def decide(self, grid: Grid, round: int, base: str) -> None:
+        """Let the rule answer for all speakers, unless it has in this round.
+
+        Raises RuleError where it gives weights that cannot be used.
+        """
+        if base not in self._views:
+            self._views[base] = self._decide(grid, round, base)
+
+    def models(
+        self, base: str, alpha: float | None
+    ) -> Iterator[tuple[str, str, dict[str, ArrayRecord]]]:
+        """Speaker, hash, and M_s as a message carries it (nothing where it is G), one by one.
+
+        Where the server mixes, its mix at `alpha` instead of M_s. Raises RuleError where the rule
+        gives tensors that cannot be used.
+        """
+        generic = dict(self._population.generic())
+        generation = sha256(generic)
+        views = iter(list(self._still_there(base).items()))
+        together = max(1, BUILT_TOGETHER_BYTES // size(generic))
+        while some := dict(itertools.islice(views, together)):
+            for speaker, model in self._build(base, some, alpha, generic):
+                name = sha256(model)
+                yield speaker, name, {} if name == generation else {"model": protocol.pack(model)}
 
     def _decide(self, grid: Grid, round: int, base: str) -> dict[str, SpeakerView]:
         """Every speaker's view, with the weights that the rule answered."""
@@ -82,30 +110,48 @@ class BaseModels:
     def _still_there(self, base: str) -> dict[str, SpeakerView]:
         return {s: view for s, view in self._views[base].items() if s in self._exchange.active}
 
-    def _messages(
+    def _installs(
         self, grid: Grid, round: int, base: str, alpha: float | None
     ) -> Iterator[Message]:
-        generic = dict(self._population.generic())
-        generation = sha256(generic)
-        for speaker, view in self._still_there(base).items():
-            model = self._build(base, speaker, view, alpha, generic)
-            name = sha256(model)
-            sent = {} if name == generation else {"model": protocol.pack(model)}
-            # Base and alpha make the same model in another cell of the table another question.
+        for speaker, name, sent in self.models(base, alpha):
+            # Base and alpha make the same model in another round another question.
             said = {"base": base, "alpha": alpha, "model": name, "held": not sent}
             content = protocol.content(said, **sent)
             yield self._exchange.message(grid, round, protocol.INSTALL, speaker, content)
 
     def _build(
-        self, base: str, speaker: str, view: SpeakerView, alpha: float | None, generic: Tensors
-    ) -> Tensors:
+        self,
+        base: str,
+        views: Mapping[str, SpeakerView],
+        alpha: float | None,
+        generic: Tensors,
+    ) -> Iterator[tuple[str, Tensors]]:
+        """Some speakers' models, tensor by tensor side by side.
+
+        Speakers share peers: what one of them reads is still in the system's file cache for the
+        others.
+        """
+        streams = [self._stream(base, speaker, view, alpha) for speaker, view in views.items()]
+        models: list[Tensors] = [{} for _ in streams]
+        for items in itertools.zip_longest(*streams):
+            for model, item in zip(models, items, strict=True):
+                if item is not None:
+                    model[item[0]] = item[1]
+        for speaker in views:
+            model = models.pop(0)
+            try:
+                check_like(model, generic)
+            except ModelError as error:
+                raise RuleError(
+                    f"rule {base} built an unusable model for {speaker}: {error}"
+                ) from None
+            yield speaker, model
+
+    def _stream(
+        self, base: str, speaker: str, view: SpeakerView, alpha: float | None
+    ) -> TensorStream:
         rule = self._rules[base]
         stream = rule.combine(speaker, view)
-        if alpha is not None:
-            stream = rule.mix(self._population.personal(speaker), stream, alpha)
-        model = dict(stream)
-        try:
-            check_like(model, generic)
-        except ModelError as error:
-            raise RuleError(f"rule {base} built an unusable model for {speaker}: {error}") from None
-        return model
+        if alpha is None:
+            return stream
+        return rule.mix(self._population.personal(speaker), stream, alpha)

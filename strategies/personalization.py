@@ -40,9 +40,13 @@ class Rounds(Protocol):
 
 
 class Judged(NamedTuple):
-    """What devices are asked about: a base, their alphas and the cells' alphas, and a choice."""
+    """What devices are asked about: a base, their alphas and the cells' alphas, and a choice.
+
+    `mixed` is the alpha at which the server has mixed already, None where the devices mix.
+    """
 
     base: str
+    mixed: float | None
     cells: Mapping[float, float]
     choose: Sequence[float]
 
@@ -70,7 +74,7 @@ class Personalization(Strategy):
             self.rules, population, description, config, self._exchange, self._questions
         )
         self._personal: dict[str, str] = {}
-        self._judged = Judged(GENERIC, {}, ())
+        self._judged = Judged(GENERIC, None, {}, ())
 
     def summary(self) -> None:
         """Nothing: the run's own report says it."""
@@ -197,26 +201,18 @@ class Personalization(Strategy):
         tested = tuple(alpha for alpha in alphas if alpha != 1.0)
         if base == GENERIC:  # alpha = 1 is P_s whatever the base: it is judged here, once
             tested = tuple(sorted({0.0, *alphas, 1.0}))
+        self._bases.decide(grid, round, base)
         if not self._bases.mixed_on_server(base):
-            self._bases.install(grid, round, base, alpha=None)
-            self._judge(grid, round, base, {alpha: alpha for alpha in tested}, choose=alphas)
+            self._judge(grid, round, Judged(base, None, {a: a for a in tested}, alphas))
             return
         for alpha in tested:
-            self._bases.install(grid, round, base, alpha)
-            self._judge(grid, round, base, {0.0: alpha}, choose=())
+            self._judge(grid, round, Judged(base, alpha, {0.0: alpha}, ()))
 
     # Judging.
 
-    def _judge(
-        self,
-        grid: Grid,
-        round: int,
-        base: str,
-        cells: Mapping[float, float],
-        choose: Sequence[float],
-    ) -> None:
+    def _judge(self, grid: Grid, round: int, judged: Judged) -> None:
         """Ask for the errors at alphas of the device, and file each under the cell's alpha."""
-        self._judged = Judged(base, cells, choose)
+        self._judged = judged
         messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord(), grid)
         replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
         self.aggregate_evaluate(round, replies)
@@ -224,23 +220,24 @@ class Personalization(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """One `evaluate.personal` for each speaker, on the M_s that it was sent last."""
-        for speaker in list(self._exchange.active):
+        """One `evaluate.personal` for each speaker; its M_s goes along."""
+        judged = self._judged
+        for speaker, name, sent in self._bases.models(judged.base, judged.mixed):
             said = {
-                "alphas": list(self._judged.cells),
-                "choose": list(self._judged.choose),
-                "base": self._judged.base,
-                "installed": self._bases.installed[speaker],
+                "base": judged.base,
+                "model": name,
                 "personal": self._personal[speaker],
+                "alphas": list(judged.cells),
+                "choose": list(judged.choose),
             }
-            content = protocol.content(said)
+            content = protocol.content(said, **sent)
             yield self._exchange.message(grid, server_round, protocol.EVALUATE, speaker, content)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """File the answers; the word error rate over all of them, in percent, by alpha."""
-        base, cells, _ = self._judged
+        base, cells = self._judged.base, self._judged.cells
         words, wrong = 0, dict.fromkeys(cells.values(), 0)
         for speaker, content in self._exchange.answers(server_round, protocol.EVALUATE, replies):
             said = protocol.text(content)

@@ -6,7 +6,7 @@ import torch
 from clients import speaker as module
 from clients.speaker import Speaker
 from fedspeech.config import PersonalSettings
-from fedspeech.device.store import VALIDATION
+from fedspeech.device.store import BASE, VALIDATION
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.evaluation import word_errors
 from fedspeech.tensors import add, sha256
@@ -138,50 +138,52 @@ def test_candidates_are_judged_on_train_s_only(speaker, client, heard, generic, 
 
 def test_mixes_are_judged_on_test_s(speaker, tuned, client, heard, generic, description):
     base = moved(generic, 0.05)
-    speaker.install(base)
     alphas = [0.0, 0.25, 1.0]
-    found = speaker.test_errors(alphas, sha256(tuned))
+    found = speaker.test_errors(base, alphas, sha256(tuned))
     utterances = heard(client.test)
     for alpha, counts in zip(alphas, found, strict=True):
         assert counts.errors.tolist() == errors(mixed(tuned, base, alpha), description, utterances)
     with pytest.raises(ModelError, match="expected P_s abc, this device holds"):
-        speaker.test_errors(alphas, "abc")
+        speaker.test_errors(base, alphas, "abc")
 
 
 def test_m_is_what_was_sent_or_g(speaker, generic):
     base = moved(generic, 0.05)
     assert speaker.install(base) == sha256(base)
-    speaker.check_installed(sha256(base))
+    assert sha256(speaker.store.get(BASE)) == sha256(base)
     assert speaker.install(None) == sha256(generic)
+    assert sha256(speaker.base_model(sha256(base), base)) == sha256(base)
+    assert sha256(speaker.base_model(sha256(generic), None)) == sha256(generic)
     with pytest.raises(ModelError, match="expected M_s"):
-        speaker.check_installed(sha256(base))
+        speaker.base_model(sha256(base), None)
     for wrong in (
         {**generic, "output.bias": generic["output.bias"] * math.nan},
         {**generic, "output.bias": generic["output.bias"][1:]},
     ):
         with pytest.raises(ModelError, match=r"tensor output\.bias has"):
             speaker.install(wrong)
-    speaker.check_installed(sha256(generic))
+        with pytest.raises(ModelError, match=r"tensor output\.bias has"):
+            speaker.base_model(sha256(wrong), wrong)
+    assert sha256(speaker.store.get(BASE)) == sha256(generic)  # what was judged only is not kept
 
 
 def test_alpha_is_chosen_on_the_last_fifth_of_train_s(
     speaker, tuned, client, heard, generic, description
 ):
     base = moved(generic, 0.05)
-    speaker.install(base)
     judge, held_out = speaker.store.get(VALIDATION), heard(client.train)[-2:]
     alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
     counted = [sum(errors(mixed(judge, base, a), description, held_out)) for a in alphas]
     best = [a for a, count in zip(alphas, counted, strict=True) if count == min(counted)]
-    assert speaker.choose_alpha(alphas) == best[(len(best) - 1) // 2]
+    assert speaker.choose_alpha(base, alphas) == best[(len(best) - 1) // 2]
 
 
 @pytest.mark.parametrize(
     ("alphas", "expected"), [([0.0, 0.5, 1.0], 0.5), ([0.0, 0.2, 0.4, 0.6], 0.2), ([0.3], 0.3)]
 )
 def test_of_equally_good_alphas_the_middle_one_is_chosen(speaker, tuned, alphas, expected):
-    speaker.install(speaker.store.get(VALIDATION))  # every mix is the same model
-    assert speaker.choose_alpha(alphas) == expected
+    base = speaker.store.get(VALIDATION)  # every mix is the same model
+    assert speaker.choose_alpha(base, alphas) == expected
 
 
 def test_flowers_plain_route_fine_tunes_what_was_sent(speaker, client, heard, generic, description):

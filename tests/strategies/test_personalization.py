@@ -14,7 +14,7 @@ from fedspeech.corpus.partition import partition, pseudonym
 from fedspeech.errors import RuleError
 from fedspeech.models import description as descriptions
 from fedspeech.population import Population
-from fedspeech.tensors import read, sha256
+from fedspeech.tensors import sha256
 
 CLIENTS = 4
 
@@ -38,6 +38,15 @@ class Recorder(Around):
             if m.metadata.message_type == kind
         ]
         return [(t, sent) for t, sent in found if said.items() <= t.items()]
+
+    def models(self, kind, **said):
+        """The model in each message of a type that says this."""
+        return [
+            protocol.unpack(message.content.array_records["model"])
+            for message in self.asked
+            if message.metadata.message_type == kind
+            and said.items() <= protocol.text(message.content).items()
+        ]
 
 
 def run(experiment, folder):
@@ -71,22 +80,22 @@ def test_nothing_is_sent_where_m_is_g(corpus, tmp_path):
     folder, asked = run(odd(corpus, "Nobody"), tmp_path / "run")
     generation = sha256(dict(Population(folder / "models").generic()))
     for base in ("generic", "nobody"):
-        installs = asked.of(protocol.INSTALL, base=base)
-        assert len(installs) == CLIENTS
-        assert all(not sent and text["held"] for text, sent in installs)
-        assert {text["model"] for text, _ in installs} == {generation}
+        judged = asked.of(protocol.EVALUATE, base=base)
+        assert len(judged) == CLIENTS
+        assert not any(sent for _, sent in judged)
+        assert {text["model"] for text, _ in judged} == {generation}
     assert results(folder)["failures"] == []
-    rows = [row for row in ledger(folder) if row["kind"] == protocol.INSTALL]
+    rows = [row for row in ledger(folder) if row["kind"] == protocol.EVALUATE]
     assert len(rows) == 2 * 2 * CLIENTS
-    assert max(int(row["bytes"]) for row in rows) < 300
+    assert max(int(row["bytes"]) for row in rows) < 400
 
 
 def test_m_is_sent_where_it_is_not_g(usual):
     _, asked = usual
     for base in ("mean", "kbest", "random"):
-        installs = asked.of(protocol.INSTALL, base=base)
-        assert len(installs) == CLIENTS
-        assert all(sent and not text["held"] for text, sent in installs)
+        judged = asked.of(protocol.EVALUATE, base=base)
+        assert len(judged) == CLIENTS
+        assert all(sent for _, sent in judged)
 
 
 def test_g_goes_down_once(usual):
@@ -200,18 +209,18 @@ def test_where_the_mix_is_made_changes_no_second_round(corpus, tmp_path):
 def test_a_rule_with_a_mix_of_its_own_mixes_on_the_server(corpus, tmp_path):
     folder, asked = run(odd(corpus, "Larger"), tmp_path / "run")
     population = Population(folder / "models")
-    installs = asked.of(protocol.INSTALL, base="larger")
-    assert [text["alpha"] for text, _ in installs] == [0.0] * CLIENTS + [0.5] * CLIENTS
     speakers = [row["speaker"] for row in results(folder)["per_speaker"]]
     models = {speaker: dict(population.personal(speaker)) for speaker in speakers}
-    for (text, _), speaker in zip(installs, speakers * 2, strict=True):
-        others = average([models[s] for s in speakers if s != speaker])
-        held = folder / "devices" / speaker / "models" / f"{text['model']}.safetensors"
-        found = read(held)
-        for name, tensor in models[speaker].items():
-            assert torch.allclose(found[name], torch.maximum(tensor, others[name]), atol=1e-6)
-    judged = [text for text, _ in asked.of(protocol.EVALUATE, base="larger")]
+    expected = [
+        {name: torch.maximum(tensor, others[name]) for name, tensor in models[speaker].items()}
+        for speaker in speakers
+        for others in [average([models[s] for s in speakers if s != speaker])]
+    ]
+    sent = asked.models(protocol.EVALUATE, base="larger")
     # At the second alpha it is the same model, and so the same question.
+    for found, model in zip(sent, expected, strict=True):
+        assert all(torch.allclose(found[name], model[name], atol=1e-6) for name in model)
+    judged = [text for text, _ in asked.of(protocol.EVALUATE, base="larger")]
     assert [(text["alphas"], text["choose"]) for text in judged] == [([0.0], [])] * CLIENTS
     cells = [(row["base"], row["alpha"]) for row in results(folder)["table"]]
     assert cells == [("larger", 0.0), ("larger", 0.5), ("larger", 1.0)]
