@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fedspeech import features, seeding
+from fedspeech.accelerator import place
 from fedspeech.config import FeatureSettings
 from fedspeech.decoding import greedy
 from fedspeech.features import Utterance
@@ -36,13 +37,13 @@ def transcribe(
     units: Units,
 ) -> list[str]:
     """What the model hears in each utterance, greedily decoded, in the given order."""
-    model.eval()
+    model.to(place()).eval()
     order = sorted(range(len(utterances)), key=lambda i: len(utterances[i].log_mel[1.0]))
     texts = [""] * len(utterances)
     with torch.inference_mode():
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
-            batch = features.batch([utterances[i] for i in chosen], settings)
+            batch = features.batch([utterances[i] for i in chosen], settings).to(place())
             logits, lengths = model(batch.features, batch.lengths)
             for i, text in zip(chosen, greedy.decode(logits, lengths, units), strict=True):
                 texts[i] = text

@@ -186,6 +186,10 @@ class Batch:
     features: torch.Tensor
     lengths: torch.Tensor
 
+    def to(self, place: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(self.features.to(place), self.lengths.to(place))
+
 
 def batch(
     utterances: Sequence[Utterance],

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fedspeech", "strategies", "clients", "server")
 
-COMMON = {"errors", "config", "seeding", "tensors", "units"}
+COMMON = {"errors", "config", "seeding", "tensors", "units", "accelerator"}
 """What carries no knowledge of its own place in the way of the data."""
 BELOW = {
     "errors": set(),

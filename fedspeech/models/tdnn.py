@@ -26,6 +26,11 @@ class Layer(NamedTuple):
     dilation: int = 1
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """x, in float32 where it has fewer bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class MaskedBatchNorm(nn.Module):
     """Batch normalization (Ioffe & Szegedy 2015) over the frames that are there, not the padding.
 
@@ -54,7 +59,7 @@ class MaskedBatchNorm(nn.Module):
 
     def _measure(self, x: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         count = present.sum()
-        x = x.float() * present
+        x = at_least_float32(x) * present
         mean = x.sum((0, 2)) / count
         variance = ((x - mean[:, None]) * present).square().sum((0, 2)) / count
         with torch.no_grad():
@@ -95,13 +100,16 @@ class TDNN(nn.Module):
     def forward(
         self, features: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits in float32 and their lengths in frames; `lengths` (batch,) counts input frames."""
+        """Logits and their lengths in frames; `lengths` (batch,) counts input frames.
+
+        Logits are float32, or float64 where the weights are.
+        """
         lengths = torch.div(lengths + SUBSAMPLING - 1, SUBSAMPLING, rounding_mode="floor")
         frames = -(-features.shape[1] // SUBSAMPLING)
         present = torch.arange(frames, device=features.device) < lengths[:, None]
         mask = present[:, None].to(features.dtype)
-        x = features.transpose(1, 2)
+        x = features.transpose(1, 2).to(self.output.weight.dtype)
         x = self.tdnn[0](x, mask)
         for layer in self.tdnn[1:]:
             x = layer(x, mask) + BYPASS * x
-        return self.output(x).transpose(1, 2).float(), lengths
+        return at_least_float32(self.output(x)).transpose(1, 2), lengths

@@ -16,6 +16,7 @@ from fedspeech.errors import RunError
 from fedspeech.features import Utterance, prepare
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, state, write_whole
+from fedspeech.training.course import Course
 from fedspeech.training.loop import Loop
 from fedspeech.units import learn
 
@@ -90,8 +91,8 @@ class _Run:
         with seeding.scoped(config.seed, 0, "", f"{PURPOSE}, initialization"):
             model = description.empty()
         name = (config.seed, 0, "", PURPOSE)
-        loop = Loop(model, settings, config.features, units, speech, name)
-        return _Run(loop, description, development)
+        course = Course(settings, config.features, units, speech, name)
+        return _Run(Loop(model, course), description, development)
 
     def finished(self) -> bool:
         """All epochs are done, or `patience` of them without a better WER."""

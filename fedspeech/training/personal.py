@@ -11,6 +11,7 @@ from fedspeech.errors import CorpusError
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, state
+from fedspeech.training.course import Course
 from fedspeech.training.loop import Loop
 
 VALIDATION_SHARE = 0.2
@@ -45,7 +46,8 @@ def fine_tune(
     module = description.module(start)
     if proximal:
         pull_back(module, proximal)
-    loop = Loop(module, settings, description.features, description.units, spelled, name)
+    course = Course(settings, description.features, description.units, spelled, name)
+    loop = Loop(module, course)
     losses = [loop.epoch(number) for number in range(settings.epochs)]
     return FineTuned(state(module), losses, len(utterances) - len(spelled))
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from fedspeech import evaluation, features, seeding
+from fedspeech.accelerator import computes_in_bf16
 from fedspeech.config import FeatureSettings, Optimization, UnitSettings
 from fedspeech.models.tdnn import TDNN, Layer
 from fedspeech.tensors import sha256, state
-from fedspeech.training.loop import Loop, computes_in_bf16, learning_rate, piecewise_linear
+from fedspeech.training.course import Course, learning_rate, piecewise_linear
+from fedspeech.training.loop import Loop
 from fedspeech.units import learn
 
 MFCC = FeatureSettings()
@@ -34,7 +36,7 @@ def tiny() -> TDNN:
 
 def make(spoken, model=None, name=NAME, **changes) -> Loop:
     units = learn([utterance.text for utterance in spoken], UnitSettings(kind="words"))
-    return Loop(model or tiny(), optimization(**changes), MFCC, units, spoken, name)
+    return Loop(model or tiny(), Course(optimization(**changes), MFCC, units, spoken, name))
 
 
 # Schedules.
@@ -123,7 +125,7 @@ def test_rate_and_dropout_follow_the_share_of_updates_done(spoken):
     loop, model = watch(spoken, dropout=dropout, decay="cosine", warmup=0.25)
     for number in range(2):
         loop.epoch(number)
-    assert loop.updates_per_epoch == 4  # 24 utterances in sevens
+    assert loop.course.updates_per_epoch == 4  # 24 utterances in sevens
     done = np.arange(8) / 8
     assert_allclose(model.dropout, 0.5 - np.abs(done - 0.5), atol=1e-9)
     falling = 1e-4 + 0.99e-2 * (1 + np.cos(np.pi * (done - 0.25) / 0.75)) / 2
@@ -158,14 +160,14 @@ def plain_loop(model: TDNN, loop: Loop, epochs: int) -> list[float]:
     for number in range(epochs):
         total = 0.0
         with seeding.scoped(1, 2, "anna", f"loop, epoch {number}"):
-            for chosen in loop._batches():
+            for chosen in loop.course.batches():
                 rate = 1e-2 * (1e-4 / 1e-2) ** (step / updates)
                 for layer in model.tdnn:
                     layer.dropout.p = 0.1
-                some = [loop.utterances[i] for i in chosen]
+                some = [loop.course.utterances[i] for i in chosen]
                 batch = features.batch(some, MFCC, settings.augmentation)
                 logits, lengths = model.train()(batch.features, batch.lengths)
-                words = [loop.references[i] for i in chosen]
+                words = [loop.course.references[i] for i in chosen]
                 target_lengths = torch.tensor([len(each) for each in words])
                 losses_ = torch.nn.functional.ctc_loss(
                     logits.log_softmax(2).transpose(0, 1),
@@ -188,7 +190,7 @@ def plain_loop(model: TDNN, loop: Loop, epochs: int) -> list[float]:
                     scale = (second / (1 - 0.999**step)).sqrt() + 1e-8
                     p.data = p.data * (1 - rate * 0.05) - rate * unbiased / scale
                 total += losses_.sum().item()
-        losses.append(total / len(loop.utterances))
+        losses.append(total / len(loop.course.utterances))
     return losses
 
 

@@ -8,6 +8,7 @@ from fedspeech.config import FeatureSettings, PersonalSettings, UnitSettings
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import distance, sha256, state
+from fedspeech.training.course import Course
 from fedspeech.training.loop import Loop
 from fedspeech.training.personal import fine_tune, pull_back, validation_split
 from fedspeech.units import learn
@@ -36,9 +37,8 @@ def mine(spoken):
 def test_it_is_the_local_loop_from_the_given_start(description, generic, mine):
     before = sha256(generic)
     found = fine_tune(generic, description, SETTINGS, mine, NAME)
-    loop = Loop(
-        description.module(generic), SETTINGS, description.features, description.units, mine, NAME
-    )
+    course = Course(SETTINGS, description.features, description.units, mine, NAME)
+    loop = Loop(description.module(generic), course)
     losses = [loop.epoch(0), loop.epoch(1)]
     assert sha256(generic) == before
     assert sha256(found.model) == sha256(state(loop.model)) != before

@@ -15,9 +15,9 @@ def loss(
     spelled = [number for reference in references for number in reference]
     return torch.nn.functional.ctc_loss(
         logits.log_softmax(2).transpose(0, 1),
-        torch.tensor(spelled, dtype=torch.long),
+        torch.tensor(spelled, dtype=torch.long, device=logits.device),
         lengths,
-        torch.tensor([len(reference) for reference in references]),
+        torch.tensor([len(reference) for reference in references], device=logits.device),
         reduction="none",
         zero_infinity=True,
     )

@@ -1,0 +1,22 @@
+"""Where models compute: a GPU where PyTorch finds one, else the processor; in bfloat16 or not."""
+
+import torch
+
+
+def place() -> torch.device:
+    """The device of models and batches. A worker on Ray sees only the GPUs that it was given."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: str) -> torch.autocast:
+    """The block in which matrix products are taken in bfloat16, if they are."""
+    return torch.autocast(place().type, torch.bfloat16, enabled=computes_in_bf16(precision))
+
+
+def computes_in_bf16(precision: str) -> bool:
+    """Whether a setting means bfloat16 here; `auto` does where GPU or processor computes in it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if place().type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,108 @@
+"""What a model is trained on, update by update: order, augmentation, learning rate, dropout.
+
+One model in `loop.py` and many in `cohort.py` go through the same courses.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from fedspeech import features
+from fedspeech.config import FeatureSettings, Optimization
+from fedspeech.features import Batch, Utterance
+from fedspeech.seeding import Draws
+from fedspeech.units import Units
+
+POOL_BATCHES = 20
+"""Utterances are sorted by length among so many batches, then the batches are shuffled."""
+
+
+class Update(NamedTuple):
+    """One minibatch with its references, and what holds while it is learned."""
+
+    batch: Batch
+    references: list[list[int]]
+    learning_rate: float
+    dropout: float
+
+
+class Course:
+    """Utterances, and the settings by which a model goes through them epoch by epoch.
+
+    Every epoch draws from a generator of its own, named by (seed, round, speaker, purpose, epoch):
+    an epoch gives the same model whether the process was interrupted before it or not.
+    """
+
+    def __init__(
+        self,
+        settings: Optimization,
+        feature_settings: FeatureSettings,
+        units: Units,
+        utterances: Sequence[Utterance],
+        name: tuple[int, int, str, str],
+    ) -> None:
+        self.settings = settings
+        self.utterances = list(utterances)
+        self.references = [units.encode(utterance.text) for utterance in utterances]
+        self._features, self._name = feature_settings, name
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Minibatches in an epoch; the last one may be smaller."""
+        return math.ceil(len(self.utterances) / self.settings.batch_size)
+
+    def draws(self, epoch: int) -> Draws:
+        """The generator of an epoch, counted from 0: for `updates`, and for the model's dropout."""
+        seed, round, speaker, purpose = self._name
+        return Draws(seed, round, speaker, f"{purpose}, epoch {epoch}")
+
+    def updates(self, epoch: int) -> Iterator[Update]:
+        """The updates of an epoch, each drawn when it is asked for, while `draws` are taken up."""
+        settings = self.settings
+        for number, chosen in enumerate(self.batches(), epoch * self.updates_per_epoch):
+            done = number / (self.updates_per_epoch * settings.epochs)
+            varied = settings.augmentation if done >= settings.clean else None
+            yield Update(
+                features.batch([self.utterances[i] for i in chosen], self._features, varied),
+                [self.references[i] for i in chosen],
+                learning_rate(settings, done),
+                piecewise_linear(settings.dropout, done),
+            )
+
+    def batches(self) -> list[list[int]]:
+        """The utterances of each minibatch of an epoch, by PyTorch's generator."""
+        size = self.settings.batch_size
+        order = torch.randperm(len(self.utterances)).tolist()
+        pools = [
+            sorted(order[i : i + size * POOL_BATCHES], key=self._length)
+            for i in range(0, len(order), size * POOL_BATCHES)
+        ]
+        batches = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
+        return [batches[i] for i in torch.randperm(len(batches)).tolist()]
+
+    def _length(self, index: int) -> int:
+        return len(self.utterances[index].log_mel[1.0])
+
+
+def learning_rate(settings: Optimization, done: float) -> float:
+    """The rate after the share `done` (0 … 1) of all updates."""
+    if done < settings.warmup:
+        return settings.learning_rate * done / settings.warmup
+    high, low = settings.learning_rate, settings.final_learning_rate
+    left = (done - settings.warmup) / (1 - settings.warmup) if settings.warmup < 1 else 0.0
+    if settings.decay == "cosine":
+        return low + (high - low) * (1 + math.cos(math.pi * left)) / 2
+    return high * math.pow(low / high, left)
+
+
+def piecewise_linear(points: Sequence[tuple[float, float]], x: float) -> float:
+    """The value at x of straight lines through the points; constant beyond the first and last."""
+    if x <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return points[-1][1]
