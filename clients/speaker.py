@@ -1,7 +1,7 @@
 """What one speaker's device does with its speech and its models; nothing here speaks Flower."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,8 @@ class Speaker:
             raise ModelError(f"candidates are judged on {TRAIN}_s only, not on {part!r}")
         generic = self.store.get(GENERIC)
         check_like(difference, generic)
-        return self._errors(dict(add(generic.items(), difference)), self.utterances(part))
+        model = dict(add(generic.items(), difference))
+        return self._errors([model], self.utterances(part))[0]
 
     def words(self, part: str) -> int:
         """Words of reference in train_s or test_s."""
@@ -157,7 +158,7 @@ class Speaker:
         utterances, personal = self.utterances(TEST), self.personal()
         if (found := sha256(personal)) != expected:
             raise ModelError(f"expected P_s {expected[:12]}, this device holds {found[:12]}")
-        return [self._errors(mixed(personal, base, alpha), utterances) for alpha in alphas]
+        return self._errors((mixed(personal, base, alpha) for alpha in alphas), utterances)
 
     def choose_alpha(self, base: Tensors, alphas: Sequence[float]) -> float:
         """The alpha with the fewest errors on the last part of train_s.
@@ -167,9 +168,8 @@ class Speaker:
         """
         _, held_out = validation_split(self.utterances(TRAIN))
         judge = self.store.get(VALIDATION)
-        errors = [
-            int(self._errors(mixed(judge, base, alpha), held_out).errors.sum()) for alpha in alphas
-        ]
+        counts = self._errors((mixed(judge, base, alpha) for alpha in alphas), held_out)
+        errors = [int(each.errors.sum()) for each in counts]
         best = [alpha for alpha, wrong in zip(alphas, errors, strict=True) if wrong == min(errors)]
         return best[(len(best) - 1) // 2]
 
@@ -186,12 +186,10 @@ class Speaker:
 
     def model_errors(self, model: Tensors) -> Counts:
         """Word errors of a model on test_s."""
-        return self._errors(model, self.utterances(TEST))
+        return self._errors([model], self.utterances(TEST))[0]
 
-    def _errors(self, model: Tensors, utterances: Sequence[Utterance]) -> Counts:
-        description = self.description
-        module = description.module(model)
-        return evaluation.word_errors(module, utterances, description.features, description.units)
+    def _errors(self, models: Iterable[Tensors], utterances: Sequence[Utterance]) -> list[Counts]:
+        return evaluation.word_errors_of(models, self.description, utterances)
 
     @property
     def description(self) -> ModelDescription:

@@ -4,7 +4,8 @@ Intervals follow the two levels of the data: speakers are drawn with replacement
 utterances of each drawn speaker (Bisani & Ney 2004 resample utterances of one test set).
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jiwer
@@ -15,10 +16,15 @@ from fedspeech import features, seeding
 from fedspeech.accelerator import place
 from fedspeech.config import FeatureSettings
 from fedspeech.decoding import greedy
-from fedspeech.features import Utterance
+from fedspeech.features import Batch, Utterance
+from fedspeech.models.description import ModelDescription
+from fedspeech.models.stacked_tdnn import StackedTDNN
+from fedspeech.tensors import Tensors
 from fedspeech.units import Units
 
 BATCH = 32
+STACK = 32
+"""Models that are decoded together on a GPU."""
 RESAMPLES = 1000
 
 
@@ -37,17 +43,48 @@ def transcribe(
     units: Units,
 ) -> list[str]:
     """What the model hears in each utterance, greedily decoded, in the given order."""
-    model.to(place()).eval()
+    return _transcribe(model.to(place()), _batches(utterances, settings), units)
+
+
+def _batches(
+    utterances: Sequence[Utterance], settings: FeatureSettings
+) -> list[tuple[list[int], Batch]]:
+    """Utterances of similar length with their features, on the device of the models."""
     order = sorted(range(len(utterances)), key=lambda i: len(utterances[i].log_mel[1.0]))
-    texts = [""] * len(utterances)
-    with torch.inference_mode():
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            batch = features.batch([utterances[i] for i in chosen], settings).to(place())
-            logits, lengths = model(batch.features, batch.lengths)
-            for i, text in zip(chosen, greedy.decode(logits, lengths, units), strict=True):
-                texts[i] = text
-    return texts
+    parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    return [
+        (part, features.batch([utterances[i] for i in part], settings).to(place()))
+        for part in parts
+    ]
+
+
+@torch.inference_mode()
+def _transcribe(
+    model: torch.nn.Module, batches: Sequence[tuple[list[int], Batch]], units: Units
+) -> list[str]:
+    model.eval()
+    texts: dict[int, str] = {}
+    for chosen, batch in batches:
+        logits, lengths = model(batch.features, batch.lengths)
+        texts.update(zip(chosen, greedy.decode(logits, lengths, units), strict=True))
+    return [texts[i] for i in range(len(texts))]
+
+
+@torch.inference_mode()
+def _transcribe_stacked(
+    models: Sequence[Tensors],
+    stack: StackedTDNN,
+    batches: Sequence[tuple[list[int], Batch]],
+    units: Units,
+) -> list[list[str]]:
+    """What each of some models hears; all of them in one pass over the utterances."""
+    tensors = {name: torch.stack([m[name] for m in models]).to(place()) for name in models[0]}
+    texts: list[dict[int, str]] = [{} for _ in models]
+    for chosen, batch in batches:
+        logits, lengths = stack(tensors, batch.features[None], batch.lengths[None])
+        for own, each in zip(texts, logits, strict=True):
+            own.update(zip(chosen, greedy.decode(each, lengths[0], units), strict=True))
+    return [[own[i] for i in range(len(own))] for own in texts]
 
 
 def count(references: Sequence[str], hypotheses: Sequence[str]) -> Counts:
@@ -74,6 +111,28 @@ def word_errors(
     """Transcribe and count."""
     texts = transcribe(model, utterances, settings, units)
     return count([utterance.text for utterance in utterances], texts)
+
+
+def word_errors_of(
+    models: Iterable[Tensors], description: ModelDescription, utterances: Sequence[Utterance]
+) -> list[Counts]:
+    """The same utterances through many models of one shape; features are computed once.
+
+    On a GPU some models are decoded as a stack; on a processor one is after the other, which is
+    faster there.
+    """
+    references = [utterance.text for utterance in utterances]
+    batches = _batches(utterances, description.features)
+    stack = description.stack() if place().type == "cuda" else None
+    waiting, counts = iter(models), []
+    while some := list(itertools.islice(waiting, STACK if stack else 1)):
+        if stack:
+            heard = _transcribe_stacked(some, stack, batches, description.units)
+        else:
+            module = description.module(some[0]).to(place())
+            heard = [_transcribe(module, batches, description.units)]
+        counts += [count(references, texts) for texts in heard]
+    return counts
 
 
 def mean_rate(errors: Sequence[np.ndarray], words: Sequence[np.ndarray]) -> float:

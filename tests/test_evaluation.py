@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from fedspeech import evaluation, features
+from fedspeech import evaluation, features, seeding
 from fedspeech.config import FeatureSettings
 from fedspeech.evaluation import RESAMPLES, count, interval, mean_rate, pooled_rate, resample
 from fedspeech.features import Utterance
+from fedspeech.models.description import ModelDescription
+from fedspeech.tensors import state
 from fedspeech.units import Units
 
 texts = st.lists(st.sampled_from(["a", "b", "ab", "نعم", "it's"]), max_size=7).map(" ".join)
@@ -182,3 +184,25 @@ def test_texts_come_in_the_given_order_whatever_the_batches():
     assert counts.words.tolist() == list(range(1, 70))
     wanted = [abs(-(-n // 2) - i) for i, n in list(enumerate(lengths))[1:]]
     assert counts.errors.tolist() == wanted
+
+
+def test_many_models_hear_as_each_does_alone():
+    settings, units = FeatureSettings(), Units("words", ["<blank>", *"abcdef"])
+    description = ModelDescription("tdnn-tiny", settings, units)
+    norm = features.Normalization(torch.zeros(40), torch.ones(40))
+    with seeding.scoped(0, 0, "", "speech"):
+        some = [
+            Utterance(f"u{n}", "s", "a b c", {1.0: 4 * torch.randn(n, 40)}, norm)
+            for n in (90, 31, 7, *range(40, 80))
+        ]
+        models = [state(description.empty()) for _ in range(3)]
+    alone = [description.module(model) for model in models]
+    heard = [evaluation.transcribe(each, some, settings, units) for each in alone]
+    assert len({" ".join(texts) for texts in heard}) == 3 and all(map(any, heard))
+    counts = evaluation.word_errors_of(iter(models), description, some)
+    for found, each in zip(counts, alone, strict=True):
+        expected = evaluation.word_errors(each, some, settings, units)
+        assert found.errors.tolist() == expected.errors.tolist()
+    batches = evaluation._batches(some, settings)
+    together = evaluation._transcribe_stacked(models, description.stack(), batches, units)
+    assert together == heard

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from fedspeech.errors import ConfigError
+from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.models.tdnn import TDNN, Layer
 
 PAPER_LAYERS = (Layer(1), *(Layer(5, 1),) * 8, *(Layer(3, 3),) * 4)
@@ -39,6 +40,11 @@ def build(name: str, inputs: int, units: int) -> torch.nn.Module:
     Raises ConfigError for an unknown name.
     """
     return find(name)(inputs, units)
+
+
+def stack(model: torch.nn.Module) -> StackedTDNN | None:
+    """Many models of the model's shape as one, or None where its architecture has no such form."""
+    return StackedTDNN(model) if isinstance(model, TDNN) else None
 
 
 def parameters(model: torch.nn.Module) -> int:

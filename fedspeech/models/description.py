@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from fedspeech import models
 from fedspeech.config import FeatureSettings
 from fedspeech.errors import ModelError
-from fedspeech.tensors import Tensors, check_like, state, write_whole
+from fedspeech.models.stacked_tdnn import StackedTDNN
+from fedspeech.tensors import Tensors, check_like, write_whole
 from fedspeech.units import Units
 
 
@@ -30,15 +31,24 @@ class ModelDescription:
 
     def module(self, tensors: Tensors) -> torch.nn.Module:
         """The module with these weights, copied. Raises ModelError where they do not fit it."""
-        module = self.empty()
-        check_like(tensors, state(module))
-        module.load_state_dict(tensors)
+        module = self._shape()
+        check_like(tensors, module.state_dict())
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        module.load_state_dict(copies, assign=True)
         return module
+
+    def stack(self) -> StackedTDNN | None:
+        """Many models of this shape as one, or None where the architecture has no such form."""
+        return models.stack(self._shape())
+
+    def _shape(self) -> torch.nn.Module:
+        """The module without weights."""
+        with torch.device("meta"):
+            return self.empty()
 
     def layers(self) -> dict[str, tuple[str, ...]]:
         """The names of the model's tensors by layer, the input layer first."""
-        with torch.device("meta"):
-            return models.layers(self.empty())
+        return models.layers(self._shape())
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
