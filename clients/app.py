@@ -2,6 +2,8 @@
 
 import fcntl
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def keep_errors_here(message: Message, context: Context, call_next: ClientAppCal
 
 def _tell_own_log(context: Context, asked: str) -> bool:
     try:
-        with (_folder(context) / ERRORS).open("a", encoding="utf-8") as log:
+        with (folder(context) / ERRORS).open("a", encoding="utf-8") as log:
             log.write(f"{asked}: {traceback.format_exc()}\n")
     except (OSError, CorpusError):
         return False
@@ -47,15 +49,22 @@ def _tell_own_log(context: Context, asked: str) -> bool:
 
 def one_at_a_time(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """A Flower mod: a killed run may have left a worker that still writes in this device."""
-    with (_folder(context) / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder(context)):
         return call_next(message, context)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Nobody else works in this device's folder while the block runs."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 app = ClientApp(mods=[keep_errors_here, one_at_a_time])
 
 
-def _folder(context: Context) -> Path:
+def folder(context: Context) -> Path:
     """A box is told its folder; a simulated node counts through the folders of `devices`."""
     if "device" in context.node_config:
         return Path(str(context.node_config["device"]))
@@ -73,12 +82,20 @@ def _speaker(context: Context) -> Speaker:
     and never what happens to be there.
     """
     torch.set_num_threads(int(context.node_config.get("threads", 1)))
-    return speaker.open_folder(_folder(context))
+    return speaker.open_folder(folder(context))
 
 
 def _tensors(message: Message, name: str) -> Tensors | None:
     record = message.content.array_records.get(name)
     return None if record is None else protocol.unpack(record)
+
+
+def receive(me: Speaker, message: Message) -> dict[str, Any]:
+    """Take over what a `train.personalize` brings; what it asks."""
+    asked = protocol.text(message.content)
+    me.describe_model(asked.pop("description"))
+    me.receive_generic(asked["generation"], _tensors(message, "generic"))
+    return asked
 
 
 @app.query("describe")
@@ -91,9 +108,8 @@ def describe(message: Message, context: Context) -> Message:
 @app.train("personalize")
 def personalize(message: Message, context: Context) -> Message:
     """Fine-tune P_s on train_s and send its difference from G."""
-    me, asked = _speaker(context), protocol.text(message.content)
-    me.describe_model(asked.pop("description"))
-    me.receive_generic(asked["generation"], _tensors(message, "generic"))
+    me = _speaker(context)
+    asked = receive(me, message)
     difference, said = me.personalize(asked)
     return Message(protocol.content(said, difference=protocol.pack(difference)), reply_to=message)
 

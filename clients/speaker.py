@@ -18,7 +18,7 @@ from fedspeech.evaluation import Counts
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, add, check_like, interpolate, sha256, subtract
-from fedspeech.training.personal import FineTuned, fine_tune, validation_split
+from fedspeech.training.personal import FineTuned, Tuning, fine_tune, validation_split
 
 TRAIN, TEST = "train", "test"
 
@@ -71,24 +71,39 @@ class Speaker:
         alpha * P_s + (1 - alpha) * M_s. What was finished already is not trained again. P_s is
         always G + difference, here as on the server, to the bit.
         """
-        finished = self.store.state().get("asked") == dict(asked)
-        if not finished or self.store.hash(DIFFERENCE) is None:
-            self._personalize(asked)
+        if not self.has_finished(asked):
+            settings = PersonalSettings.model_validate(asked["settings"])
+            tuned = (
+                fine_tune(each.start, self.description, settings, each.utterances, each.name)
+                for each in self.tunings(asked)
+            )
+            self.keep_tuned(asked, *tuned)
         return self.store.get(DIFFERENCE), self.store.state()["answered"]
 
-    def _personalize(self, asked: Mapping[str, Any]) -> None:
+    def has_finished(self, asked: Mapping[str, Any]) -> bool:
+        """Whether this very fine-tuning is done and kept."""
+        finished = self.store.state().get("asked") == dict(asked)
+        return finished and self.store.hash(DIFFERENCE) is not None
+
+    def tunings(self, asked: Mapping[str, Any]) -> tuple[Tuning, Tuning]:
+        """What is to be fine-tuned: what will judge alpha, on part of train_s, and P_s on all."""
         settings = PersonalSettings.model_validate(asked["settings"])
         utterances = self.utterances(TRAIN, settings.augmentation)
-        generic, start = self.store.get(GENERIC), asked["start"]
-        begin = generic if start is None else self._mix_to_start_from(**start)
-        draws = (asked["seed"], asked["round"])
+        start = asked["start"]
+        begin = self.store.get(GENERIC) if start is None else self._mix_to_start_from(**start)
         first, _ = validation_split(utterances)
-        judge = self._fine_tune(begin, settings, first, (*draws, "validate"))
-        tuned = self._fine_tune(begin, settings, utterances, (*draws, "personalize"))
+        name = (asked["seed"], asked["round"], self.name)
+        return (
+            Tuning(begin, first, (*name, "validate")),
+            Tuning(begin, utterances, (*name, "personalize")),
+        )
+
+    def keep_tuned(self, asked: Mapping[str, Any], judge: FineTuned, tuned: FineTuned) -> None:
+        """Keep what came of `tunings`."""
         self.store.put(VALIDATION, judge.model)
         self.store.put(
             DIFFERENCE,
-            dict(subtract(tuned.model.items(), generic)),
+            dict(subtract(tuned.model.items(), self.store.get(GENERIC))),
             asked=dict(asked),
             answered={"losses": tuned.losses, "skipped": tuned.skipped},
         )
@@ -101,18 +116,6 @@ class Speaker:
     def personal(self) -> Tensors:
         """P_s. Raises ModelError where this device has not fine-tuned yet."""
         return dict(add(self.store.get(GENERIC).items(), self.store.get(DIFFERENCE)))
-
-    def _fine_tune(
-        self,
-        begin: Tensors,
-        settings: PersonalSettings,
-        utterances: Sequence[Utterance],
-        draws: tuple[int, int, str],
-        proximal: float = 0.0,
-    ) -> FineTuned:
-        seed, round, purpose = draws
-        name = (seed, round, self.name, purpose)
-        return fine_tune(begin, self.description, settings, utterances, name, proximal)
 
     def install(self, model: Tensors | None) -> str:
         """Keep M_s (None: G, which is held); its hash. Raises ModelError where it does not fit."""
@@ -181,7 +184,8 @@ class Speaker:
         `proximal` is the mu of FedProx; 0 leaves the model free.
         """
         utterances = self.utterances(TRAIN, settings.augmentation)
-        tuned = self._fine_tune(begin, settings, utterances, (seed, round, "improve"), proximal)
+        name = (seed, round, self.name, "improve")
+        tuned = fine_tune(begin, self.description, settings, utterances, name, proximal)
         return tuned.model, tuned.losses[-1]
 
     def model_errors(self, model: Tensors) -> Counts:

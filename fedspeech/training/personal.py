@@ -1,16 +1,19 @@
 """Fine-tuning on one speaker's train_s."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from fedspeech.config import PersonalSettings
-from fedspeech.errors import CorpusError
+from fedspeech.errors import CorpusError, ModelError
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, state
+from fedspeech.training.cohort import Cohort
 from fedspeech.training.course import Course
 from fedspeech.training.loop import Loop
 
@@ -40,16 +43,46 @@ def fine_tune(
     `name` is (seed, round, speaker, purpose) of the draws; `proximal` is the mu of FedProx. Raises
     CorpusError where nothing is left to train on.
     """
-    spelled = [utterance for utterance in utterances if _spells(description, utterance)]
-    if not spelled:
-        raise CorpusError("the vocabulary spells none of this speaker's utterances")
+    course = _course(description, settings, utterances, name)
     module = description.module(start)
     if proximal:
         pull_back(module, proximal)
-    course = Course(settings, description.features, description.units, spelled, name)
     loop = Loop(module, course)
     losses = [loop.epoch(number) for number in range(settings.epochs)]
-    return FineTuned(state(module), losses, len(utterances) - len(spelled))
+    return FineTuned(state(module), losses, len(utterances) - len(course.utterances))
+
+
+class Tuning(NamedTuple):
+    """One speaker's fine-tuning in a cohort: as the arguments of `fine_tune`."""
+
+    start: Tensors
+    utterances: Sequence[Utterance]
+    name: tuple[int, int, str, str]
+
+
+def fine_tune_together(
+    description: ModelDescription, settings: PersonalSettings, tunings: Sequence[Tuning]
+) -> list[FineTuned | None]:
+    """`fine_tune` for many speakers as one stack, equal but for rounding.
+
+    None for who has nothing to train on. Raises ModelError where the architecture cannot be
+    stacked.
+    """
+    if (stack := description.stack()) is None:
+        raise ModelError(f"model {description.name} cannot be stacked; set engine.cohort = 1")
+    found: list[FineTuned | None] = [None] * len(tunings)
+    courses: dict[int, Course] = {}
+    for number, each in enumerate(tunings):
+        with suppress(CorpusError):
+            courses[number] = _course(description, settings, each.utterances, each.name)
+    if courses:
+        starts = [tunings[number].start for number in courses]
+        trained = [name for name, _ in description.module(starts[0]).named_parameters()]
+        cohort = Cohort(stack, trained, starts, list(courses.values()))
+        for number, model, member in zip(courses, cohort.run(), cohort.members, strict=True):
+            skipped = len(tunings[number].utterances) - len(courses[number].utterances)
+            found[number] = FineTuned(model, member.losses, skipped)
+    return found
 
 
 def validation_split(
@@ -75,6 +108,18 @@ def _with_pull(
     parameter: torch.nn.Parameter, begin: torch.Tensor, mu: float, gradient: torch.Tensor
 ) -> torch.Tensor:
     return gradient + mu * (parameter.detach() - begin)
+
+
+def _course(
+    description: ModelDescription,
+    settings: PersonalSettings,
+    utterances: Sequence[Utterance],
+    name: tuple[int, int, str, str],
+) -> Course:
+    spelled = [utterance for utterance in utterances if _spells(description, utterance)]
+    if not spelled:
+        raise CorpusError("the vocabulary spells none of this speaker's utterances")
+    return Course(settings, description.features, description.units, spelled, name)
 
 
 def _spells(description: ModelDescription, utterance: Utterance) -> bool:

@@ -1,0 +1,110 @@
+"""A cohort's stack on the devices' own folders."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients import speaker as speakers
+from clients.app import app
+from clients.cohort import prepare
+from fedspeech import protocol
+from fedspeech.config import PersonalSettings
+from fedspeech.device.store import DIFFERENCE, VALIDATION
+from fedspeech.tensors import distance, sha256
+
+SETTINGS = PersonalSettings(epochs=2, batch_size=4, precision="fp32").model_dump(mode="json")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def identity():
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+@pytest.fixture
+def cohort(folders, tmp_path, description, generic):
+    """Contexts and messages of a cohort, on copies of the device folders under a name."""
+
+    def make(name: str):
+        shutil.copytree(folders[0].parent, tmp_path / name)
+        said = {
+            **{"description": description.to_json(), "generation": sha256(generic)},
+            **{"round": 1, "seed": 0, "settings": SETTINGS, "start": None},
+        }
+        members = []
+        for number, folder in enumerate(folders):
+            node = {"device": str(tmp_path / name / folder.name)}
+            content = protocol.content(said, generic=protocol.pack(generic))
+            message = Message(content, number + 1, protocol.PERSONALIZE, group_id="1")
+            members.append((Context(1, number + 1, node, RecordDict(), {}), message))
+        return members
+
+    return make
+
+
+def kept(member) -> dict[str, dict]:
+    store = speakers.open_folder(Path(str(member[0].node_config["device"]))).store
+    return {role: store.get(role) for role in (DIFFERENCE, VALIDATION)}
+
+
+def hashes(member) -> list[str]:
+    return [sha256(model) for model in kept(member).values()]
+
+
+def test_each_device_keeps_what_it_would_have_come_to_alone(cohort):
+    together, alone = cohort("together"), cohort("alone")
+    prepare(together)
+    for ours, theirs in zip(together, alone, strict=True):
+        expected = protocol.text(app(theirs[1], theirs[0]).content)
+        before = hashes(ours)
+        reply = app(ours[1], ours[0])  # it has finished already, and only tells
+        said = protocol.text(reply.content)
+        assert hashes(ours) == before
+        assert sha256(protocol.unpack(reply.content["difference"])) == before[0]
+        assert said["losses"] == pytest.approx(expected["losses"], rel=1e-3)
+        assert said["skipped"] == expected["skipped"]
+        for role, model in kept(theirs).items():
+            size = sum(float(t.double().square().sum()) for t in model.values()) ** 0.5
+            assert distance(kept(ours)[role], model) < 0.02 * size
+    assert hashes(together[0]) != hashes(together[1])
+
+
+def test_who_answered_before_an_interruption_is_in_the_stack_again(cohort):
+    whole, resumed = cohort("whole"), cohort("resumed")
+    prepare(whole)
+    # The second device had finished, and its answer is known; the first was lost.
+    finished = Path(str(whole[1][0].node_config["device"])) / "models"
+    shutil.copytree(finished, Path(str(resumed[1][0].node_config["device"])) / "models")
+    speakers.open_folder.cache_clear()
+    prepare([resumed[0], (resumed[1][0], None)])
+    assert hashes(resumed[0]) == hashes(whole[0])
+    alone = cohort("alone")
+    prepare([alone[0], (alone[1][0], None)])  # a second device that never took part
+    assert len(set(hashes(alone[0]) + hashes(whole[0]))) >= 2
+    with pytest.raises(Exception, match="holds no difference model"):
+        kept(alone[1])
+
+
+def test_what_is_finished_is_not_fine_tuned_again(cohort, monkeypatch):
+    members = cohort("twice")
+    prepare(members)
+    before = [hashes(member) for member in members]
+    monkeypatch.setattr("clients.cohort.fine_tune_together", None)
+    prepare(members)
+    assert [hashes(member) for member in members] == before
+
+
+def test_who_cannot_be_fine_tuned_says_so_when_asked_and_the_others_go_on(cohort):
+    members, expected = cohort("broken"), cohort("expected")
+    folder = Path(str(members[0][0].node_config["device"]))
+    lines = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_text(re.sub(r'"text": "[^"]*"', '"text": "zebra"', lines))
+    speakers.open_folder.cache_clear()
+    prepare(members)
+    assert app(members[0][1], members[0][0]).has_error()
+    assert not app(members[1][1], members[1][0]).has_error()
+    prepare(expected[1:])
+    assert hashes(members[1]) == hashes(expected[1])
