@@ -51,7 +51,10 @@ class FederationView(ABC):
 
     @abstractmethod
     def layers(self) -> tuple[tuple[str, ...], ...]:
-        """The names of the model's tensors, layer by layer, the input layer first."""
+        """The names of the model's trained values, layer by layer, the input layer first.
+
+        What a normalization has measured belongs to no layer.
+        """
 
     @abstractmethod
     def distances(self, names: Sequence[str]) -> np.ndarray:

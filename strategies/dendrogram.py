@@ -14,7 +14,7 @@ from fedspeech.aggregation import FederationView, GroupRule, equal_weights
 
 
 class Dendrogram(GroupRule):
-    """The k closest by Ward linkage on the Euclidean distances of the first layer's tensors."""
+    """The k closest by Ward linkage on the Euclidean distances of the first layer's weights."""
 
     def __init__(self, k: int = 50) -> None:
         super().__init__(k)

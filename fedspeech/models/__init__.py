@@ -53,12 +53,14 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def layers(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
-    """The names of the model's tensors by layer, the input layer first.
+    """The names of the model's trained values by layer, the input layer first.
 
-    A layer is a numbered member of a list (`tdnn.0`) or a module directly under the model.
+    A layer is a numbered member of a list (`tdnn.0`) or a module directly under the model. What a
+    normalization has measured is not among them: variances are so much larger than weights that
+    they alone would decide how far apart two models are.
     """
     found: dict[str, list[str]] = {}
-    for name in model.state_dict():
+    for name, _ in model.named_parameters():
         first, second, *_ = [*name.split("."), ""]
         layer = f"{first}.{second}" if second.isdigit() else first
         found.setdefault(layer, []).append(name)

@@ -47,7 +47,7 @@ class ModelDescription:
             return self.empty()
 
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """The names of the model's tensors by layer, the input layer first."""
+        """The names of the model's trained values by layer, the input layer first."""
         return models.layers(self._shape())
 
     def to_json(self) -> dict[str, Any]:

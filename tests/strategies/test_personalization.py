@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from federations import Around, ledger, results, settings, simulate
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import pdist
 
 from fedspeech import corpus as corpora
 from fedspeech import evaluation, features, protocol
@@ -309,6 +311,17 @@ def test_kbest_takes_the_model_with_the_fewest_errors_on_train_s(usual, by_hand)
             if other != speaker
         }
         assert wrong[peer] == min(wrong.values())
+
+
+def test_the_tree_is_that_of_the_first_layers_weights(usual):
+    """What batch normalization has measured is no weight, and larger than all weights together."""
+    folder, _ = usual
+    found, population = results(folder), Population(folder / "models")
+    names = [f"tdnn.0.{n}" for n in ("conv.weight", "conv.bias", "norm.weight", "norm.bias")]
+    models = [dict(population.personal(row["speaker"])) for row in found["per_speaker"]]
+    rows = [np.concatenate([m[name].double().numpy().ravel() for name in names]) for m in models]
+    expected = linkage(pdist(rows), "ward")
+    np.testing.assert_allclose(found["dendrogram"]["linkage"], expected, atol=2e-6)
 
 
 def test_the_bytes_are_those_of_the_ledger(usual):
