@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,16 @@ class Journal:
             return Row(id, position, round, speaker, kind, down, up, said, arrays)
         return None
 
-    def add(self, row: Row) -> None:
-        """Keep a row, in the place of an older one of the same id."""
-        values = (
-            row.id, row.position, row.round, row.speaker, row.kind, row.bytes_down, row.bytes_up,
-            json.dumps(row.answer, sort_keys=True), row.arrays,
-        )  # fmt: skip
-        self._write("INSERT OR REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *values)
+    def add(self, *rows: Row) -> None:
+        """Keep rows, in the place of older ones of the same ids; all of them or, killed, none."""
+        values = [
+            (
+                row.id, row.position, row.round, row.speaker, row.kind, row.bytes_down,
+                row.bytes_up, json.dumps(row.answer, sort_keys=True), row.arrays,
+            )
+            for row in rows
+        ]  # fmt: skip
+        self._write("INSERT OR REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def last_round(self) -> dict[str, Any] | None:
         """What `end_round` was told of the last round that ended, or None."""
@@ -85,7 +88,7 @@ class Journal:
     def end_round(self, round: int, state: Mapping[str, Any]) -> None:
         """A round has ended: its messages are not asked again, and the next starts from `state`."""
         said = json.dumps(state, sort_keys=True)
-        self._write("INSERT OR REPLACE INTO rounds VALUES (?, ?)", round, said)
+        self._write("INSERT OR REPLACE INTO rounds VALUES (?, ?)", [(round, said)])
 
     def ledger(self) -> Iterator[tuple[int, str, str, str, int]]:
         """(round, speaker, direction, kind, bytes) of every message, in the order of asking."""
@@ -113,10 +116,10 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from None
 
-    def _write(self, statement: str, *values: Any) -> None:
+    def _write(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:
             with self._database:
-                self._database.execute(statement, values)
+                self._database.executemany(statement, rows)
         except sqlite3.DatabaseError as error:
             raise RunError(f"{self.path}: cannot write the journal: {error}") from None
 

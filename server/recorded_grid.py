@@ -7,7 +7,6 @@ runs on it unchanged: it sees the nodes in the order of their speakers' ids.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +21,12 @@ from fedspeech.errors import ModelError
 from fedspeech.protocol import Member
 from fedspeech.tensors import Tensors
 from server.journal import Journal, Row
+from server.underway import Asked, Underway
 
 POLL_SECONDS = 0.5
 """How long to wait for a grid that has nothing yet and does not wait by itself."""
-MOST_UNDERWAY = 64
-"""Messages that are sent and not answered yet; further ones are not even made."""
+COMMIT_SECONDS = 0.1
+"""Answers that come together are journaled together, but none waits longer than this."""
 
 ARRAYS = "arrays"
 
@@ -51,6 +51,9 @@ class RecordedGrid(Grid):
         self._keepers: dict[str, Keeper] = {}
         self._positions: Counter[int] = Counter()
         self._hashed: tuple[list[ArrayRecord], str] = ([], "")
+        # What only simulated grids say of themselves.
+        self._underway = Underway(getattr(grid, "at_once", 1))
+        self._ready: Callable[[], bool] = getattr(grid, "ready", lambda: False)
         self.detail: Callable[[Message], str] = lambda reply: ""
 
     def know(self, members: Iterable[Member]) -> None:
@@ -105,42 +108,45 @@ class RecordedGrid(Grid):
         asked = self._exchange(messages, timeout)
         return (one.error or self._remembered(one) for one in asked)
 
-    def _exchange(self, messages: Iterable[Message], timeout: float | None) -> list["Asked"]:
+    def _exchange(self, messages: Iterable[Message], timeout: float | None) -> list[Asked]:
         asked: list[Asked] = []
-        underway: dict[str, Asked] = {}
+        underway = self._underway
         with progress.stage(len(self._speakers)) as shown:
             for message in messages:
                 asked.append(self._ask(message))
                 shown.start(_name(message), len(asked))
                 if asked[-1].row is None:
                     (message_id,) = self._grid.push_messages([message])
-                    underway[message_id] = asked[-1]
+                    underway.add(message_id, asked[-1], message)
                 else:
                     shown.advance("")
-                if len(underway) >= MOST_UNDERWAY:
-                    self._collect(underway, timeout, shown)
-            while underway:
-                self._collect(underway, timeout, shown)
+                del message  # or its tensors would stay until the next one is made
+                while underway.full() or (len(underway) and self._ready()):
+                    self._collect(timeout, shown)
+            while len(underway):
+                self._collect(timeout, shown)
         return asked
 
-    def _ask(self, message: Message) -> "Asked":
+    def _ask(self, message: Message) -> Asked:
         metadata = message.metadata
         speaker = self._speakers[metadata.dst_node_id]
         round = int(metadata.group_id) if metadata.group_id.isdecimal() else 0
         self._positions[round] += 1
         sent = message.content.array_records
-        light = {k: r for k, r in message.content.items() if k not in sent}
-        plain = protocol.TEXT not in light
+        plain = protocol.TEXT not in message.content
         id = protocol.identity(message, speaker, self._hash(sent) if plain else "")
+        row = self._answered(id, speaker)
+        if row is not None:
+            self._underway.learn(row.kind, row.bytes_up)
         return Asked(
             id=id,
             round=round,
             position=self._positions[round],
             speaker=speaker,
             bytes_down=protocol.size(message.content),
-            light=Message(content=RecordDict(light), metadata=metadata),
+            light=_light(message),
             shapes={key: _shapes(record) for key, record in sent.items()} if plain else {},
-            row=self._answered(id, speaker),
+            row=row,
         )
 
     def _hash(self, records: Mapping[str, ArrayRecord]) -> str:
@@ -167,26 +173,40 @@ class RecordedGrid(Grid):
             return False
         return bool(found == row.answer[ARRAYS]["sha256"])
 
-    def _collect(
-        self, underway: dict[str, "Asked"], timeout: float | None, shown: progress.Stage
-    ) -> None:
+    def _collect(self, timeout: float | None, shown: progress.Stage) -> None:
         """Wait for at least one reply and keep what came."""
         deadline = time.monotonic() + (timeout if timeout is not None else float("inf"))
-        while not (replies := list(self._grid.pull_messages(list(underway)))):
+        while not (replies := list(self._grid.pull_messages(list(self._underway)))):
             if time.monotonic() > deadline:
                 reason = Error(ErrorCode.NODE_UNAVAILABLE, f"no answer within {timeout:g} s")
-                for late in underway.values():
+                for message_id in list(self._underway):
+                    late = self._underway.pop(message_id)
                     late.error = Message(reason, reply_to=late.light)
-                underway.clear()
                 return
             time.sleep(POLL_SECONDS)
-        for reply in replies:
-            one = underway.pop(reply.metadata.reply_to_message_id)
-            self._take(one, reply)
-            shown.advance("failed" if one.error else self.detail(reply))
+        self._take_all(replies, shown)
 
-    def _take(self, one: "Asked", reply: Message) -> None:
-        """Keep a good reply in the journal; errors are not kept, they are asked again."""
+    def _take_all(self, replies: list[Message], shown: progress.Stage) -> None:
+        """Keep good replies in the journal; errors are not kept, they are asked again."""
+        rows: list[Row] = []
+        due = time.monotonic() + COMMIT_SECONDS
+        replies.reverse()
+        try:
+            while replies:  # each is let go of before the next is put away
+                reply = replies.pop()
+                one = self._underway.pop(reply.metadata.reply_to_message_id)
+                self._take(one, reply)
+                rows += [one.row] if one.row is not None else []
+                shown.advance("failed" if one.error else self.detail(reply))
+                if time.monotonic() > due:
+                    self._journal.add(*rows)
+                    rows.clear()
+                    due = time.monotonic() + COMMIT_SECONDS
+        finally:
+            self._journal.add(*rows)
+
+    def _take(self, one: Asked, reply: Message) -> None:
+        """Put away what a reply carries, and note its row or its error."""
         if reply.has_error():
             one.error = Message(reply.error, reply_to=one.light)
             return
@@ -198,6 +218,8 @@ class RecordedGrid(Grid):
             refused = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error))
             one.error = Message(refused, reply_to=one.light)
             return
+        bytes_up = protocol.size(reply.content)
+        self._underway.learn(one.kind, bytes_up)
         one.row = Row(
             id=one.id,
             position=one.position,
@@ -205,13 +227,12 @@ class RecordedGrid(Grid):
             speaker=one.speaker,
             kind=metadata.message_type,
             bytes_down=one.bytes_down,
-            bytes_up=protocol.size(reply.content),
+            bytes_up=bytes_up,
             answer=answer,
             arrays=arrays,
         )
-        self._journal.add(one.row)
 
-    def _put_away(self, one: "Asked", content: RecordDict) -> tuple[dict[str, Any], str]:
+    def _put_away(self, one: Asked, content: RecordDict) -> tuple[dict[str, Any], str]:
         """What the journal remembers of a reply, and the file of its tensors if it has one."""
         keeper = self._keepers.get(one.light.metadata.message_type)
         if keeper is not None:
@@ -230,7 +251,7 @@ class RecordedGrid(Grid):
         kept = {"name": name, "sha256": tensors.sha256(received)}
         return {**_said(content), ARRAYS: kept}, path
 
-    def _remembered(self, one: "Asked") -> Message:
+    def _remembered(self, one: Asked) -> Message:
         assert one.row is not None
         content = _content(one.row.answer)
         if one.row.arrays:
@@ -239,26 +260,19 @@ class RecordedGrid(Grid):
         return Message(content, reply_to=one.light)
 
 
-@dataclass
-class Asked:
-    """A message that was asked for: without its tensors, and with its answer once it is there."""
-
-    id: str
-    round: int
-    position: int
-    speaker: str
-    bytes_down: int
-    light: Message
-    shapes: dict[str, Tensors]
-    """What Flower's strategies sent, without values; the answer has to be like it."""
-    row: Row | None
-    error: Message | None = None
-
-
 def _name(message: Message) -> str:
     """What a stage is called: the message's type, and the base model that it is about."""
     base = protocol.text(message.content).get("base", "")
     return f"{message.metadata.message_type} {base}".rstrip()
+
+
+def _light(message: Message) -> Message:
+    """The message without its tensors."""
+    tensors = message.content.array_records
+    if not tensors:
+        return message
+    kept = {name: r for name, r in message.content.items() if name not in tensors}
+    return Message(content=RecordDict(kept), metadata=message.metadata)
 
 
 def _shapes(record: ArrayRecord) -> Tensors:

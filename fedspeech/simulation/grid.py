@@ -27,6 +27,9 @@ class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
     the corpus that says how many there are.
     """
 
+    at_once = 1
+    """How many messages are answered at the same time."""
+
     def __init__(self, nodes: Nodes) -> None:
         self.deaths = 0
         """How often a worker died."""
@@ -74,15 +77,22 @@ class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to some of the messages; waits until there is at least one."""
 
+    def ready(self) -> bool:
+        """Whether there are replies to pull already."""
+        return False
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         """Replies in the order of the messages. `timeout` is not used: every message ends here."""
         ids = list(self.push_messages(messages))
         replies: dict[str, Message] = {}
-        while len(replies) < len(ids):
-            for reply in self.pull_messages([i for i in ids if i not in replies]):
-                replies[reply.metadata.reply_to_message_id] = reply
+        waiting = dict.fromkeys(ids)
+        while waiting:
+            for reply in self.pull_messages(list(waiting)):
+                id = reply.metadata.reply_to_message_id
+                del waiting[id]
+                replies[id] = reply
         return iter([replies[i] for i in ids])
 
     def _number(self, message: Message) -> str:

@@ -6,8 +6,8 @@ worker answers a message, and when, changes nothing in the answer.
 
 import collections
 import logging
-import os
-import warnings
+import math
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,46 +15,21 @@ from functools import partial
 from typing import Any
 
 import ray
-import torch
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fedspeech.config import EngineSettings
 from fedspeech.errors import RunError
-from fedspeech.simulation.grid import Nodes, SimulatedGrid, answer, load_app
+from fedspeech.simulation import cluster
+from fedspeech.simulation.grid import Nodes, SimulatedGrid
+from fedspeech.simulation.pace import Pace
+from fedspeech.simulation.worker import Answers, Arrays, Worker
 
 LOG = logging.getLogger(__name__)
-OBJECT_STORE_BYTES = 2**30
-"""Ray spills to disk what does not fit."""
-RECORDS_HELD = 64
-"""Sets of tensors that a worker keeps, so that it reads G once and not for every message."""
-
-
-class Worker:
-    """One process that answers messages for any node, one at a time."""
-
-    def __init__(self, app: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        logging.getLogger("flwr").setLevel(logging.WARNING)
-        self._app = load_app(app)
-        self._records: collections.OrderedDict[str, ArrayRecord] = collections.OrderedDict()
-
-    def answer(
-        self, message: Message, arrays: dict[str, ray.ObjectRef], context: Context
-    ) -> tuple[Message, RecordDict]:
-        """The reply, and what the node keeps for the next message."""
-        for name, reference in arrays.items():
-            message.content[name] = self._record(reference)
-        return answer(self._app, message, context), context.state
-
-    def _record(self, reference: ray.ObjectRef) -> ArrayRecord:
-        key = reference.hex()
-        if key not in self._records:
-            self._records[key] = ray.get(reference)
-        self._records.move_to_end(key)
-        while len(self._records) > RECORDS_HELD:
-            self._records.popitem(last=False)
-        return self._records[key]
+LOOK_SECONDS = 0.02
+"""How often to look for replies while messages are still being made."""
+MOST_FAILED_STARTS = 3
+"""Workers that die one after the other before the first of them is there: none will be."""
 
 
 @dataclass
@@ -62,82 +37,94 @@ class Task:
     """A message on its way, and how often its worker died."""
 
     message: Message
-    arrays: dict[str, ray.ObjectRef]
+    arrays: Arrays
+    alone: bool = False
+    """Whether it travels by itself: it was in a batch whose worker died."""
     deaths: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The message's type."""
+        return str(self.message.metadata.message_type)
+
+
+@dataclass
+class Batch:
+    """Messages of one type that a worker was handed together; none while it starts."""
+
+    worker: Any
+    numbers: list[str]
 
 
 class RayGrid(SimulatedGrid):
-    """Hands messages to the workers in their order, one at a time each.
+    """Hands messages to the workers in their order: quick ones many at a time, slow ones singly.
 
     Where Ray runs in this process already, the workers join it; else it is started, and ended by
     `close`. Raises RunError where Ray has fewer GPUs than the workers want.
+
+    When a worker dies, the messages of its batch go out again one by one, and only one that was
+    alone is charged with the death: it cannot fail its neighbours.
     """
 
     def __init__(self, app: str, nodes: Nodes, engine: EngineSettings) -> None:
         super().__init__(nodes)
+        self.at_once = engine.workers
         self._app, self._engine = app, engine
+        self._pace = Pace()
         self._shared: dict[int, tuple[weakref.ref[ArrayRecord], ray.ObjectRef]] = {}
         self._tasks: dict[str, Task] = {}
         self._queue: collections.deque[str] = collections.deque()
-        self._running: dict[ray.ObjectRef, tuple[str, Any]] = {}
+        self._running: dict[ray.ObjectRef, Batch] = {}
+        self._idle: list[Any] = []
         self._ended: dict[str, Message] = {}
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            _start_ray(engine)
-        self._check_what_is_there()
-        self._idle = [self._new_worker() for _ in range(engine.workers)]
+        self._failed_starts = 0
+        self._looked = 0.0
+        self._started_ray = cluster.connect(engine)
+        for _ in range(engine.workers):
+            self._start_worker()
 
-    def _check_what_is_there(self) -> None:
-        engine, there = self._engine, ray.cluster_resources()
-        for resource, name, each, hint in (
-            ("CPU", "processors", engine.cpus_per_worker, "set"),
-            ("GPU", "GPUs", engine.gpus_per_worker, "set engine.simulated_gpus or"),
-        ):
-            wanted, found = engine.workers * each, there.get(resource, 0)
-            if wanted > found:
-                self._end_ray()
-                raise RunError(
-                    f"engine: {engine.workers} workers with {each:g} {name} each want {wanted:g} "
-                    f"{name}, Ray has {found:g}; {hint} fewer workers"
-                )
-
-    def _new_worker(self) -> Any:
+    def _start_worker(self) -> None:
         engine = self._engine
         options = {"num_cpus": engine.cpus_per_worker, "num_gpus": engine.gpus_per_worker}
         actor = ray.remote(max_restarts=0, max_task_retries=0)(Worker)
-        return actor.options(**options).remote(self._app, engine.cpus_per_worker)
+        self._hand(actor.options(**options).remote(self._app, engine.cpus_per_worker), [])
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take messages to answer; their ids, in the same order."""
         numbers = []
         for message in messages:
             number = self._number(message)
-            light, arrays = self._take_out_arrays(message)
-            self._tasks[number] = Task(light, arrays)
+            self._tasks[number] = Task(*self._take_out_arrays(message))
             self._queue.append(number)
             numbers.append(number)
-        self._hand_out()
+        self._hand_out(more_to_come=True)
         return numbers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Replies that have come; waits until there is at least one."""
         wanted = list(message_ids)
-        while wanted and not any(number in self._ended for number in wanted):
+        self._hand_out()
+        while wanted and self._ended.keys().isdisjoint(wanted):
             self._collect()
         return iter([self._ended.pop(number) for number in wanted if number in self._ended])
 
+    def ready(self) -> bool:
+        """Whether there are replies to pull already."""
+        if time.monotonic() - self._looked > LOOK_SECONDS and self._running:
+            self._collect(seconds=0, more_to_come=True)
+            self._looked = time.monotonic()
+        return bool(self._ended)
+
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
-        for worker in [*self._idle, *(worker for _, worker in self._running.values())]:
+        for worker in [*self._idle, *(batch.worker for batch in self._running.values())]:
             ray.kill(worker)
-        self._end_ray()
+        cluster.leave(self._started_ray)
 
-    def _end_ray(self) -> None:
-        if self._started_ray:
-            ray.shutdown()
-
-    def _take_out_arrays(self, message: Message) -> tuple[Message, dict[str, ray.ObjectRef]]:
+    def _take_out_arrays(self, message: Message) -> tuple[Message, Arrays]:
         records = message.content.array_records
+        if not records:
+            return message, {}
         arrays = {name: self._share(record) for name, record in records.items()}
         kept = {name: r for name, r in message.content.items() if name not in arrays}
         return Message(content=RecordDict(kept), metadata=message.metadata), arrays
@@ -155,62 +142,87 @@ class RayGrid(SimulatedGrid):
         if self._shared.get(key, (None,))[0] is gone:
             del self._shared[key]
 
-    def _hand_out(self) -> None:
-        while self._queue and self._idle:
-            number, worker = self._queue.popleft(), self._idle.pop(0)
-            task = self._tasks[number]
-            context = self._contexts[task.message.metadata.dst_node_id]
-            reply = worker.answer.remote(task.message, task.arrays, context)
-            self._running[reply] = (number, worker)
+    def _hand_out(self, more_to_come: bool = False) -> None:
+        while self._idle and (numbers := self._next_batch(more_to_come)):
+            self._hand(self._idle.pop(0), numbers)
 
-    def _collect(self) -> None:
-        ready, _ = ray.wait(list(self._running), num_returns=1)
+    def _next_batch(self, more_to_come: bool) -> list[str]:
+        """The messages at the head of the queue that travel together.
+
+        While more are to come there are none before the batch is full; at the end the workers share
+        what is left.
+        """
+        if not self._queue:
+            return []
+        first = self._tasks[self._queue[0]]
+        size = 1 if first.alone else self._pace.size(first.kind)
+        if not more_to_come:
+            size = min(size, math.ceil(len(self._queue) / self._engine.workers))
+        elif len(self._queue) < size:
+            return []
+        numbers = [self._queue.popleft()]
+        while len(numbers) < size and self._queue:
+            task = self._tasks[self._queue[0]]
+            if task.alone or task.kind != first.kind:
+                break
+            numbers.append(self._queue.popleft())
+        return numbers
+
+    def _hand(self, worker: Any, numbers: list[str]) -> None:
+        tasks = [self._tasks[number] for number in numbers]
+        batch = [
+            (task.message, task.arrays, self._contexts[task.message.metadata.dst_node_id])
+            for task in tasks
+        ]
+        self._running[worker.answer.remote(batch)] = Batch(worker, numbers)
+
+    def _collect(self, seconds: float | None = None, more_to_come: bool = False) -> None:
+        """Take in what one worker answered; wait so long for it, or until there is something."""
+        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
         for reference in ready:
-            number, worker = self._running.pop(reference)
-            task = self._tasks[number]
+            batch = self._running.pop(reference)
             try:
-                reply, state = ray.get(reference)
+                self._take(batch, ray.get(reference))
             except ray.exceptions.RayError as error:
-                ray.kill(worker)
-                self._bury(number, task, error)
-                continue
-            self._idle.append(worker)
-            self._contexts[task.message.metadata.dst_node_id].state = state
-            self._end(number, reply)
-        self._hand_out()
+                self._bury(batch, error)
+        self._hand_out(more_to_come)
 
-    def _bury(self, number: str, task: Task, error: Exception) -> None:
-        """A worker died: replace it, and try its message again unless that was tried enough.
+    def _take(self, batch: Batch, answers: Answers) -> None:
+        self._failed_starts = 0
+        self._idle.append(batch.worker)
+        if not batch.numbers:
+            return
+        done = len(answers.replies)
+        kind = self._tasks[batch.numbers[0]].kind
+        self._pace.learn(kind, len(batch.numbers), done, answers.seconds)
+        for number, (reply, state) in zip(batch.numbers, answers.replies, strict=False):
+            self._contexts[self._tasks[number].message.metadata.dst_node_id].state = state
+            self._end(number, reply)
+        self._queue.extendleft(reversed(batch.numbers[done:]))
+
+    def _bury(self, batch: Batch, error: Exception) -> None:
+        """A worker died: replace it, and try its messages again unless that was tried enough.
 
         Raises RunError where it could not even start: no other one could.
         """
-        if getattr(error, "actor_init_failed", False):
+        self._failed_starts += not batch.numbers
+        if getattr(error, "actor_init_failed", False) or self._failed_starts > MOST_FAILED_STARTS:
             raise RunError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}")
         self.deaths += 1
-        task.deaths += 1
-        node = task.message.metadata.dst_node_id
-        LOG.warning("a worker died at a message to node %d (%s)", node, type(error).__name__)
-        self._idle.append(self._new_worker())
-        if task.deaths <= self._engine.retries:
-            self._queue.appendleft(number)
-        else:
-            dead = Error(ErrorCode.CLIENT_APP_CRASHED, f"its worker died {task.deaths} times")
-            self._end(number, Message(dead, reply_to=task.message))
-        self._hand_out()
+        LOG.warning("a worker died (%s)", type(error).__name__)
+        ray.kill(batch.worker)
+        self._start_worker()
+        alone = len(batch.numbers) == 1
+        for number in reversed(batch.numbers):
+            task = self._tasks[number]
+            task.alone = True
+            task.deaths += alone
+            if task.deaths <= self._engine.retries:
+                self._queue.appendleft(number)
+            else:
+                dead = Error(ErrorCode.CLIENT_APP_CRASHED, f"its worker died {task.deaths} times")
+                self._end(number, Message(dead, reply_to=task.message))
 
     def _end(self, number: str, reply: Message) -> None:
         self._ended[number] = reply
         del self._tasks[number]
-
-
-def _start_ray(engine: EngineSettings) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):
-        ray.init(
-            num_cpus=engine.workers * engine.cpus_per_worker,
-            num_gpus=engine.simulated_gpus or None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )

@@ -83,6 +83,18 @@ def test_what_was_added_is_there_after_a_kill(path):
     assert [journal.get(f"m{n}").answer for n in range(100)] == [{"n": n} for n in range(100)]
 
 
+def test_rows_that_are_added_together_are_there_together_or_not_at_all(path):
+    """The third of them cannot be written: neither are the others."""
+    journal = Journal(path)
+    rows = [replace(ROW, id=f"m{number}") for number in range(3)]
+    broken = replace(ROW, id="m2", position=object())
+    with pytest.raises(RunError, match="cannot write the journal"):
+        journal.add(*rows[:2], broken)
+    assert list(journal.ledger()) == []
+    journal.add(*rows)
+    assert [Journal(path).get(row.id) for row in rows] == rows
+
+
 def test_a_file_that_is_no_journal_is_named(path):
     path.write_bytes(b"this is no database" * 500)
     with pytest.raises(RunError, match=r"journal\.sqlite: the journal is damaged"):

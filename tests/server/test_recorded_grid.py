@@ -11,13 +11,15 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedspeech import protocol, tensors
+from fedspeech.errors import RunError
 from fedspeech.protocol import Member
 from fedspeech.simulation.grid import SimulatedGrid, answer
-from server import recorded_grid
+from server import recorded_grid, underway
 from server.journal import Journal
 from server.recorded_grid import Keeper, RecordedGrid
 
 NODES = 6
+MODEL = protocol.pack({"x": torch.zeros(1000)})
 app = ClientApp()
 
 
@@ -33,6 +35,11 @@ def echo(message: Message, context) -> Message:
         for name, r in sent.items()
     }
     return Message(protocol.content({"said": asked}, **back), reply_to=message)
+
+
+@app.query()
+def query(message: Message, context) -> Message:
+    return Message(protocol.content({}), reply_to=message)
 
 
 @app.train()
@@ -123,7 +130,7 @@ def test_replies_come_in_the_order_of_the_messages(folder):
 
 def test_messages_are_made_as_they_are_sent(folder, monkeypatch):
     """Never more than the window are made and not answered."""
-    monkeypatch.setattr(recorded_grid, "MOST_UNDERWAY", 2)
+    monkeypatch.setattr(underway, "MOST_UNDERWAY", 2)
     made, seen = [], []
 
     class Watch(Around):
@@ -137,6 +144,78 @@ def test_messages_are_made_as_they_are_sent(folder, monkeypatch):
     assert inner.most_waiting == 2
     assert seen[0] == 2
     assert made == list(grid.get_node_ids())
+
+
+def test_what_is_underway_is_bounded_by_its_tensors(folder, monkeypatch):
+    """A reply is as large as those of its type were, or before there is one as what was sent."""
+    size = len(next(iter(MODEL.values())).data)
+    monkeypatch.setattr(underway, "MOST_BYTES_UNDERWAY", 4 * size)
+    inner = ShuffledGrid()
+    grid = recorded(inner, folder)
+
+    def most(question: int, kind: str, *models) -> int:
+        """How many were underway at most when each node was sent its model with a question."""
+        inner.most_waiting = 0
+        asked = list(messages(grid, [{"question": question}] * NODES, kind=kind))
+        for message, model in zip(asked, models, strict=False):
+            message.content["model"] = model
+        list(grid.send_and_receive(asked))
+        return inner.most_waiting
+
+    own = [protocol.pack({"x": torch.full((1000,), float(i))}) for i in range(NODES)]
+    assert most(1, "train.echo", *own) == 2  # one set each way, for each
+    assert most(2, "train.echo", *[own[0]] * NODES) == 4  # what goes to all is held anyway
+    # Nothing comes down, and of this type nothing has come up yet.
+    assert most(3, "query") == 4
+    assert most(4, "query") == NODES
+
+
+def test_every_worker_has_a_message_however_large_they_are(folder, monkeypatch):
+    monkeypatch.setattr(underway, "MOST_BYTES_UNDERWAY", 1)
+    inner = ShuffledGrid()
+    inner.at_once = 4
+    grid = recorded(inner, folder)
+    list(grid.send_and_receive(messages(grid, [{}] * NODES, MODEL)))
+    assert inner.most_waiting == 4
+
+
+def test_replies_are_kept_while_messages_are_still_made(folder):
+    inner = ShuffledGrid()
+    inner.ready = lambda: len(inner.waiting) >= 3
+    grid = recorded(inner, folder)
+    journal = Journal(folder / "journal.sqlite")
+    known = []
+
+    def watched():
+        for message in messages(grid, [{}] * NODES):
+            known.append(len(list(journal.ledger())) // 2)
+            yield message
+
+    list(grid.send_and_receive(watched()))
+    assert known == [0, 0, 0, 2, 2, 4]  # the grid answers two at a time
+
+
+def test_what_was_answered_before_a_failure_is_kept(folder):
+    """Three replies come together; keeping the last of them fails."""
+
+    class Together(ShuffledGrid):
+        def pull_messages(self, message_ids):
+            return [
+                answer(app, self.waiting.pop(number), self._contexts[1001 + index])
+                for index, number in enumerate(message_ids)
+            ]
+
+    def keep(speaker, content):
+        if speaker == "s3":
+            raise RunError("no space left on device")
+        return protocol.content({})
+
+    grid = recorded(Together(), folder)
+    grid.keep("train.echo", Keeper(keep, lambda speaker, content: True))
+    with pytest.raises(RunError, match="no space left"):
+        grid.send_and_receive(messages(grid, [{}] * 4, MODEL))
+    rows = list(Journal(folder / "journal.sqlite").ledger())[::2]
+    assert [speaker for _, speaker, *_ in rows] == ["s1", "s2"]
 
 
 def test_they_are_sent_whether_or_not_the_replies_are_read(folder):
