@@ -11,6 +11,8 @@ from fedspeech.tensors import Tensors, TensorStream
 
 BLOCK_VALUES = 2**22
 """Values of all speakers together that a distance holds in memory at a time."""
+LEAST_DISTANCE = 1e-6
+"""Of what two models differ from G; less is rounding."""
 
 
 class Population:
@@ -65,10 +67,12 @@ class Population:
     def distances(self, speakers: Sequence[str], names: Sequence[str]) -> np.ndarray:
         """Euclidean distances between personal models on the named tensors.
 
-        float64 (speakers, speakers). Taken on the differences from G, which are small: the squares
-        of whole weights would cancel.
+        float64 (speakers, speakers), by |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, which one matrix product
+        gives for all pairs. Taken on the differences from G, which are small: the squares of whole
+        weights would cancel. What is left of cancelling below 1e-6 of the models' own distances
+        from G is zero.
         """
-        squares = torch.zeros(len(speakers), len(speakers), dtype=torch.float64)
+        products = torch.zeros(len(speakers), len(speakers), dtype=torch.float64)
         width = max(1, BLOCK_VALUES // len(speakers))
         for name in names:
             generic = torch.split(_flat(self.generic_path, name), width)
@@ -78,14 +82,15 @@ class Population:
             ]
             for g, *blocks in zip(generic, *personal, strict=True):
                 rows = torch.stack([block.double() - g for block in blocks])
-                squares += _distances(rows).square()
+                products.addmm_(rows, rows.T)
+        norms = products.diagonal()
+        both = norms[:, None] + norms
+        squares = both - 2 * products
+        squares = torch.where(squares > both * LEAST_DISTANCE**2, squares, 0.0)
+        squares.fill_diagonal_(0.0)
         return np.asarray(squares.sqrt().numpy())
 
 
 def _flat(path: Path, name: str) -> torch.Tensor:
     ((_, tensor),) = tensors.stream(path, [name])
     return tensor.flatten()
-
-
-def _distances(rows: torch.Tensor) -> torch.Tensor:
-    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
