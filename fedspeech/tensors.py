@@ -20,6 +20,8 @@ from fedspeech.errors import ModelError, RunError
 
 Tensors = dict[str, torch.Tensor]
 TensorStream = Iterable[tuple[str, torch.Tensor]]
+SUM_BLOCK = 2**16
+"""Values that are summed up at a time; 512 KiB in float64."""
 END = ("no tensor", torch.empty(0))
 """Stands beside the tensors that a longer stream still has."""
 
@@ -69,15 +71,25 @@ def weighted_sum(streams: Sequence[TensorStream], weights: Sequence[float]) -> T
     """
     for items in itertools.zip_longest(*streams, fillvalue=END):
         name, first = items[0]
-        total = torch.zeros(first.shape, dtype=torch.float64)
-        for weight, (other, tensor) in zip(weights, items, strict=True):
+        for other, tensor in items:
             if other != name or tensor.shape != first.shape:
                 raise ModelError(
                     f"models do not fit together: {name} {tuple(first.shape)} "
                     f"beside {other} {tuple(tensor.shape)}"
                 )
-            total.add_(tensor, alpha=weight)
-        yield name, total.to(first.dtype)
+        yield name, _weighted([tensor for _, tensor in items], weights)
+
+
+def _weighted(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """The weighted sum in float64, block by block: what is summed up stays in the cache."""
+    parts = [torch.split(tensor.flatten(), SUM_BLOCK) for tensor in tensors]
+    summed = torch.empty(tensors[0].shape, dtype=tensors[0].dtype)
+    for out, *blocks in zip(torch.split(summed.view(-1), SUM_BLOCK), *parts, strict=True):
+        total = torch.zeros(len(out), dtype=torch.float64)
+        for weight, block in zip(weights, blocks, strict=True):
+            total.add_(block, alpha=weight)
+        out.copy_(total)
+    return summed
 
 
 def interpolate(left: TensorStream, right: TensorStream, alpha: float) -> TensorStream:
