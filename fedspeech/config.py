@@ -329,6 +329,8 @@ class EngineSettings(Settings):
     """GPUs that Ray is told of on a machine without one."""
     retries: Count = 2
     """How often a message is tried again on a new worker after its worker died."""
+    message_seconds: PositiveFloat = 3600.0
+    """A worker that does not answer a message within so many seconds is killed."""
 
 
 class Config(Settings):

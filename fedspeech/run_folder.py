@@ -25,6 +25,7 @@ FREE = {
     "engine.gpus_per_worker",
     "engine.simulated_gpus",
     "engine.retries",
+    "engine.message_seconds",
 }
 """Settings that may differ between a run and its resumption: they change no model."""
 VERSIONS = ("fedspeech", "torch", "torchaudio", "numpy", "scipy", "flwr", "ray", "lhotse", "jiwer")

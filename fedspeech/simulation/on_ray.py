@@ -23,13 +23,15 @@ from fedspeech.errors import RunError
 from fedspeech.simulation import cluster
 from fedspeech.simulation.grid import Nodes, SimulatedGrid
 from fedspeech.simulation.pace import Pace
-from fedspeech.simulation.worker import Answers, Arrays, Worker
+from fedspeech.simulation.worker import QUICK_SECONDS, Answers, Arrays, Worker
 
 LOG = logging.getLogger(__name__)
 LOOK_SECONDS = 0.02
 """How often to look for replies while messages are still being made."""
 MOST_FAILED_STARTS = 3
 """Workers that die one after the other before the first of them is there: none will be."""
+START_SECONDS = 600.0
+"""A worker that is not there after so long never will be."""
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Batch:
 
     worker: Any
     numbers: list[str]
+    deadline: float
 
 
 class RayGrid(SimulatedGrid):
@@ -63,7 +66,7 @@ class RayGrid(SimulatedGrid):
     `close`. Raises RunError where Ray has fewer GPUs than the workers want.
 
     When a worker dies, the messages of its batch go out again one by one, and only one that was
-    alone is charged with the death: it cannot fail its neighbours.
+    alone is charged with the death: it cannot fail its neighbours. A worker that hangs is killed.
     """
 
     def __init__(self, app: str, nodes: Nodes, engine: EngineSettings) -> None:
@@ -174,10 +177,16 @@ class RayGrid(SimulatedGrid):
             (task.message, task.arrays, self._contexts[task.message.metadata.dst_node_id])
             for task in tasks
         ]
-        self._running[worker.answer.remote(batch)] = Batch(worker, numbers)
+        # A worker breaks its batch off, so that only its last message can take long.
+        limit = QUICK_SECONDS + self._engine.message_seconds if numbers else START_SECONDS
+        deadline = time.monotonic() + limit
+        self._running[worker.answer.remote(batch)] = Batch(worker, numbers, deadline)
 
     def _collect(self, seconds: float | None = None, more_to_come: bool = False) -> None:
         """Take in what one worker answered; wait so long for it, or until there is something."""
+        if seconds is None:
+            first = min(batch.deadline for batch in self._running.values())
+            seconds = max(0.0, first - time.monotonic())
         ready, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
         for reference in ready:
             batch = self._running.pop(reference)
@@ -185,7 +194,17 @@ class RayGrid(SimulatedGrid):
                 self._take(batch, ray.get(reference))
             except ray.exceptions.RayError as error:
                 self._bury(batch, error)
+        self._kill_who_hangs()
         self._hand_out(more_to_come)
+
+    def _kill_who_hangs(self) -> None:
+        now = time.monotonic()
+        late = [reference for reference, batch in self._running.items() if batch.deadline < now]
+        # This process may have been busy: what has come by now came in time.
+        come = ray.wait(late, num_returns=len(late), timeout=0)[0] if late else []
+        for reference in set(late) - set(come):
+            seconds = self._engine.message_seconds
+            self._bury(self._running.pop(reference), TimeoutError(f"no answer in {seconds:g} s"))
 
     def _take(self, batch: Batch, answers: Answers) -> None:
         self._failed_starts = 0
@@ -205,11 +224,10 @@ class RayGrid(SimulatedGrid):
 
         Raises RunError where it could not even start: no other one could.
         """
-        self._failed_starts += not batch.numbers
-        if getattr(error, "actor_init_failed", False) or self._failed_starts > MOST_FAILED_STARTS:
-            raise RunError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}")
+        self._check_that_it_had_started(batch, error)
         self.deaths += 1
-        LOG.warning("a worker died (%s)", type(error).__name__)
+        hung = f" ({error})" if isinstance(error, TimeoutError) else ""
+        LOG.warning("a worker died (%s)", hung.strip(" ()") or type(error).__name__)
         ray.kill(batch.worker)
         self._start_worker()
         alone = len(batch.numbers) == 1
@@ -220,8 +238,22 @@ class RayGrid(SimulatedGrid):
             if task.deaths <= self._engine.retries:
                 self._queue.appendleft(number)
             else:
-                dead = Error(ErrorCode.CLIENT_APP_CRASHED, f"its worker died {task.deaths} times")
+                reason = f"its worker died {task.deaths} times{hung}"
+                dead = Error(ErrorCode.CLIENT_APP_CRASHED, reason)
                 self._end(number, Message(dead, reply_to=task.message))
+
+    def _check_that_it_had_started(self, batch: Batch, error: Exception) -> None:
+        if batch.numbers:
+            return
+        self._failed_starts += 1
+        if isinstance(error, TimeoutError):
+            spare = ray.available_resources()
+            raise RunError(
+                f"a worker is not there after {START_SECONDS:g} s; Ray has "
+                f"{spare.get('CPU', 0):g} processors and {spare.get('GPU', 0):g} GPUs to spare"
+            )
+        if getattr(error, "actor_init_failed", False) or self._failed_starts > MOST_FAILED_STARTS:
+            raise RunError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}")
 
     def _end(self, number: str, reply: Message) -> None:
         self._ended[number] = reply

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections import Counter
 
 import pytest
@@ -224,6 +225,41 @@ def test_a_worker_that_is_killed_while_idle_is_replaced(grid):
     answers = said(ask(grid, [{"seconds": 0.5}] * WORKERS))
     assert len({answer["process"] for answer in answers} & processes) == WORKERS - 1
     assert grid.deaths == before + 1
+
+
+@pytest.fixture
+def impatient(grid, monkeypatch):
+    """The same grid; a message has half a second."""
+    until_all_are_there(grid)
+    monkeypatch.setattr(grid, "_engine", grid._engine.model_copy(update={"message_seconds": 0.5}))
+    return grid
+
+
+def test_a_worker_that_hangs_is_killed(impatient):
+    before, started = impatient.deaths, time.monotonic()
+    replies = ask(impatient, [{"seconds": 1000} if i == 3 else {} for i in range(NODES)])
+    assert time.monotonic() - started < 60
+    assert [reply.has_error() for reply in replies] == [i == 3 for i in range(NODES)]
+    assert replies[3].error.reason == "its worker died 2 times (no answer in 0.5 s)"
+    assert impatient.deaths - before in (2, 3)  # the first time it may have been in company
+
+
+def test_an_answer_that_waited_for_the_server_came_in_time(impatient):
+    before = impatient.deaths
+    ask(impatient, [{"seconds": 0.1}] * NODES)  # from here on they travel singly, and at once
+    nodes = impatient.get_node_ids()
+    texts = [{"number": i, "seconds": 0.2} for i in range(WORKERS)]
+    ids = impatient.push_messages(
+        Message(protocol.content(text), node, "query", group_id="1")
+        for text, node in zip(texts, nodes, strict=False)
+    )
+    time.sleep(1.5)  # the server is busy
+    waiting = set(ids)
+    while waiting:
+        for reply in impatient.pull_messages(sorted(waiting)):
+            waiting.remove(reply.metadata.reply_to_message_id)
+            assert not reply.has_error()
+    assert impatient.deaths == before
 
 
 def test_an_answer_that_cannot_be_sent_does_not_block_a_worker(grid):
