@@ -65,6 +65,7 @@ class _Speech:
 def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
     speech = corpus.load(settings.corpus)
     partition = cutting.partition(speech, settings.partition)
+    _warn_of_left_out(partition.left_out)
     run.write_environment(settings.seed, statistics.fingerprint(speech))
     devices.lay_out(partition.clients, run.devices, settings.seed)
     return _Speech(partition, statistics.table(partition))
@@ -146,6 +147,11 @@ class _Run:
             curves,
         )
         self.run.write_json("results.json", content)
+
+
+def _warn_of_left_out(left_out: Mapping[str, str]) -> None:
+    for speaker, why in sorted(left_out.items()):
+        log.warning("speaker %s is left out: %s", speaker, why)
 
 
 def _warn_of_large_groups(found: Mapping[str, AggregationRule], speakers: int) -> None:

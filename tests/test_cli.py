@@ -11,6 +11,7 @@ import typer
 from federations import GENERIC_SPEAKERS, assert_same, results, settings
 
 from fedspeech import cli, config, corpus, models
+from fedspeech.corpus.partition import pseudonym
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -202,18 +203,51 @@ def test_speech_that_cannot_be_used_names_every_line(fedspeech, experiment, tone
     assert not folder.exists()
 
 
+@pytest.fixture
+def rewritten(tones, tmp_path):
+    """Another manifest of the same speech: `rewritten(change)`; entries that become None go."""
+
+    def write(change) -> Path:
+        lines = (tones / "manifest.jsonl").read_text().splitlines()
+        entries = [{**e, "audio": str(tones / e["audio"])} for e in map(json.loads, lines)]
+        path = tmp_path / "rewritten.jsonl"
+        kept = [entry for entry in map(change, entries) if entry is not None]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        return path
+
+    return write
+
+
+def test_a_run_names_who_is_left_out_what_was_skipped_and_groups_that_are_too_large(
+    fedspeech, experiment, rewritten, tmp_path, caplog
+):
+    """t03 has nothing to be tested on, and t04 says a word that G has never heard."""
+
+    def change(entry):
+        if entry["speaker"] == "t03" and entry["round"] == 4:
+            return None
+        strange = entry["id"] in ("t04-000", "t04-004")
+        return {**entry, "text": "zebra"} if strange else entry
+
+    changes = [f"corpus.path='{rewritten(change)}'", "federation.bases=['random']"]
+    options = [part for one in changes for part in ("--set", one)]
+    status, _, err = fedspeech("run", experiment, "--out", tmp_path / "run", *options)
+    assert status == 0, err
+    assert caplog.messages == [
+        "speaker t03 is left out: test_s has no utterance",
+        "rules.random: k = 2 takes all 1 other speakers: M_s is that of `mean`",
+        f"speaker {pseudonym(0, 't04')}: 2 utterances of train_s were skipped; the vocabulary of "
+        "G does not spell them",
+    ]
+    status, out, _ = fedspeech("corpus", "stats", experiment, *options)
+    assert (status, out.splitlines()[-1]) == (0, "left out: t03: test_s has no utterance")
+
+
 def test_too_few_speakers_left_ends_the_run_with_the_reasons(
-    fedspeech, experiment, tones, tmp_path
+    fedspeech, experiment, rewritten, tmp_path
 ):
     """Two of three clients say only words that G has never heard."""
-    other = tmp_path / "other words"
-    other.mkdir()
-    entries = [json.loads(line) for line in (tones / "manifest.jsonl").read_text().splitlines()]
-    for entry in entries:
-        entry["audio"] = str(tones / entry["audio"])
-        if entry["speaker"] in ("t04", "t05"):
-            entry["text"] = "zebra"
-    (other / "manifest.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    other = rewritten(lambda e: {**e, "text": "zebra"} if e["speaker"] in ("t04", "t05") else e)
     folder = tmp_path / "run"
     status, _, err = fedspeech(
         "run", experiment, "--out", folder, "--set", f"corpus.path='{other}'"
