@@ -45,6 +45,9 @@ Speakers = Annotated[
     Positive | tuple[str, ...] | str,
     _expecting('a number of speakers (at least 1), a list of ids, the name of a file, or "rest"'),
 ]
+Together = Annotated[
+    Positive | Literal["auto"], _expecting('a number of speakers (at least 1) or "auto"')
+]
 FieldValue = Annotated[Whole | str, _expecting("a whole number or a string")]
 
 LEAST_SPEED, MOST_SPEED = 0.5, 2.0
@@ -327,10 +330,19 @@ class EngineSettings(Settings):
     gpus_per_worker: NonNegative = 0.0
     simulated_gpus: Count = 0
     """GPUs that Ray is told of on a machine without one."""
+    cohort: Together = "auto"
+    """Speakers that are fine-tuned as one stack of models; `auto` is as many as the memory of a GPU
+    holds, and 1 on a processor, where plain loops are faster. Another size gives other roundings.
+    """
     retries: Count = 2
     """How often a message is tried again on a new worker after its worker died."""
     message_seconds: PositiveFloat = 3600.0
     """A worker that does not answer a message within so many seconds is killed."""
+
+    @property
+    def cohort_size(self) -> int:
+        """The number of speakers in a cohort; 1 where nothing has settled it."""
+        return 1 if self.cohort == "auto" else self.cohort
 
 
 class Config(Settings):

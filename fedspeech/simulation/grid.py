@@ -1,10 +1,11 @@
 """What the simulated grids share: nodes, contexts, and how a client app answers one message."""
 
-import importlib
+import importlib.metadata
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -13,9 +14,14 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedspeech import protocol
+from fedspeech.simulation.cohorts import Cohorts
+
 NodeConfig = Mapping[str, str | int | float | bool]
 Nodes = Callable[[], Sequence[NodeConfig]]
 
+APPS = "fedspeech.apps"
+"""The entry points of the server app, the client app, and what fine-tunes a cohort."""
 SERVER_NODE = 1
 FIRST_NODE = 1001
 
@@ -28,9 +34,10 @@ class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
     """
 
     at_once = 1
-    """How many messages are answered at the same time."""
+    """How many messages have to be there so that all workers can be busy."""
 
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, cohort: int) -> None:
+        self._cohort = cohort
         self.deaths = 0
         """How often a worker died."""
         self._nodes = nodes
@@ -44,6 +51,13 @@ class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
             number: Context(1, number, node_config=dict(node), state=RecordDict(), run_config={})
             for number, node in enumerate(self._nodes(), FIRST_NODE)
         }
+
+    @cached_property
+    def _cohorts(self) -> Cohorts:
+        return Cohorts(self._cohort, list(self._contexts))
+
+    def _goes_with_a_cohort(self, message: Message) -> bool:
+        return self._cohort > 1 and message.metadata.message_type == protocol.PERSONALIZE
 
     def set_run(self, run: Run) -> None:
         """Take over the run's information."""
@@ -101,12 +115,23 @@ class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
         return number
 
 
+def load(reference: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def load_app(reference: str) -> ClientApp:
     """The client app that `module:name` names."""
-    module, _, name = reference.partition(":")
-    app = getattr(importlib.import_module(module), name)
+    app = load(reference)
     assert isinstance(app, ClientApp)
     return app
+
+
+def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
+    """Fine-tune a cohort by what the entry point `cohort` names, before its devices are asked."""
+    (hook,) = importlib.metadata.entry_points(group=APPS, name="cohort")
+    hook.load()(cohort)
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:

@@ -6,14 +6,15 @@ import torch
 from flwr.app import Message
 
 from fedspeech.config import EngineSettings
-from fedspeech.simulation.grid import Nodes, SimulatedGrid, answer, load_app
+from fedspeech.simulation.grid import Nodes, SimulatedGrid, answer, load_app, prepare
 
 
 class InProcessGrid(SimulatedGrid):
     """Answers a message when its reply is asked for."""
 
     def __init__(self, app: str, nodes: Nodes, engine: EngineSettings) -> None:
-        super().__init__(nodes)
+        super().__init__(nodes, engine.cohort_size)
+        self.at_once = engine.cohort_size
         self._app = load_app(app)
         self._threads = engine.cpus_per_worker
         self._waiting: dict[str, Message] = {}
@@ -22,18 +23,28 @@ class InProcessGrid(SimulatedGrid):
         """Take messages to answer; their ids, in the same order."""
         numbered = {self._number(message): message for message in messages}
         self._waiting.update(numbered)
+        for number, message in numbered.items():
+            if self._goes_with_a_cohort(message):
+                self._cohorts.add(message.metadata.dst_node_id, number)
         return list(numbered)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """The reply to the first of the messages."""
         for message_id in message_ids:
-            message = self._waiting.pop(message_id)
+            message = self._waiting[message_id]
+            node = message.metadata.dst_node_id
             before = torch.get_num_threads()
             torch.set_num_threads(self._threads)
-            reply = answer(self._app, message, self._contexts[message.metadata.dst_node_id])
+            self._prepare_cohort(node)
+            reply = answer(self._app, self._waiting.pop(message_id), self._contexts[node])
             torch.set_num_threads(before)
             return iter([reply])
         return iter([])
+
+    def _prepare_cohort(self, node: int) -> None:
+        if self._cohort > 1 and (cohort := self._cohorts.take(node)) is not None:
+            there = [(n, self._waiting.get(cohort.messages.get(n, ""))) for n in cohort.nodes]
+            prepare([(self._contexts[n], message) for n, message in there])
 
     def close(self) -> None:
         """Nothing to end."""

@@ -11,11 +11,9 @@ from fedspeech import models, rules
 from fedspeech.config import Config
 from fedspeech.run_folder import RunFolder
 from fedspeech.simulation import devices
-from fedspeech.simulation.grid import SERVER_NODE, NodeConfig
+from fedspeech.simulation.grid import APPS, SERVER_NODE, NodeConfig
 from fedspeech.simulation.in_process import InProcessGrid
 from fedspeech.simulation.on_ray import RayGrid
-
-APPS = "fedspeech.apps"
 
 
 def launch(settings: Config, folder: Path, resume: bool) -> None:

@@ -52,11 +52,15 @@ class Task:
 
 @dataclass
 class Batch:
-    """Messages of one type that a worker was handed together; none while it starts."""
+    """Messages of one type that a worker was handed together; none while it starts.
+
+    A worker fine-tunes a cohort before its messages are handed out.
+    """
 
     worker: Any
     numbers: list[str]
     deadline: float
+    cohort: bool = False
 
 
 class RayGrid(SimulatedGrid):
@@ -70,8 +74,8 @@ class RayGrid(SimulatedGrid):
     """
 
     def __init__(self, app: str, nodes: Nodes, engine: EngineSettings) -> None:
-        super().__init__(nodes)
-        self.at_once = engine.workers
+        super().__init__(nodes, engine.cohort_size)
+        self.at_once = engine.workers * engine.cohort_size
         self._app, self._engine = app, engine
         self._pace = Pace()
         self._shared: dict[int, tuple[weakref.ref[ArrayRecord], ray.ObjectRef]] = {}
@@ -98,7 +102,7 @@ class RayGrid(SimulatedGrid):
         for message in messages:
             number = self._number(message)
             self._tasks[number] = Task(*self._take_out_arrays(message))
-            self._queue.append(number)
+            self._enqueue(number)
             numbers.append(number)
         self._hand_out(more_to_come=True)
         return numbers
@@ -124,6 +128,13 @@ class RayGrid(SimulatedGrid):
             ray.kill(worker)
         cluster.leave(self._started_ray)
 
+    def _enqueue(self, number: str) -> None:
+        message = self._tasks[number].message
+        if self._goes_with_a_cohort(message):
+            self._cohorts.add(message.metadata.dst_node_id, number)
+        else:
+            self._queue.append(number)
+
     def _take_out_arrays(self, message: Message) -> tuple[Message, Arrays]:
         records = message.content.array_records
         if not records:
@@ -148,6 +159,24 @@ class RayGrid(SimulatedGrid):
     def _hand_out(self, more_to_come: bool = False) -> None:
         while self._idle and (numbers := self._next_batch(more_to_come)):
             self._hand(self._idle.pop(0), numbers)
+        if self._cohort > 1:
+            self._hand_out_cohorts(more_to_come)
+
+    def _hand_out_cohorts(self, more_to_come: bool) -> None:
+        """Whole cohorts; one that lacks a node only when nothing else could bring its message."""
+        while self._idle:
+            nothing = not (more_to_come or self._running or self._queue or self._ended)
+            if (cohort := self._cohorts.first(whole=not nothing)) is None:
+                return
+            tasks = {node: self._tasks[number] for node, number in cohort.messages.items()}
+            given = [
+                (self._contexts[n], (tasks[n].message, tasks[n].arrays) if n in tasks else None)
+                for n in cohort.nodes
+            ]
+            worker = self._idle.pop(0)
+            deadline = time.monotonic() + self._engine.message_seconds * len(cohort.nodes)
+            batch = Batch(worker, list(cohort.messages.values()), deadline, cohort=True)
+            self._running[worker.prepare.remote(given)] = batch
 
     def _next_batch(self, more_to_come: bool) -> list[str]:
         """The messages at the head of the queue that travel together.
@@ -192,6 +221,8 @@ class RayGrid(SimulatedGrid):
             batch = self._running.pop(reference)
             try:
                 self._take(batch, ray.get(reference))
+            except ray.exceptions.RayTaskError as error:  # what a cohort raised, not a device
+                raise error.cause from None
             except ray.exceptions.RayError as error:
                 self._bury(batch, error)
         self._kill_who_hangs()
@@ -209,7 +240,9 @@ class RayGrid(SimulatedGrid):
     def _take(self, batch: Batch, answers: Answers) -> None:
         self._failed_starts = 0
         self._idle.append(batch.worker)
-        if not batch.numbers:
+        if batch.cohort:
+            self._queue.extend(batch.numbers)
+        if batch.cohort or not batch.numbers:
             return
         done = len(answers.replies)
         kind = self._tasks[batch.numbers[0]].kind
@@ -230,17 +263,23 @@ class RayGrid(SimulatedGrid):
         LOG.warning("a worker died (%s)", hung.strip(" ()") or type(error).__name__)
         ray.kill(batch.worker)
         self._start_worker()
-        alone = len(batch.numbers) == 1
+        alone = len(batch.numbers) == 1 or batch.cohort
         for number in reversed(batch.numbers):
             task = self._tasks[number]
-            task.alone = True
+            task.alone = not batch.cohort
             task.deaths += alone
             if task.deaths <= self._engine.retries:
-                self._queue.appendleft(number)
+                self._again(number, batch.cohort)
             else:
                 reason = f"its worker died {task.deaths} times{hung}"
                 dead = Error(ErrorCode.CLIENT_APP_CRASHED, reason)
                 self._end(number, Message(dead, reply_to=task.message))
+
+    def _again(self, number: str, cohort: bool) -> None:
+        if cohort:
+            self._enqueue(number)
+        else:
+            self._queue.appendleft(number)
 
     def _check_that_it_had_started(self, batch: Batch, error: Exception) -> None:
         if batch.numbers:

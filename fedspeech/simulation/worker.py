@@ -10,7 +10,8 @@ import ray
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from fedspeech.simulation.grid import answer, load_app
+from fedspeech.errors import RunError
+from fedspeech.simulation.grid import answer, load_app, prepare
 
 QUICK_SECONDS = 0.05
 """After so long a worker hands in what it has; the rest of its batch goes back into the queue."""
@@ -42,12 +43,33 @@ class Worker:
         started = time.monotonic()
         replies: list[tuple[Message, RecordDict]] = []
         for message, arrays, context in batch:
-            for name, reference in arrays.items():
-                message.content[name] = self._record(reference)
-            replies.append((answer(self._app, message, context), context.state))
+            whole = self._whole(message, arrays)
+            replies.append((answer(self._app, whole, context), context.state))
             if time.monotonic() - started > QUICK_SECONDS:
                 break
         return Answers(replies, time.monotonic() - started)
+
+    def prepare(self, cohort: Sequence[tuple[Context, tuple[Message, Arrays] | None]]) -> Answers:
+        """Fine-tune a cohort; no replies, they come when its devices are asked.
+
+        Raises RunError where the stack does not fit the memory.
+        """
+        started = time.monotonic()
+        try:
+            prepare(
+                [(context, self._whole(*given) if given else None) for context, given in cohort]
+            )
+        except torch.OutOfMemoryError:
+            raise RunError(
+                f"a cohort of {len(cohort)} speakers does not fit the memory of a worker; "
+                f"set engine.cohort to {max(1, len(cohort) // 2)}"
+            ) from None
+        return Answers([], time.monotonic() - started)
+
+    def _whole(self, message: Message, arrays: Arrays) -> Message:
+        for name, reference in arrays.items():
+            message.content[name] = self._record(reference)
+        return message
 
     def _record(self, reference: ray.ObjectRef) -> ArrayRecord:
         key = reference.hex()
