@@ -1,5 +1,6 @@
 """What recipes share: one utterance as a Lhotse cut, its samples, and a list of what is wrong."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -31,8 +32,7 @@ def recording(path: Path, channel: int | None) -> Recording:
     try:
         info = soundfile.info(str(path))
     except (soundfile.LibsndfileError, OSError) as error:
-        why = f"unreadable audio ({error})" if path.exists() else "no such file"
-        raise CorpusError(f"{path}: {why}") from None
+        raise CorpusError(f"{path}: {_why_unreadable(path, error)}") from None
     if info.frames == 0:
         raise CorpusError(f"{path}: audio of length zero")
     if info.channels > 1 and channel is None:
@@ -51,6 +51,16 @@ def recording(path: Path, channel: int | None) -> Recording:
     )
 
 
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, ValueError) as refused:  # libsndfile says "System error" to all of these
+        return f"unreadable audio ({getattr(refused, 'strerror', refused)})"
+    return f"unreadable audio ({error})"
+
+
 def utterance(
     id: str,
     source: Recording,
@@ -61,13 +71,16 @@ def utterance(
 ) -> MonoCut:
     """One utterance of a recording; `span` is (start, duration) in seconds, by default all of it.
 
-    Raises CorpusError for an empty transcript or a span that is empty or outside the recording.
+    Raises CorpusError for an empty transcript or a span that holds no sample, is not finite or lies
+    outside the recording.
     """
     start, duration = span or (0.0, source.duration)
     half_sample = 0.5 / source.sampling_rate
     if not text.strip():
         raise CorpusError(f"utterance {id}: empty transcript")
-    if duration <= 0:
+    if not (math.isfinite(start) and math.isfinite(duration)):
+        raise CorpusError(f"utterance {id}: expected a span in seconds, found {span}")
+    if round(duration * source.sampling_rate) < 1:
         raise CorpusError(f"utterance {id}: audio of length zero")
     if start < 0 or start + duration > source.duration + half_sample:
         raise CorpusError(
@@ -98,7 +111,8 @@ def utterance(
 def samples(cut: MonoCut) -> torch.Tensor:
     """The cut's audio: float32 of shape (samples,) at `SAMPLE_RATE`, full scale = 1.
 
-    Raises CorpusError where the file cannot be read any more, or ends too early.
+    Raises CorpusError where the file cannot be read any more, ends too early, or has samples that
+    are no numbers.
     """
     source = cut.recording.sources[0]
     rate = cut.recording.sampling_rate
@@ -111,6 +125,8 @@ def samples(cut: MonoCut) -> torch.Tensor:
         raise CorpusError(
             f"{source.source}: expected {count} samples from sample {first} on, found {len(wave)}"
         )
+    if not bool(torch.isfinite(wave).all()):
+        raise CorpusError(f"{source.source}: samples that are NaN or infinite")
     if rate != SAMPLE_RATE:
         wave = torchaudio.functional.resample(wave, rate, SAMPLE_RATE)
     return wave.contiguous()

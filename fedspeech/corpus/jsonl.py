@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lhotse import CutSet, MonoCut, Recording
 
@@ -79,7 +79,11 @@ def _utterance(entry: Mapping[str, Any], source: Recording) -> MonoCut:
 def _entry(line: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise CorpusError(f"expected characters, found {half!a}, half of one") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep lists
         raise CorpusError(f"not JSON: {error}") from None
     if not isinstance(entry, dict):
         raise CorpusError(f"expected a JSON object, found {type(entry).__name__}")
@@ -87,6 +91,9 @@ def _entry(line: str) -> dict[str, Any]:
         if not isinstance(entry.get(key), str):
             found = f"found {entry[key]!r}" if key in entry else "it is missing"
             raise CorpusError(f"{key}: expected a string, {found}")
+    for key in ("id", "speaker"):
+        if not entry[key].strip():
+            raise CorpusError(f"{key}: expected a name, found {entry[key]!r}")
     return entry
 
 
@@ -94,9 +101,14 @@ def _span(entry: Mapping[str, Any], rate: int) -> tuple[float, float] | None:
     for start, length, unit in (("start_sample", "num_samples", rate), ("start", "duration", 1)):
         if start in entry:
             first, count = entry[start], entry.get(length)
-            if not isinstance(first, int | float) or not isinstance(count, int | float):
+            if not _is_number(first) or not _is_number(count):
                 raise CorpusError(
                     f"{start} and {length}: expected two numbers, found {first!r} and {count!r}"
                 )
             return first / unit, count / unit
     return None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number that float takes exactly; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53

@@ -8,6 +8,22 @@ from scipy.signal import resample_poly
 from fedspeech.corpus import cuts
 from fedspeech.errors import CorpusError
 
+WITHOUT_RIGHTS = """
+import ctypes, os, sys
+from pathlib import Path
+from fedspeech.corpus import cuts
+from fedspeech.errors import CorpusError
+
+if os.geteuid() == 0:
+    # Effective rights only count from here on: none of root's own.
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(header, sets) == 0
+try:
+    cuts.recording(Path(sys.argv[1]), None)
+except CorpusError as error:
+    print(error)
+"""
+
 
 def whole(path: Path, channel: int | None = None):
     return cuts.utterance("u", cuts.recording(path, channel), "a b", "s")
@@ -28,6 +44,17 @@ def test_unreadable_audio_is_named(tmp_path):
     path.write_bytes(b"this is not audio" * 100)
     with pytest.raises(CorpusError, match=r"noise\.wav: unreadable audio"):
         cuts.recording(path, None)
+
+
+def test_audio_in_a_folder_that_may_not_be_read(sine, child):
+    """Root may read everything, so a process without that right looks."""
+    path = sine("locked/tone.wav", 440)
+    path.parent.chmod(0)
+    try:
+        done = child(WITHOUT_RIGHTS, path)
+    finally:
+        path.parent.chmod(0o700)
+    assert done.stdout == f"{path}: unreadable audio (Permission denied)\n", done.stderr
 
 
 def test_audio_of_length_zero(tmp_path):
@@ -89,6 +116,23 @@ def test_two_channels_are_refused_unless_told_which(sine):
     assert peak_hertz(cuts.samples(whole(path, 1))) == pytest.approx(2_000)
     with pytest.raises(CorpusError, match="no channel 2, it has 2"):
         cuts.recording(path, 2)
+
+
+@pytest.mark.parametrize("span", [(float("nan"), 0.5), (0.0, float("nan")), (0.0, float("inf"))])
+def test_a_span_that_is_no_span(sine, span):
+    source = cuts.recording(sine("tone.wav", 440), None)
+    with pytest.raises(CorpusError, match=r"utterance u: expected a span in seconds, found \("):
+        cuts.utterance("u", source, "a", "s", span=span)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_no_numbers(tmp_path, value):
+    path = tmp_path / "broken.wav"
+    samples = np.zeros(16_000, np.float32)
+    samples[7000] = value
+    soundfile.write(path, samples, 16_000, subtype="FLOAT")
+    with pytest.raises(CorpusError, match=r"broken\.wav: samples that are NaN or infinite"):
+        cuts.samples(whole(path))
 
 
 @pytest.mark.parametrize("span", [(-0.1, 0.5), (0.5, 0.6), (2.0, 0.1)])

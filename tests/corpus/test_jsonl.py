@@ -58,6 +58,24 @@ def test_a_line_that_is_not_json(sine, manifest):
             {"start": "0", "duration": 1},
             "start and duration: expected two numbers, found '0' and 1",
         ),
+        (
+            {"start": float("nan"), "duration": 1},
+            "start and duration: expected two numbers, found nan and 1",
+        ),
+        (
+            {"start_sample": 0, "num_samples": float("inf")},
+            "start_sample and num_samples: expected two numbers, found 0 and inf",
+        ),
+        ({"start": 0, "duration": True}, "expected two numbers, found 0 and True"),
+        ({"start_sample": 10**400, "num_samples": 1}, "expected two numbers, found 1000"),
+        ({"start_sample": 0, "num_samples": 0.3}, "utterance u1: audio of length zero"),
+        ({"id": ""}, "id: expected a name, found ''"),
+        ({"speaker": " "}, "speaker: expected a name, found ' '"),
+        ({"audio": "x" * 5000}, "unreadable audio (File name too long)"),
+        ({"audio": "a\0.wav"}, "unreadable audio (embedded null byte)"),
+        ({"text": "a \ud800"}, r"expected characters, found '\ud800', half of one"),
+        ({"speaker": "\udfff"}, r"expected characters, found '\udfff', half of one"),
+        ({"mood": ["\ud800"]}, r"expected characters, found '\ud800', half of one"),
     ],
 )
 def test_what_is_wrong_with_a_line_is_told_with_its_number(sine, manifest, changes, message):
@@ -78,6 +96,13 @@ def test_a_duplicate_id_names_both_lines(sine, manifest):
     sine("a.wav", 440)
     path = manifest(entry(), entry(2), entry())
     assert refuse(path) == f"{path}:3: utterance id u1 was on line 1 already"
+
+
+@pytest.mark.parametrize("line", ['{"id": ' + "1" * 5000 + "}", "[" * 100_000])
+def test_a_line_that_pythons_json_does_not_take(sine, manifest, line):
+    sine("a.wav", 440)
+    path = manifest(entry(), line)
+    assert refuse(path).startswith(f"{path}:2: not JSON: ")
 
 
 def test_two_channels(sine, manifest):
