@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from errno import EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,8 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
 ]
 DEMO = Path("experiments/demo.toml")
+REFUSALS = {EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS}
+"""What a file system refuses: the user's to mend, wherever it comes up."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -165,7 +168,9 @@ def main() -> None:
     """The console script: one message and status 2 for whatever is the user's to mend."""
     try:
         app()
-    except FedSpeechError as error:
+    except (FedSpeechError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in REFUSALS:
+            raise
         said = f"fedspeech: {error}"
         Console(stderr=True).print(said, highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(2) from None

@@ -156,6 +156,7 @@ def test_a_wrong_setting_is_one_message(fedspeech, experiment, tmp_path, change,
         (["run", "missing.toml"], "fedspeech: missing.toml: no such file\n"),
         (["corpus", "stats", "missing.toml"], "fedspeech: missing.toml: no such file\n"),
         (["report", "nowhere"], "nowhere/results.json: no such file"),
+        (["report", "x" * 300], "fedspeech: [Errno 36] File name too long: 'xxx"),
     ],
 )
 def test_a_missing_file_is_one_message(fedspeech, tmp_path, monkeypatch, arguments, told):
