@@ -134,7 +134,7 @@ class FeatureSettings(Settings):
     """What the acoustic model sees."""
 
     kind: Literal["mfcc", "log-mel"] = "mfcc"
-    dimension: Annotated[int, Field(ge=2, le=128, strict=True)] = 40
+    dimension: Annotated[int, Field(ge=4, le=128, strict=True)] = 40
     """Number of mel filters, and of cepstral coefficients."""
     normalization: Literal["speaker", "utterance"] = "speaker"
     """Over what mean and variance are taken: the speaker's training speech, or each utterance."""
@@ -300,6 +300,8 @@ class FederationSettings(Settings):
     def _some(cls, listed: tuple[Any, ...]) -> tuple[Any, ...]:
         if not listed:
             raise ValueError("expected at least one")
+        if repeated := [each for each in listed if listed.count(each) > 1]:
+            raise ValueError(f"expected each once, {repeated[0]!r} comes more than once")
         return listed
 
     @model_validator(mode="after")
@@ -349,8 +351,10 @@ class Config(Settings):
     """All settings of a run."""
 
     name: str = "personalization"
+    """Of the run, and of its folder `runs/NAME`."""
     kind: Literal["personalization"] = "personalization"
     seed: Whole = 0
+    """Every random draw follows from it."""
     corpus: CorpusSettings = CorpusSettings()
     partition: PartitionSettings = PartitionSettings()
     features: FeatureSettings = FeatureSettings()
@@ -362,6 +366,13 @@ class Config(Settings):
     rules: dict[str, dict[str, Any]] = {}
     """Settings of each aggregation rule, by its name; `class = "package:Class"` names its code."""
     engine: EngineSettings = EngineSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder(cls, name: str) -> str:
+        if {"/", "\0"} & set(name) or not name.strip("."):
+            raise ValueError("expected the name of a folder")
+        return name
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -13,12 +13,13 @@ from scipy.spatial.distance import squareform
 
 from fedspeech.config import Config
 from fedspeech.evaluation import interval, mean_rate, pooled_rate, resample
+from fedspeech.rules import GENERIC
 from strategies.outcome import Outcome
 
 DIGITS = 6
 Cell = tuple[str, float | str]
-GENERIC_CELL: Cell = ("generic", 0.0)
-PERSONAL_CELL: Cell = ("generic", 1.0)
+GENERIC_CELL = (GENERIC, 0.0)
+PERSONAL_CELL = (GENERIC, 1.0)
 CHOSEN = "chosen"
 
 
@@ -41,7 +42,8 @@ class Table:
             GENERIC_CELL: outcome.errors[GENERIC_CELL],
             PERSONAL_CELL: outcome.errors[PERSONAL_CELL],
         }
-        for base in self.bases:
+        # The devices' own choice with G can be asked for where G is not among the bases.
+        for base in dict.fromkeys([*self.bases, GENERIC]):
             by_alpha = {a: outcome.errors[self._source(base, a)] for a in self.alphas}
             cells |= {(base, alpha): by_alpha[alpha] for alpha in self.alphas}
             if base in outcome.chosen:
@@ -52,7 +54,7 @@ class Table:
 
     def _source(self, base: str, alpha: float) -> tuple[str, float]:
         """alpha = 1 is P_s whatever the base; it was judged once."""
-        return ("generic", 1.0) if alpha == 1.0 else (base, alpha)
+        return PERSONAL_CELL if alpha == 1.0 else (base, alpha)
 
     def samples(self, cell: Cell) -> np.ndarray:
         """The resampled means of a cell, in percent."""

@@ -90,6 +90,27 @@ def told(path: Path, *overrides: str) -> str:
             "mine.toml:2: federation.bases: expected at least one, found []",
         ),
         (
+            "[federation]\nbases = ['mean', 'kbest', 'mean']",
+            "mine.toml:2: federation.bases: expected each once, 'mean' comes more than once, "
+            "found ['mean', 'kbest', 'mean']",
+        ),
+        (
+            "[federation]\nalphas = [0.5, 1, 1.0]",
+            "mine.toml:2: federation.alphas: expected each once, 1.0 comes more than once, "
+            "found [0.5, 1, 1.0]",
+        ),
+        (
+            "[features]\ndimension = 3",
+            "mine.toml:2: features.dimension: Input should be greater than or equal to 4, found 3",
+        ),
+        *(
+            (
+                f"name = '{name}'",
+                "mine.toml:1: name: expected the name of a folder, found " + repr(name),
+            )
+            for name in ("", ".", "..", "a/b", "../x")
+        ),
+        (
             "[federation]\nbases = 'mean'",
             "mine.toml:2: federation.bases: expected a list, found 'mean'",
         ),
@@ -360,7 +381,7 @@ finite = st.floats(1e-12, 1e12)
 table = st.fixed_dictionaries(
     {},
     optional={
-        "name": st.text(st.characters(codec="utf-8")),
+        "name": st.text(st.characters(codec="utf-8", exclude_characters="/\0."), min_size=1),
         "seed": st.integers(-(2**62), 2**62),
         "corpus": st.fixed_dictionaries({}, optional={"path": st.text(), "channel": st.just(1)}),
         "partition": st.fixed_dictionaries(
@@ -390,7 +411,7 @@ table = st.fixed_dictionaries(
             optional={"model": st.text()},
         ),
         "federation": st.fixed_dictionaries(
-            {"alphas": st.lists(st.floats(0, 1), min_size=1)},
+            {"alphas": st.lists(st.floats(0, 1), min_size=1, unique=True)},
             optional={
                 "continue_from": st.just({"base": "mean", "alpha": 0.25}),
                 "improve": st.just({"class": "a.b:C", "options": {"mu": 0.5, "names": ["x"]}}),

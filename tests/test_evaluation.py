@@ -169,12 +169,12 @@ class Ear(torch.nn.Module):
 
 def test_texts_come_in_the_given_order_whatever_the_batches():
     lengths = [(7 * i) % 41 + 1 for i in range(70)]
-    norm = features.Normalization(torch.zeros(3), torch.ones(3))
+    norm = features.Normalization(torch.zeros(4), torch.ones(4))
     some = [
-        Utterance(f"u{i}", "s", "a " * i, {1.0: torch.zeros(n, 3)}, norm)
+        Utterance(f"u{i}", "s", "a " * i, {1.0: torch.zeros(n, 4)}, norm)
         for i, n in enumerate(lengths)
     ]
-    ear, settings = Ear(), FeatureSettings(kind="log-mel", dimension=3)
+    ear, settings = Ear(), FeatureSettings(kind="log-mel", dimension=4)
     units = Units("words", ["<blank>", "a"])
     heard = evaluation.transcribe(ear, some, settings, units)
     assert [len(text.split()) for text in heard] == [-(-n // 2) for n in lengths]

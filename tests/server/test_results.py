@@ -145,6 +145,21 @@ def test_the_base_of_the_choice_is_kbest_where_it_is_compared(outcome, bases, ex
     assert assemble(outcome, config, [], SECONDS, {}, {})["chosen_alpha"] is None
 
 
+def test_the_choice_with_g_is_reported_where_g_is_not_among_the_bases(outcome):
+    outcome.chosen["generic"] = dict(zip(SPEAKERS, (0.3, 0.0, 1.0, 0.3), strict=True))
+    federation = {"bases": BASES, "alphas": ALPHAS, "chosen_base": "generic"}
+    config = Config.model_validate({"seed": 3, "federation": federation})
+    found = assemble(outcome, config, [], SECONDS, {}, {})
+    assert found["chosen_alpha"]["alphas"] == outcome.chosen["generic"]
+    expected = counts(outcome, "generic", "chosen")
+    assert_figures(outcome, found["chosen_alpha"], expected)
+    for row in found["per_speaker"]:
+        speaker = row["speaker"]
+        wrong, words = expected[speaker].sum(), outcome.words[speaker].sum()
+        assert row["chosen"] == pytest.approx(100 * wrong / words, abs=1e-6)
+    assert {row["base"] for row in found["table"] + found["differences"]} == set(BASES)
+
+
 def test_layer_correlations_are_pearsons(outcome, results):
     pairs = [pair for pair in outcome.pairs if GONE not in pair]
     assert results["pairs"] == len(pairs) > 5
