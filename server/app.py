@@ -66,6 +66,8 @@ def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
     speech = corpus.load(settings.corpus)
     partition = cutting.partition(speech, settings.partition)
     _warn_of_left_out(partition.left_out)
+    if settings.federation.improve is not None:
+        improve.check(settings.federation.improve, len(partition.clients))
     run.write_environment(settings.seed, statistics.fingerprint(speech))
     devices.lay_out(partition.clients, run.devices, settings.seed)
     return _Speech(partition, statistics.table(partition))

@@ -21,34 +21,34 @@ def strategy(settings: ImproveSettings) -> Strategy:
     where = f"federation.improve.class = {settings.strategy!r}"
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"{where}: not found: {error}") from None
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise ConfigError(f"{where}: expected a subclass of flwr.serverapp.strategy.Strategy")
     try:
         return found(**settings.options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _check_nodes(strategy: Strategy, there: int) -> None:
-    """Flower's strategies wait for ever where fewer nodes are there than they want."""
+def check(settings: ImproveSettings, there: int) -> None:
+    """Raise ConfigError where the strategy wants more speakers than are there.
+
+    Flower's strategies would wait for ever.
+    """
+    found = strategy(settings)
     names = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
-    least = {name: int(getattr(strategy, name, 0)) for name in names}
+    least = {name: int(getattr(found, name, 0)) for name in names}
     if there < max(least.values()):
-        found = ", ".join(f"{name} = {number}" for name, number in least.items())
+        wanted = ", ".join(f"{name} = {number}" for name, number in least.items())
         raise ConfigError(
-            f"federation.improve: {type(strategy).__name__} wants more speakers than the {there} "
-            f"that are there ({found}); set them in federation.improve.options"
+            f"federation.improve: {type(found).__name__} wants more speakers than the {there} "
+            f"that are there ({wanted}); set them in federation.improve.options"
         )
 
 
 def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Config) -> Tensors:
-    """G after the strategy's rounds.
-
-    Raises ConfigError where the strategy wants more speakers than there are, RunError where it has
-    no result.
-    """
+    """G after the strategy's rounds. Raises RunError where the strategy has no result."""
     improve = settings.federation.improve
     if improve is None:
         return model
@@ -59,11 +59,9 @@ def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Con
         "seed": settings.seed,
         "settings": settings.personal.model_dump(mode="json"),
     }
-    found = strategy(improve)
-    _check_nodes(found, len(list(grid.get_node_ids())))
     config = ConfigRecord(dict(protocol.write_text(said)))
     try:
-        result = found.start(
+        result = strategy(improve).start(
             grid,
             ArrayRecord(model),
             num_rounds=improve.rounds,

@@ -135,6 +135,13 @@ def test_run_report_and_resume(fedspeech, experiment, tmp_path):
             "federation.improve={class='flwr.serverapp.strategy:FedAvrg'}",
             "federation.improve.class = 'flwr.serverapp.strategy:FedAvrg': not found",
         ),
+        (
+            "federation.improve={class='flwr.serverapp.strategy:FedAvg',"
+            " options={min_available_nodes=4}}",
+            "FedAvg wants more speakers than the 3 that are there (min_train_nodes = 2, "
+            "min_evaluate_nodes = 2, min_available_nodes = 4); set them in "
+            "federation.improve.options",
+        ),
         ("generic.model='nowhere.safetensors'", "nowhere"),
         ("seed", "--set seed: expected section.key=value"),
     ],

@@ -93,8 +93,12 @@ def _train_part(cuts: Sequence[MonoCut], part: TrainPart) -> list[MonoCut]:
         return list(cuts[: round(part.fraction * len(cuts))])
     if part.field is not None:
         for cut in cuts:
-            if part.field not in (cut.supervisions[0].custom or {}):
-                raise CorpusError(f"utterance {cut.id} has no field {part.field!r}")
+            known = cut.supervisions[0].custom or {}
+            if part.field not in known:
+                raise CorpusError(
+                    f"partition.train.field: utterance {cut.id} has no field {part.field!r}, "
+                    f"it has {', '.join(known) or 'none'}"
+                )
         return [cut for cut in cuts if cut.supervisions[0].custom[part.field] in part.values]
     seconds = 0.0
     train = []

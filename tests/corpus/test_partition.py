@@ -137,8 +137,12 @@ def test_three_tenths_are_three_times_a_tenth(spoken):
 
 
 def test_a_field_that_an_utterance_lacks(spoken):
-    with pytest.raises(CorpusError, match="utterance a-1 has no field 'round'"):
+    told = r"partition\.train\.field: utterance a-1 has no field 'round', it has "
+    with pytest.raises(CorpusError, match=f"{told}none$"):
         client("a", [spoken("a", 1, 1.0)], TrainPart(field="round", values=(1,)))
+    with pytest.raises(CorpusError, match=f"{told}runde, part$"):
+        speech = [spoken("a", 1, 1.0, runde=1, part="x")]
+        client("a", speech, TrainPart(field="round", values=(1,)))
 
 
 def test_speakers_with_too_little_speech_are_left_out_and_named(spoken):

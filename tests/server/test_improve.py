@@ -22,6 +22,7 @@ def test_the_named_strategy_is_made_with_its_options():
         ("flwr.serverapp.strategy:FedAverage", {}, "not found"),
         ("no_such_package:FedAvg", {}, "not found"),
         ("flwr.serverapp.strategy", {}, "not found"),
+        (".relative:FedAvg", {}, "not found"),
         ("builtins:dict", {}, "expected a subclass of flwr.serverapp.strategy.Strategy"),
         ("flwr.serverapp.strategy:FedAvg", {"fractoin": 1}, "fractoin"),
     ],
