@@ -1,6 +1,7 @@
 """Training G on the generic part, judged by its development speakers."""
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,8 @@ def train(
     """Train G and keep the epoch with the lowest WER on the development speakers.
 
     After every epoch a checkpoint is written; where there is one, training goes on from it and
-    gives the same G as if it had never stopped.
+    gives the same G as if it had never stopped. Raises RunError where the loss or the
+    model is no number any more.
     """
     settings = config.generic
     before = torch.get_num_threads()
@@ -107,6 +109,11 @@ class _Run:
         loop, description = self.loop, self.description
         number = len(self.epochs)
         loss = loop.epoch(number)
+        if not (math.isfinite(loss) and _is_finite(loop.model)):
+            raise RunError(
+                f"training of G diverged in epoch {number + 1} (loss {loss:.3g}); "
+                f"generic.learning_rate = {loop.settings.learning_rate:g} may be too large"
+            )
         counts = evaluation.word_errors(
             loop.model, self.development, description.features, description.units
         )
@@ -141,3 +148,7 @@ class _Run:
             self.epochs = [Epoch(*values) for values in content["epochs"]]
         except Exception as error:  # torch raises many kinds for a damaged file
             raise RunError(f"{path}: not a checkpoint of this training: {error}") from error
+
+
+def _is_finite(model: torch.nn.Module) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())

@@ -120,6 +120,15 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_training(train, settings, 
     assert sha256(found.model) == sha256(state(run.loop.model))
 
 
+@pytest.mark.parametrize(("batch_size", "loss"), [(4, "nan"), (1000, r"[\d.]+")])
+def test_a_training_that_diverges_is_told(train, settings, batch_size, loss):
+    """Where one update is all, the loss was still a number before it."""
+    config = settings(batch_size=batch_size, learning_rate=1e38, warmup=0.0, epochs=1)
+    told = rf"training of G diverged in epoch 1 \(loss {loss}\); generic\.learning_rate = 1e\+38"
+    with pytest.raises(RunError, match=told):
+        train(config)
+
+
 def test_the_error_rate_is_that_of_the_development_speakers(train, settings, parts, tmp_path):
     found, reported = train(settings(epochs=2))
     assert {cut.supervisions[0].speaker for cut in parts.development} == {"t02"}
