@@ -36,7 +36,7 @@ class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
     at_once = 1
     """How many messages have to be there so that all workers can be busy."""
 
-    def __init__(self, nodes: Nodes, cohort: int) -> None:
+    def __init__(self, nodes: Nodes, cohort: int = 1) -> None:
         self._cohort = cohort
         self.deaths = 0
         """How often a worker died."""
