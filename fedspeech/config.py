@@ -49,6 +49,14 @@ Together = Annotated[
     Positive | Literal["auto"], _expecting('a number of speakers (at least 1) or "auto"')
 ]
 FieldValue = Annotated[Whole | str, _expecting("a whole number or a string")]
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+Sample = Annotated[
+    Positive | Share,
+    _expecting("a share of the speakers (above 0, at most 1.0) or a number of them (at least 1)"),
+]
+Available = Annotated[
+    Share | str, _expecting("a rate (above 0, at most 1) or the name of a file with a trace")
+]
 
 LEAST_SPEED, MOST_SPEED = 0.5, 2.0
 
@@ -278,6 +286,40 @@ class ImproveSettings(Settings):
     """Keyword arguments of the strategy's class."""
 
 
+class ParticipationSettings(Settings):
+    """Who takes part in a round, in simulated time: nobody waits for a slow device.
+
+    Rounds are counted through the run: first those of `improve`, then those of personalization.
+    """
+
+    sample: Sample = 1.0
+    """Who is asked, of those that are available: a share of them (0.25; at least one speaker), or
+    how many (25; where fewer are available, all)."""
+    available: Available = 1.0
+    """The probability with which a speaker is available in a round; or a CSV file
+    `speaker,from,until`: available from that round until that round, both included."""
+    factors: str | None = None
+    """A CSV file `speaker,factor`: a device of factor 2 takes twice as long."""
+    spread: NonNegative = 0.0
+    """Draws the factors where no file gives them: log-normal with median 1, and this is the
+    standard deviation of the logarithm."""
+    cost: NonNegative = 0.1
+    """Simulated seconds that a device of factor 1 takes for one second of speech in one epoch."""
+    exchange: NonNegative = 6.0
+    """Simulated seconds that sending and receiving take in a round, whatever the factor."""
+    deadline: PositiveFloat | None = None
+    """Simulated seconds after which a round ends without those that are not done."""
+    late: Literal["drop", "next-round"] = "drop"
+    """Whether what a device does after the deadline is lost, or its P_s is taken in the round in
+    which it is done. What improves G is lost either way."""
+
+    @model_validator(mode="after")
+    def _one_source_of_factors(self) -> "ParticipationSettings":
+        if self.factors is not None and self.spread > 0:
+            raise ValueError("factors and spread exclude each other")
+        return self
+
+
 class FederationSettings(Settings):
     """Rounds, what is compared, and when a round has failed."""
 
@@ -290,10 +332,13 @@ class FederationSettings(Settings):
     continue_from: ContinueFrom | None = None
     mix_on: Literal["device", "server"] = "device"
     quorum: Fraction = 0.5
-    """The least share of the speakers that have to answer; below it the run fails."""
+    """The least share of the speakers that have to answer, of those that have taken part so far
+    and of those that are asked in a round; below it the run fails."""
     pair_decodings: Positive = 500
     """How many pairs (s, s') Figure 2 decodes where no rule decoded them all."""
     improve: ImproveSettings | None = None
+    participation: ParticipationSettings | None = None
+    """By default everybody takes part in every round."""
 
     @field_validator("bases", "alphas")
     @classmethod

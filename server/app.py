@@ -1,7 +1,7 @@
 """The server's way through a run: corpus, G, federation, results, report."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,19 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedspeech import config as configuration
-from fedspeech import corpus, models, protocol, report, rules, tensors
+from fedspeech import corpus, models, participation, protocol, report, rules, tensors
 from fedspeech.aggregation import AggregationRule
 from fedspeech.config import Config
 from fedspeech.corpus import partition as cutting
 from fedspeech.corpus import statistics
 from fedspeech.corpus.partition import Partition
+from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
 from fedspeech.population import Population
+from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.simulation import devices
-from server import generic, improve, ledger, results
+from server import attendance, generic, improve, ledger, results
+from server.attended_grid import AttendedGrid
 from server.generic import Generic
 from server.journal import Journal
 from server.metrics import Metrics
@@ -60,17 +63,21 @@ def main(grid: Grid, context: Context) -> None:
 class _Speech:
     partition: Partition
     table: list[dict[str, Any]]
+    rounds: tuple[Round, ...]
+    """Who takes part in each round."""
 
 
 def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
     speech = corpus.load(settings.corpus)
     partition = cutting.partition(speech, settings.partition)
     _warn_of_left_out(partition.left_out)
-    if settings.federation.improve is not None:
-        improve.check(settings.federation.improve, len(partition.clients))
+    rounds = attendance.plan(settings, partition.clients, set(cutting.by_speaker(speech)))
+    improve.check(settings.federation, attendance.of(IMPROVE, rounds))
     run.write_environment(settings.seed, statistics.fingerprint(speech))
     devices.lay_out(partition.clients, run.devices, settings.seed)
-    return _Speech(partition, statistics.table(partition))
+    if settings.federation.participation is not None:
+        attendance.keep(rounds, run)
+    return _Speech(partition, statistics.table(partition), rounds)
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,15 @@ class _Run:
             members = describe(grid, self.journal, len(self.speech.partition.clients))
             recorded.know(members)
             _warn_of_large_groups(found, len(members))
-            population = self._improve(recorded, trained)
+            population = self._improve(recorded, trained, members)
             strategy = Personalization(
-                found, population, trained.description, members, self.settings, self.journal
+                found,
+                population,
+                trained.description,
+                members,
+                self.settings,
+                self.journal,
+                attendance.of(PERSONALIZATION, self.speech.rounds),
             )
             recorded.keep(protocol.PERSONALIZE, Keeper(strategy.keep, strategy.still_there))
             speakers = {member.node: member.speaker for member in members}
@@ -122,8 +135,15 @@ class _Run:
         self.metrics.fine_tuning(speaker, int(reply.metadata.group_id), losses)
         return f"loss {losses[-1]:.2f}"
 
-    def _improve(self, grid: RecordedGrid, trained: Generic) -> Population:
+    def _improve(
+        self, recorded: RecordedGrid, trained: Generic, members: Sequence[Member]
+    ) -> Population:
         population = Population(self.run.models)
+        rounds = attendance.of(IMPROVE, self.speech.rounds)
+        grid: Grid = recorded
+        if rounds and self.settings.federation.participation is not None:
+            nodes = {member.speaker: member.node for member in members}
+            grid = AttendedGrid(recorded, nodes, rounds, self.settings.federation.quorum)
         model = improve.run(grid, trained.model, trained.description, self.settings)
         tensors.write(population.generic_path, model)
         trained.description.write(population.generic_path.with_suffix(".json"))
@@ -140,6 +160,7 @@ class _Run:
             }
         }
         self.metrics.outcome(strategy.outcome)
+        asked = self.settings.federation.participation
         content = results.assemble(
             strategy.outcome,
             self.settings,
@@ -147,6 +168,7 @@ class _Run:
             seconds,
             {**traffic, "full_model": tensors.size(trained.model)},
             curves,
+            None if asked is None else participation.summary(self.speech.rounds),
         )
         self.run.write_json("results.json", content)
 

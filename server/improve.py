@@ -2,6 +2,7 @@
 
 import importlib
 import random
+from collections.abc import Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.app.exception import AppExitException
@@ -9,10 +10,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedspeech import protocol, seeding
-from fedspeech.config import Config, ImproveSettings
+from fedspeech.config import Config, FederationSettings, ImproveSettings
 from fedspeech.errors import ConfigError, RunError
 from fedspeech.models.description import ModelDescription
+from fedspeech.participation import Round
 from fedspeech.tensors import Tensors, check_like
+from server.attended_grid import AttendedGrid
 
 
 def strategy(settings: ImproveSettings) -> Strategy:
@@ -31,24 +34,37 @@ def strategy(settings: ImproveSettings) -> Strategy:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def check(settings: ImproveSettings, there: int) -> None:
-    """Raise ConfigError where the strategy wants more speakers than are there.
+def check(settings: FederationSettings, rounds: Sequence[Round]) -> None:
+    """Raise ConfigError where the strategy and who takes part in its rounds do not go together.
 
-    Flower's strategies would wait for ever.
+    Flower's strategies wait for ever where fewer nodes are there than they want, and draw a sample
+    of their own where they are told to.
     """
-    found = strategy(settings)
+    if settings.improve is None:
+        return
+    found = strategy(settings.improve)
     names = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
-    least = {name: int(getattr(found, name, 0)) for name in names}
-    if there < max(least.values()):
-        wanted = ", ".join(f"{name} = {number}" for name, number in least.items())
+    wanted = {name: int(getattr(found, name, 0)) for name in names}
+    one = min(rounds, key=lambda one: len(one.in_time))
+    if len(one.in_time) < max(wanted.values()):
+        told = ", ".join(f"{name} = {number}" for name, number in wanted.items())
         raise ConfigError(
-            f"federation.improve: {type(found).__name__} wants more speakers than the {there} "
-            f"that are there ({wanted}); set them in federation.improve.options"
+            f"federation.improve: {type(found).__name__} wants more speakers than the "
+            f"{len(one.in_time)} that are there in round {one.number} ({told}); set them in "
+            "federation.improve.options"
+        )
+    if settings.participation is not None and getattr(found, "fraction_train", 1.0) != 1.0:
+        raise ConfigError(
+            "federation.improve.options: fraction_train samples once more; set "
+            "federation.participation.sample instead"
         )
 
 
 def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Config) -> Tensors:
-    """G after the strategy's rounds. Raises RunError where the strategy has no result."""
+    """G after the strategy's rounds.
+
+    Raises RunError where it has no result, or fewer speakers answer than the quorum.
+    """
     improve = settings.federation.improve
     if improve is None:
         return model
@@ -59,9 +75,12 @@ def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Con
         "seed": settings.seed,
         "settings": settings.personal.model_dump(mode="json"),
     }
+    found = strategy(improve)
+    if isinstance(grid, AttendedGrid):
+        grid.follow(found)
     config = ConfigRecord(dict(protocol.write_text(said)))
     try:
-        result = strategy(improve).start(
+        result = found.start(
             grid,
             ArrayRecord(model),
             num_rounds=improve.rounds,

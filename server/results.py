@@ -95,8 +95,9 @@ def assemble(
     seconds: Mapping[str, float],
     traffic: Mapping[str, int],
     loss_curves: Mapping[str, Any],
+    participation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All of results.json out of what was found."""
+    """All of results.json out of what was found; `participation` where the settings speak of it."""
     federation = config.federation
     table = Table(outcome, federation.bases, federation.alphas, config.seed)
     correlations, pairs = layer_correlations(outcome)
@@ -126,6 +127,7 @@ def assemble(
         },
         "per_speaker": _per_speaker(table, outcome, seconds, chosen_base),
         "failures": [vars(failure) for failure in outcome.failures],
+        **({} if participation is None else {"participation": participation}),
         "loss_curves": dict(loss_curves),
         "bytes": dict(traffic),
     }

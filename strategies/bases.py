@@ -1,7 +1,7 @@
 """M_s for every speaker: decided by a rule, built as a stream of tensors, sent to the device."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
@@ -60,24 +60,27 @@ class BaseModels:
         layers = self._description.layers()
         return Federation(self._population, seconds, layers, self._config.seed, round)
 
-    def install(self, grid: Grid, round: int, base: str, alpha: float | None) -> None:
-        """Send every speaker its M_s or, where the server mixes, its mix at `alpha`.
+    def install(
+        self, grid: Grid, round: int, base: str, alpha: float | None, to: Collection[str]
+    ) -> None:
+        """Send those of `to` that have a P_s their M_s or, where the server mixes, their mix at
+        `alpha`.
 
         Raises RuleError where the rule gives weights or tensors that cannot be used.
         """
-        self.decide(grid, round, base)
+        self.decide(grid, round, base, to)
         messages = self._installs(grid, round, base, alpha)
         replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
         for speaker, content in self._exchange.answers(round, protocol.INSTALL, replies):
             self.installed[speaker] = protocol.text(content)["installed"]
 
-    def decide(self, grid: Grid, round: int, base: str) -> None:
-        """Let the rule answer for all speakers, unless it has in this round.
+    def decide(self, grid: Grid, round: int, base: str, to: Collection[str] | None = None) -> None:
+        """Let the rule answer for all speakers, or for those of `to`, unless it has in this round.
 
         Raises RuleError where it gives weights that cannot be used.
         """
         if base not in self._views:
-            self._views[base] = self._decide(grid, round, base)
+            self._views[base] = self._decide(grid, round, base, to)
 
     def models(
         self, base: str, alpha: float | None
@@ -96,10 +99,13 @@ class BaseModels:
                 name = sha256(model)
                 yield speaker, name, {} if name == generation else {"model": protocol.pack(model)}
 
-    def _decide(self, grid: Grid, round: int, base: str) -> dict[str, SpeakerView]:
-        """Every speaker's view, with the weights that the rule answered."""
+    def _decide(
+        self, grid: Grid, round: int, base: str, to: Collection[str] | None
+    ) -> dict[str, SpeakerView]:
+        """The views of those whose M_s is wanted, with the weights that the rule answered."""
         federation = self.federation(round)
-        views = {speaker: SpeakerView(federation, speaker) for speaker in federation.speakers}
+        wanted = [s for s in federation.speakers if to is None or s in to]
+        views = {speaker: SpeakerView(federation, speaker) for speaker in wanted}
         weights = ask_peers(
             self._rules[base], views, lambda asked: self._questions.ask(grid, round, asked)
         )

@@ -12,26 +12,36 @@ from strategies.outcome import Failure
 
 
 class Exchange:
-    """Messages to the speakers that are still there.
+    """Messages to the speakers that take part and are still there; at first to nobody.
 
     A speaker that answers with an error or not at all is left out from then on. Below the quorum
-    the run has failed.
+    of those that have taken part the run has failed.
     """
 
     def __init__(self, members: Sequence[Member], quorum: float, failures: list[Failure]) -> None:
         ordered = sorted(members, key=lambda member: member.speaker)
-        self.active = {member.speaker: member for member in ordered}
+        self.active: dict[str, Member] = {}
+        self._members = {member.speaker: member for member in ordered}
         self._speakers = {member.node: member.speaker for member in ordered}
-        self._least = quorum * len(ordered)
+        self._quorum = quorum
         self._failures = failures
         self._asked: set[str] = set()
         self.timeout = 3600.0
         """Seconds without any answer after which those that are still asked drop out."""
 
+    def admit(self, speakers: Iterable[str]) -> None:
+        """Let speakers take part from now on; who has dropped out stays out."""
+        here = {*self.active, *speakers} - self._dropped()
+        self.active = {s: member for s, member in self._members.items() if s in here}
+
+    def _dropped(self) -> set[str]:
+        return {failure.speaker for failure in self._failures}
+
     def restore(self, active: Iterable[str], failures: Iterable[Failure]) -> None:
         """Take up what is left of the federation after an earlier round."""
-        self.active = {speaker: self.active[speaker] for speaker in active}
         self._failures.extend(failures)
+        self.active = {}
+        self.admit(active)
 
     def message(
         self, grid: Grid, round: int, kind: str, speaker: str, content: RecordDict
@@ -58,17 +68,18 @@ class Exchange:
         for speaker in sorted(self._asked):
             self._drop(speaker, round, kind, "no answer")
         self._asked = set()
-        self._check_quorum(round, kind)
+        self.check_quorum(round, kind, len(self.active), len({*self.active, *self._dropped()}))
 
     def _drop(self, speaker: str, round: int, kind: str, reason: str) -> None:
         if self.active.pop(speaker, None) is not None:
             self._failures.append(Failure(speaker, round, kind, reason))
 
-    def _check_quorum(self, round: int, kind: str) -> None:
-        if len(self.active) >= max(self._least, 1):
+    def check_quorum(self, round: int, kind: str, there: int, of: int) -> None:
+        """Raise RunError, with the reasons, where too few of so many speakers are left."""
+        if there >= max(least := self._quorum * of, 1):
             return
         lost = [f"  {f.speaker}, round {f.round}, {f.message}: {f.reason}" for f in self._failures]
         raise RunError(
-            f"round {round}, {kind}: {len(self.active)} of {len(self._speakers)} speakers left, "
-            f"expected at least {self._least:g} (federation.quorum)\n" + "\n".join(lost)
+            f"round {round}, {kind}: {there} of {of} speakers left, "
+            f"expected at least {least:g} (federation.quorum)\n" + "\n".join(lost)
         )

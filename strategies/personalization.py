@@ -3,6 +3,12 @@
 A round fine-tunes every speaker's P_s; then, for each base model that is compared, M_s is built by
 its rule, installed, and judged by every device on its own test_s over a grid of alphas. Journal and
 ledger are the grid's (`server/recorded_grid.py`): this class only says what is asked of whom.
+
+Who takes part in a round is planned beforehand (`fedspeech/participation.py`). The others keep the
+P_s of their last round; a speaker that has none yet is unknown to the rules, and begins with G. A
+device that is late is asked in the round in which it will be done, for the round in which it began:
+nothing reaches it in between. Where late answers are dropped it is not asked for one. M_s goes to
+those who are asked in the next round; after the last one everybody who has a P_s is judged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,8 +22,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedspeech import protocol, seeding
 from fedspeech.aggregation import AggregationRule
 from fedspeech.config import Config
-from fedspeech.errors import ModelError
+from fedspeech.errors import ModelError, RunError
 from fedspeech.models.description import ModelDescription
+from fedspeech.participation import Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
 from fedspeech.rules import GENERIC
@@ -62,11 +69,12 @@ class Personalization(Strategy):
         members: Sequence[Member],
         config: Config,
         rounds: Rounds,
+        plan: Sequence[Round],
     ) -> None:
         self.rules = dict(rules)
         self.outcome = Outcome()
         self._population, self._description, self._config = population, description, config
-        self._rounds = rounds
+        self._rounds, self._plan = rounds, plan
         self._exchange = Exchange(members, config.federation.quorum, self.outcome.failures)
         self._questions = Questions(population, self._exchange)
         self._generation = sha256(dict(population.generic()))
@@ -74,6 +82,7 @@ class Personalization(Strategy):
             self.rules, population, description, config, self._exchange, self._questions
         )
         self._personal: dict[str, str] = {}
+        """The hash of the P_s that each speaker sent last."""
         self._judged = Judged(GENERIC, None, {}, ())
 
     def summary(self) -> None:
@@ -89,7 +98,7 @@ class Personalization(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run all rounds, and after the last one compare all base models.
+        """Run all rounds of the plan, and after the last one compare all base models.
 
         A device that does not answer within `timeout` seconds drops out. Raises RunError where
         fewer speakers than the quorum are left, RuleError where a rule answers something that is
@@ -102,7 +111,8 @@ class Personalization(Strategy):
             self.aggregate_train(round, grid.send_and_receive(messages, timeout=timeout))
             if round < num_rounds and go_on is not None:
                 on_server = self._bases.mixed_on_server(go_on.base)
-                self._bases.install(grid, round, go_on.base, go_on.alpha if on_server else None)
+                alpha = go_on.alpha if on_server else None
+                self._bases.install(grid, round, go_on.base, alpha, self._plan[round].asked)
                 self._end(round)
         for base in self.rules:
             self._compare(grid, num_rounds, base)
@@ -117,7 +127,18 @@ class Personalization(Strategy):
             return 0
         self._bases.installed = dict(state["installed"])
         self._exchange.restore(state["active"], [Failure(**one) for one in state["failures"]])
+        self._personal, self.outcome.skipped = dict(state["personal"]), dict(state["skipped"])
+        self._check_kept(self._plan[state["round"]])
         return int(state["round"])
+
+    def _check_kept(self, next: Round) -> None:
+        """Raise RunError unless the P_s of those who sit the next round out are what they sent."""
+        for speaker in sorted(set(self._exchange.active) - set(next.answers)):
+            if not self._holds(speaker, self._personal[speaker]):
+                raise RunError(
+                    f"{self._population.personal_path(speaker)}: missing or damaged, and the round "
+                    "that it is from has ended; without it the run cannot be resumed"
+                )
 
     def _end(self, round: int) -> None:
         state = {
@@ -125,6 +146,8 @@ class Personalization(Strategy):
             "generation": self._generation,
             "active": list(self._exchange.active),
             "installed": self._bases.installed,
+            "personal": self._personal,
+            "skipped": self.outcome.skipped,
             "failures": [vars(failure) for failure in self.outcome.failures],
         }
         self._rounds.end_round(round, state)
@@ -134,27 +157,29 @@ class Personalization(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """One `train.personalize` for each speaker; G goes along where it is not held."""
+        """One `train.personalize` for each answer; G goes along where it is not held."""
+        answers = self._plan[server_round - 1].answers
+        self._exchange.admit(answers)
         said = {
             "description": self._description.to_json(),
             "generation": self._generation,
-            "round": server_round,
             "seed": self._config.seed,
             "settings": self._config.personal.model_dump(mode="json"),
         }
         for speaker, member in list(self._exchange.active.items()):
-            held = server_round > 1 or member.generation == self._generation
+            if speaker not in answers:
+                continue
+            held = speaker in self._personal or member.generation == self._generation
             sent = {} if held else {"generic": arrays}
-            content = protocol.content(
-                {**said, "start": self._start(server_round, speaker)}, **sent
-            )
+            own = {"round": answers[speaker], "start": self._start(speaker)}
+            content = protocol.content({**said, **own}, **sent)
             kind = protocol.PERSONALIZE
             yield self._exchange.message(grid, server_round, kind, speaker, content)
 
-    def _start(self, round: int, speaker: str) -> dict[str, Any] | None:
+    def _start(self, speaker: str) -> dict[str, Any] | None:
         """Where a round begins: G (None), later alpha * P_s + (1 - alpha) * what is installed."""
         go_on = self._config.federation.continue_from
-        if round == 1 or go_on is None:
+        if speaker not in self._personal or go_on is None:
             return None
         mixed_already = self._bases.mixed_on_server(go_on.base)
         alpha = 0.0 if mixed_already else go_on.alpha
@@ -164,10 +189,16 @@ class Personalization(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Note who answered; the models themselves were kept by `keep` as they arrived."""
-        for speaker, content in self._exchange.answers(server_round, protocol.PERSONALIZE, replies):
+        kind, one = protocol.PERSONALIZE, self._plan[server_round - 1]
+        answered = set()
+        for speaker, content in self._exchange.answers(server_round, kind, replies):
             said = protocol.text(content)
             self.outcome.skipped[speaker] = said["skipped"]
             self._personal[speaker] = said["personal"]
+            answered.add(speaker)
+        if one.asked:
+            there = len(answered.intersection(one.asked))
+            self._exchange.check_quorum(server_round, kind, there, len(one.asked))
         self._questions.forget()
         self._bases.forget()
         return None, None
@@ -186,8 +217,11 @@ class Personalization(Strategy):
 
     def still_there(self, speaker: str, content: RecordDict) -> bool:
         """Whether the P_s that a remembered reply speaks of is on disk, undamaged."""
+        return self._holds(speaker, protocol.text(content)["personal"])
+
+    def _holds(self, speaker: str, personal: str) -> bool:
         try:
-            return bool(protocol.text(content)["personal"] == self._personal_hash(speaker))
+            return personal == self._personal_hash(speaker)
         except ModelError:
             return False
 

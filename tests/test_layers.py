@@ -22,6 +22,8 @@ BELOW = {
     "config": {"settings_file", "errors"},
     "diff": {"tensors", "errors"},
     "aggregation": {"tensors", "seeding", "errors"},
+    "participation": {"config", "seeding", "errors"},
+    "traces": {"errors"},
     "protocol": {"tensors", "errors"},
     "device": {"diff", "models", "features", "decoding", *COMMON},
     "training": {"models", "features", "corpus", "decoding", "evaluation", "diff", *COMMON},

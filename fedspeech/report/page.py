@@ -60,10 +60,23 @@ def _tables(run: RunFolder) -> dict[str, str]:
         "models": markup.table(tables.models(results)),
         "bases": markup.table(tables.bases(results), "No base was mixed."),
         "speakers": markup.table(tables.speakers(results), "No speaker finished."),
-        "failures": markup.table(tables.failures(results), answered),
+        "failures": markup.joined(
+            [markup.table(tables.failures(results), answered), _participation(results)]
+        ),
         "sent": markup.table(run_tables.sent(run.ledger)),
         "time": markup.table(run_tables.timing(run.timing), "The run has no timing.json."),
     }
+
+
+def _participation(results: Results) -> str:
+    every = markup.table(run_tables.rounds(results))
+    return markup.joined(
+        [
+            markup.table(run_tables.stages(results)),
+            markup.details("Round by round", every),
+            markup.table(run_tables.never(results)),
+        ]
+    )
 
 
 def _figures(run: RunFolder) -> dict[str, str]:

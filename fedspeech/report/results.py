@@ -125,6 +125,34 @@ class Failure(Record):
     reason: str
 
 
+class Attended(Record):
+    """How many speakers took part in one round, and how many did not, for each reason."""
+
+    stage: str
+    round: int
+    asked: int
+    answered: int
+    late: int
+    arrived: int
+    not_available: int
+    seconds: float
+
+
+class Never(Record):
+    """A speaker that has no personal model: in how many rounds it did not take part, by reason."""
+
+    speaker: str
+    why: dict[str, int]
+
+
+class Participation(Record):
+    """Who took part, in simulated time."""
+
+    seconds: float
+    rounds: tuple[Attended, ...]
+    never: tuple[Never, ...]
+
+
 class Curve(Record):
     """One value per epoch; None where an epoch was not judged."""
 
@@ -160,6 +188,7 @@ class Results(Record):
     peers: dict[str, dict[str, tuple[str, ...]]] = {}
     per_speaker: tuple[SpeakerResult, ...]
     failures: tuple[Failure, ...] = ()
+    participation: Participation | None = None
     loss_curves: dict[str, Curve] = {}
     bytes: Bytes
 

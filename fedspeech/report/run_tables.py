@@ -1,9 +1,10 @@
 """The tables about the run itself: what was sent, how long it took, where it ran."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedspeech.report.results import Attended, Results
 from fedspeech.report.run_folder import LedgerRow, Timing
 from fedspeech.report.tables import Table
 
@@ -32,6 +33,46 @@ def size(count: int) -> str:
     while value >= 999.95 and len(units) > 1:
         value, _ = value / 1000, units.pop(0)
     return f"{count:,} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+ATTENDED = ("asked", "answered", "late", "arrived", "not available", "simulated s")
+
+
+def stages(results: Results) -> Table:
+    """Who took part in the rounds of each stage, summed up, and how long they lasted."""
+    rounds = results.participation.rounds if results.participation else ()
+    names = tuple(dict.fromkeys(one.stage for one in rounds))
+    by_stage = {name: [one for one in rounds if one.stage == name] for name in names}
+    rows = tuple((name, str(len(of)), *_attended(of)) for name, of in by_stage.items())
+    notes = (
+        "arrived: late in an earlier round, and taken in a later one; simulated s: how long the "
+        "rounds would have lasted on the devices that federation.participation describes.",
+    )
+    return Table("Who took part", ("stage", "rounds", *ATTENDED), rows, notes=notes)
+
+
+def rounds(results: Results) -> Table:
+    """The same, round by round."""
+    found = results.participation.rounds if results.participation else ()
+    rows = tuple((one.stage, str(one.round), *_attended([one])) for one in found)
+    return Table("Who took part in each round", ("stage", "round", *ATTENDED), rows)
+
+
+def _attended(rounds: Sequence[Attended]) -> tuple[str, ...]:
+    counts = [(r.asked, r.answered, r.late, r.arrived, r.not_available) for r in rounds]
+    sums = (f"{sum(column):,}" for column in zip(*counts, strict=True))
+    return *sums, f"{sum(one.seconds for one in rounds):,.1f}"
+
+
+def never(results: Results) -> Table:
+    """Who took part in no round, and why."""
+    found = results.participation.never if results.participation else ()
+    rows = tuple(
+        (one.speaker, ", ".join(f"{reason}: {count}" for reason, count in one.why.items()))
+        for one in found
+    )
+    columns = ("speaker", "rounds without it, by reason")
+    return Table("Speakers without a personal model", columns, rows, words=2)
 
 
 def timing(timing: Timing) -> Table:

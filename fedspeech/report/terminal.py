@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedspeech.report import tables
+from fedspeech.report import run_tables, tables
 from fedspeech.report.results import Results, check
 from fedspeech.report.run_tables import size
 from fedspeech.report.tables import Estimate, Table
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """Print the paper's Tables 1, 2 and 3, the bytes sent and the failures of one run.
+    """Print the paper's Tables 1, 2 and 3, the bytes sent, who took part and the failures.
 
     `results` is what `results.json` holds. Raises RunError where it is not as expected.
     """
@@ -29,7 +29,8 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         f"{size(sent.down)} down, {size(sent.up)} up; one whole model is {size(sent.full_model)}"
     )
     console.print(Text(f"\nSent: {totals}."))
-    _print(tables.failures(found), console)
+    for table in (run_tables.stages(found), run_tables.never(found), tables.failures(found)):
+        _print(table, console)
 
 
 def _print(table: Table, console: Console) -> None:

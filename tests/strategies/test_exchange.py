@@ -32,7 +32,9 @@ def failures():
 @pytest.fixture
 def exchange(failures):
     members = [Member(s, 10 + i, 60.0, 3, "") for i, s in enumerate(SPEAKERS)]
-    return Exchange(members[::-1], 0.5, failures)
+    found = Exchange(members[::-1], 0.5, failures)
+    found.admit(SPEAKERS[::-1])
+    return found
 
 
 def ask(exchange, round=1) -> dict[str, Message]:
@@ -112,6 +114,7 @@ def test_below_the_quorum_the_reasons_are_told(exchange):
 def test_the_quorum_is_a_share_of_all_and_at_least_one(failures, quorum, left, holds):
     members = [Member(s, 10 + i, 60.0, 3, "") for i, s in enumerate(SPEAKERS)]
     exchange = Exchange(members, quorum, failures)
+    exchange.admit(SPEAKERS)
     messages = ask(exchange)
     replies = [good(messages[s], {}) for s in SPEAKERS[:left]]
     if holds:

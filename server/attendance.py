@@ -1,0 +1,88 @@
+"""Who takes part in the rounds of a run, by the pseudonyms under which the server knows them."""
+
+import json
+from collections.abc import Sequence, Set
+from pathlib import Path
+
+from fedspeech import participation, traces
+from fedspeech.config import Config, ParticipationSettings
+from fedspeech.corpus.partition import Client, pseudonym
+from fedspeech.errors import ConfigError, RunError
+from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
+from fedspeech.run_folder import RunFolder
+
+FILE = "participation.json"
+
+
+def plan(settings: Config, clients: Sequence[Client], known: Set[str]) -> tuple[Round, ...]:
+    """All rounds of the run; without `federation.participation` everybody is in all of them.
+
+    `known` are the speakers of the corpus. Raises ConfigError where a trace or a factor cannot be
+    used, RunError where a round would miss the quorum.
+    """
+    federation = settings.federation
+    asked = federation.participation or ParticipationSettings()
+    names = {client.speaker: pseudonym(settings.seed, client.speaker) for client in clients}
+    speech = {names[c.speaker]: sum(cut.duration for cut in c.train) for c in clients}
+    factors = _factors(asked, settings.seed, names, known)
+    rounds = participation.plan(
+        asked,
+        settings.seed,
+        {
+            IMPROVE: federation.improve.rounds if federation.improve else 0,
+            PERSONALIZATION: federation.rounds,
+        },
+        participation.work(asked, settings.personal.epochs, speech, factors),
+        _trace(asked, names, known),
+    )
+    if federation.participation is not None:
+        participation.check_quorum(rounds, federation.quorum)
+    return rounds
+
+
+def of(stage: str, rounds: Sequence[Round]) -> list[Round]:
+    """The rounds of one stage."""
+    return [one for one in rounds if one.stage == stage]
+
+
+def _factors(
+    asked: ParticipationSettings, seed: int, names: dict[str, str], known: Set[str]
+) -> dict[str, float]:
+    if asked.factors is None:
+        return participation.draw_factors(asked.spread, seed, sorted(names.values()))
+    found = traces.factors(Path(asked.factors), known)
+    if missing := sorted(set(names) - set(found)):
+        raise ConfigError(
+            f"{asked.factors}: no factor for {len(missing)} of {len(names)} clients "
+            f"({', '.join(missing[:5])}{', …' if len(missing) > 5 else ''})"
+        )
+    return {name: found[speaker] for speaker, name in names.items()}
+
+
+def _trace(
+    asked: ParticipationSettings, names: dict[str, str], known: Set[str]
+) -> participation.Trace | None:
+    if not isinstance(asked.available, str):
+        return None
+    found = traces.spans(Path(asked.available), known)
+    return {name: found.get(speaker, []) for speaker, name in names.items()}
+
+
+def keep(rounds: Sequence[Round], run: RunFolder) -> None:
+    """Write participation.json.
+
+    Raises RunError where the run that is resumed had another plan: a trace that was changed
+    meanwhile would make another run of it.
+    """
+    path, now = run.path / FILE, participation.record(rounds)
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: damaged, cannot be resumed: {error}") from None
+        if before != now:
+            raise RunError(
+                f"{path}: who takes part is not what this run began with; was a file that "
+                "federation.participation names changed?"
+            )
+    run.write_json(FILE, now)

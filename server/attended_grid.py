@@ -1,0 +1,100 @@
+"""A Grid that shows a Flower strategy the nodes that take part in a round, and no others."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore.run import Run
+
+from fedspeech import protocol
+from fedspeech.errors import RunError
+from fedspeech.participation import Round
+
+
+class AttendedGrid(Grid):
+    """The rounds of a plan around another grid.
+
+    The first exchange of a round is its training. Until then the nodes are those that are asked,
+    afterwards those that were done by the deadline: only these are evaluated on. What comes too
+    late has been sent all the same, so it is in the ledger; the strategy does not see it.
+    """
+
+    def __init__(
+        self, grid: Grid, nodes: Mapping[str, int], plan: Sequence[Round], quorum: float
+    ) -> None:
+        self._grid, self._nodes, self._plan, self._quorum = grid, nodes, plan, quorum
+        self._round, self._trained = plan[0], False
+
+    def follow(self, strategy: Strategy) -> None:
+        """Hear from the strategy which round it is in."""
+        configure = strategy.configure_train
+
+        def configure_train(
+            server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+        ) -> Iterable[Message]:
+            self._round, self._trained = self._plan[server_round - 1], False
+            return configure(server_round, arrays, config, grid)
+
+        strategy.configure_train = configure_train  # type: ignore[method-assign]
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Nodes of the round, in the order of their speakers' ids."""
+        there = self._round.in_time if self._trained else self._round.asked
+        return [self._nodes[speaker] for speaker in there]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Replies of the nodes that are done in time.
+
+        Raises RunError where fewer of those asked to train have answered well than the quorum.
+        """
+        replies = self._grid.send_and_receive(messages, timeout=timeout)
+        in_time = {self._nodes[speaker] for speaker in self._round.in_time}
+        taken = [reply for reply in replies if reply.metadata.src_node_id in in_time]
+        if not self._trained:
+            self._trained = True
+            self._check_quorum(taken)
+        return iter(taken)
+
+    def _check_quorum(self, replies: Sequence[Message]) -> None:
+        reasons = [why for reply in replies if (why := protocol.failure(reply)) is not None]
+        there, of = len(replies) - len(reasons), len(self._round.asked)
+        if there >= max(least := self._quorum * of, 1):
+            return
+        raise RunError(
+            f"federation.improve, round {self._round.number}: {there} of {of} speakers that were "
+            f"asked answered in time, expected at least {least:g} (federation.quorum)"
+            + "".join(f"\n  {why}" for why in reasons)
+        )
+
+    # The rest is the other grid's.
+
+    def set_run(self, run: Run) -> None:
+        """Hand on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run's information."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Hand on."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand on; only `send_and_receive` keeps to the plan."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand on."""
+        return self._grid.pull_messages(message_ids)
