@@ -189,7 +189,10 @@ def check_quorum(rounds: Sequence[Round], quorum: float) -> None:
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
-    """For results.json: how many took part in each round, and who never did in personalization."""
+    """For results.json: how many were to take part in each round, and who never in personalization.
+
+    Who fails on the way is not told here but among the failures of the run.
+    """
     return {
         "seconds": round(sum(one.seconds for one in rounds), DIGITS),
         "rounds": [_counts(one) for one in rounds],
@@ -203,7 +206,7 @@ def _counts(one: Round) -> dict[str, Any]:
         "stage": one.stage,
         "round": one.number,
         "asked": len(one.asked),
-        "answered": len(one.in_time),
+        "in_time": len(one.in_time),
         "late": why[LATE],
         "arrived": len(one.arrived),
         "at_work": why[AT_WORK],

@@ -99,7 +99,8 @@ class _Run:
         with self.stages.stage("federation"):
             members = describe(grid, self.journal, len(self.speech.partition.clients))
             recorded.know(members)
-            _warn_of_large_groups(found, len(members))
+            rounds = attendance.of(PERSONALIZATION, self.speech.rounds)
+            _warn_of_large_groups(found, len({s for one in rounds for s in one.answers}))
             population = self._improve(recorded, trained, members)
             strategy = Personalization(
                 found,
@@ -108,7 +109,7 @@ class _Run:
                 members,
                 self.settings,
                 self.journal,
-                attendance.of(PERSONALIZATION, self.speech.rounds),
+                rounds,
             )
             recorded.keep(protocol.PERSONALIZE, Keeper(strategy.keep, strategy.still_there))
             speakers = {member.node: member.speaker for member in members}

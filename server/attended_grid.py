@@ -61,7 +61,7 @@ class AttendedGrid(Grid):
     def _check_quorum(self, replies: Sequence[Message]) -> None:
         reasons = [why for reply in replies if (why := protocol.failure(reply)) is not None]
         there, of = len(replies) - len(reasons), len(self._round.asked)
-        if there >= max(least := self._quorum * of, 1):
+        if there >= (least := max(self._quorum * of, 1)):
             return
         raise RunError(
             f"federation.improve, round {self._round.number}: {there} of {of} speakers that were "

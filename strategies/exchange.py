@@ -74,12 +74,12 @@ class Exchange:
         if self.active.pop(speaker, None) is not None:
             self._failures.append(Failure(speaker, round, kind, reason))
 
-    def check_quorum(self, round: int, kind: str, there: int, of: int) -> None:
+    def check_quorum(self, round: int, kind: str, there: int, of: int, what: str = "left") -> None:
         """Raise RunError, with the reasons, where too few of so many speakers are left."""
-        if there >= max(least := self._quorum * of, 1):
+        if there >= (least := max(self._quorum * of, 1)):
             return
         lost = [f"  {f.speaker}, round {f.round}, {f.message}: {f.reason}" for f in self._failures]
         raise RunError(
-            f"round {round}, {kind}: {there} of {of} speakers left, "
+            f"round {round}, {kind}: {there} of {of} speakers {what}, "
             f"expected at least {least:g} (federation.quorum)\n" + "\n".join(lost)
         )

@@ -197,8 +197,8 @@ class Personalization(Strategy):
             self._personal[speaker] = said["personal"]
             answered.add(speaker)
         if one.asked:
-            there = len(answered.intersection(one.asked))
-            self._exchange.check_quorum(server_round, kind, there, len(one.asked))
+            there, what = len(answered.intersection(one.asked)), "that were asked answered in time"
+            self._exchange.check_quorum(server_round, kind, there, len(one.asked), what)
         self._questions.forget()
         self._bases.forget()
         return None, None

@@ -258,7 +258,7 @@ def test_the_summary_counts_and_names_who_never_took_part():
     rounds = planned(settings(deadline=20.0), 2, WORK | {"dora": 1.0}, improve=1, trace=trace)
     found = participation.summary(rounds)
     assert found["seconds"] == 20.0 + 20.0 + 18.0
-    keys = ("stage", "round", "asked", "answered", "late", "not_available", "seconds")
+    keys = ("stage", "round", "asked", "in_time", "late", "not_available", "seconds")
     assert [tuple(row[key] for key in keys) for row in found["rounds"]] == [
         ("improve", 1, 2, 1, 1, 2, 20.0),
         ("personalization", 1, 2, 1, 1, 2, 20.0),
@@ -277,7 +277,7 @@ def test_the_summary_counts_everybody_once():
     for row in participation.summary(planned(asked, 30, work))["rounds"]:
         counts = ("asked", "arrived", "at_work", "not_available", "not_sampled")
         assert sum(row[key] for key in counts) == len(SPEAKERS)
-        assert row["asked"] == row["answered"] + row["late"]
+        assert row["asked"] == row["in_time"] + row["late"]
 
 
 def test_the_record_says_everything():

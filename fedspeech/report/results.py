@@ -131,7 +131,7 @@ class Attended(Record):
     stage: str
     round: int
     asked: int
-    answered: int
+    in_time: int
     late: int
     arrived: int
     not_available: int

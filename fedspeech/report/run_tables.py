@@ -35,7 +35,7 @@ def size(count: int) -> str:
     return f"{count:,} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
-ATTENDED = ("asked", "answered", "late", "arrived", "not available", "simulated s")
+ATTENDED = ("asked", "in time", "late", "arrived", "away", "seconds")
 
 
 def stages(results: Results) -> Table:
@@ -45,8 +45,8 @@ def stages(results: Results) -> Table:
     by_stage = {name: [one for one in rounds if one.stage == name] for name in names}
     rows = tuple((name, str(len(of)), *_attended(of)) for name, of in by_stage.items())
     notes = (
-        "arrived: late in an earlier round, and taken in a later one; simulated s: how long the "
-        "rounds would have lasted on the devices that federation.participation describes.",
+        "arrived: late in an earlier round, and taken in a later one; away: not available; "
+        "seconds: simulated, on the devices that federation.participation describes.",
     )
     return Table("Who took part", ("stage", "rounds", *ATTENDED), rows, notes=notes)
 
@@ -59,7 +59,7 @@ def rounds(results: Results) -> Table:
 
 
 def _attended(rounds: Sequence[Attended]) -> tuple[str, ...]:
-    counts = [(r.asked, r.answered, r.late, r.arrived, r.not_available) for r in rounds]
+    counts = [(r.asked, r.in_time, r.late, r.arrived, r.not_available) for r in rounds]
     sums = (f"{sum(column):,}" for column in zip(*counts, strict=True))
     return *sums, f"{sum(one.seconds for one in rounds):,.1f}"
 

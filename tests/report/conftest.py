@@ -89,6 +89,19 @@ def made_up(speakers: int = 8) -> dict[str, Any]:
             {"speaker": "speaker-99", "round": 1, "message": "train.personalize",
              "reason": "tensor tdnn.0.weight has values that are NaN or infinite"}
         ],
+        "participation": {
+            "seconds": 151.25,
+            "rounds": [
+                {"stage": stage, "round": number, "asked": speakers, "in_time": speakers - late,
+                 "late": late, "arrived": number - 1, "at_work": 0, "not_available": 2,
+                 "not_sampled": 1, "seconds": seconds}
+                for stage, number, late, seconds in (
+                    ("improve", 1, 1, 40.0), ("personalization", 1, 2, 60.0),
+                    ("personalization", 2, 0, 51.25))
+            ],
+            "never": [{"speaker": "speaker-98", "why": {"after the deadline": 1,
+                                                        "not sampled": 1}}],
+        },
         "loss_curves": {
             "generic": {"dev_wer": [None, 88.1, 61.0, 40.2, 30.5, 24.4, 21.0, 19.5, 19.7],
                         "train_loss": [3.1, 2.2, 1.4, 0.9, 0.6, 0.45, 0.38, 0.33, 0.31]}

@@ -93,6 +93,9 @@ def test_every_speaker_base_and_number_is_there(folder: Path, results: dict[str,
     for stage, seconds in (("personalize", "96.2 s"), ("all stages", "428.3 s")):
         assert f"{stage} {seconds}" in words
     assert "speaker-99 1 train.personalize tensor tdnn.0.weight has values" in words
+    assert "personalization 2 16 14 2 1 4 111.2" in words
+    assert "personalization 1 8 6 2 0 2 60.0" in words
+    assert "speaker-98 after the deadline: 1, not sampled: 1" in words
     assert 'recipe = "jsonl"' in words
     assert "versions.torch 2.11.0" in words
 

@@ -145,3 +145,28 @@ def test_nested_values_become_dotted_keys() -> None:
         ("d.0.e", "–"),
         ("f", "0.123"),
     ]
+
+
+def test_who_took_part_is_summed_by_stage(results: dict[str, Any]) -> None:
+    found = check(Results, results, "here")
+    columns = ("rounds", "asked", "in time", "late", "arrived", "away", "seconds")
+    assert run_tables.stages(found).columns == ("stage", *columns)
+    assert run_tables.stages(found).rows == (
+        ("improve", "1", "8", "7", "1", "0", "2", "40.0"),
+        ("personalization", "2", "16", "14", "2", "1", "4", "111.2"),
+    )
+    assert run_tables.rounds(found).rows == (
+        ("improve", "1", "8", "7", "1", "0", "2", "40.0"),
+        ("personalization", "1", "8", "6", "2", "0", "2", "60.0"),
+        ("personalization", "2", "8", "8", "0", "1", "2", "51.2"),
+    )
+    assert run_tables.never(found).rows == (
+        ("speaker-98", "after the deadline: 1, not sampled: 1"),
+    )
+
+
+def test_without_participation_there_is_nothing_to_tell(results: dict[str, Any]) -> None:
+    del results["participation"]
+    found = check(Results, results, "here")
+    for table in (run_tables.stages(found), run_tables.rounds(found), run_tables.never(found)):
+        assert table.rows == ()

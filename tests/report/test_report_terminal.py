@@ -32,6 +32,9 @@ def test_all_numbers_are_shown_in_80_columns_of_plain_text(results: dict[str, An
     assert line.split()[1:3] == [f"{best['alpha']:g}", f"{best['mean']:.2f}"]
     assert "127.2 MB down, 42.4 MB up; one whole model is 5.3 MB." in text
     assert "tensor tdnn.0.weight has values that" in text
+    line = next(line for line in text.splitlines() if line.startswith("personalization"))
+    assert line.split() == ["personalization", "2", "16", "14", "2", "1", "4", "111.2"]
+    assert "speaker-98   after the deadline: 1, not sampled: 1" in text
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(results: dict[str, Any]) -> None:
