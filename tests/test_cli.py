@@ -138,7 +138,7 @@ def test_run_report_and_resume(fedspeech, experiment, tmp_path):
         (
             "federation.improve={class='flwr.serverapp.strategy:FedAvg',"
             " options={min_available_nodes=4}}",
-            "FedAvg wants more speakers than the 3 that are there (min_train_nodes = 2, "
+            "FedAvg wants more speakers than the 3 that are there in round 1 (min_train_nodes = 2, "
             "min_evaluate_nodes = 2, min_available_nodes = 4); set them in "
             "federation.improve.options",
         ),

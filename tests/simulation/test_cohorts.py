@@ -79,18 +79,31 @@ def test_who_is_lost_is_fine_tuned_in_the_same_stack_again(corpus, whole, tmp_pa
 
 def test_cohorts_are_cut_by_the_order_of_the_nodes():
     cohorts = Cohorts(2, [11, 12, 13, 14, 15])
-    for node in (15, 12, 13):
-        cohorts.add(node, f"m{node}")
-    first = cohorts.first(whole=True)
-    assert (first.nodes, first.messages) == ([15], {15: "m15"})
-    assert cohorts.first(whole=True) is None
     cohorts.add(11, "m11")
+    assert cohorts.first(whole=True) is None
+    cohorts.add(12, "m12")
     first = cohorts.first(whole=True)
-    assert (first.nodes, sorted(first.messages.values())) == ([11, 12], ["m11", "m12"])
+    assert (first.nodes, first.messages) == ([11, 12], {11: "m11", 12: "m12"})
     assert cohorts.take(12) is None
-    lacking = cohorts.first(whole=False)
-    assert (lacking.nodes, lacking.messages) == ([13, 14], {13: "m13"})
+    cohorts.add(14, "m14")
+    assert cohorts.first(whole=True) is None  # 13 may yet come
+    cohorts.add(15, "m15")
+    lacking = cohorts.first(whole=True)
+    assert (lacking.nodes, lacking.messages) == ([13, 14], {14: "m14"})
+    assert cohorts.first(whole=True).nodes == [15]
     assert cohorts.first(whole=False) is None
+
+
+def test_a_new_exchange_begins_with_the_first_cohort_again():
+    cohorts = Cohorts(2, [1, 2, 3, 4])
+    for node in (1, 2, 3):
+        cohorts.add(node, str(node))
+    assert [cohorts.first(whole=True).nodes, cohorts.first(whole=True)] == [[1, 2], None]
+    assert cohorts.first(whole=False).nodes == [3, 4]
+    cohorts.add(1, "1")
+    assert cohorts.first(whole=True) is None
+    cohorts.add(4, "4")
+    assert cohorts.first(whole=True).messages == {1: "1"}
 
 
 def test_a_cohort_that_is_left_keeps_its_place():
