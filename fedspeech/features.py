@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from lhotse import MonoCut
 from fedspeech import tensors
 from fedspeech.config import AugmentationSettings, FeatureSettings
 from fedspeech.corpus.cuts import SAMPLE_RATE, samples, speaker_of, text_of
+from fedspeech.errors import ModelError
 
 FRAMES_PER_SECOND = 100
 FULL_SCALE = 32768.0
@@ -29,6 +30,8 @@ FULL_SCALE = 32768.0
 LOW_HERTZ, HIGH_HERTZ = 20.0, SAMPLE_RATE / 2 - 400
 """The range of the mel filters."""
 LEAST_DEVIATION = 1e-3
+CUTS_PER_FILE = 1000
+"""Of the cache; the largest corpora would not fit into memory while they are computed."""
 NOISE_SECONDS = 20
 NOISE_TILT = (-3.0, 1.5)
 """How much louder, in log energy, noise may be at each end of the spectrum than in the middle: the
@@ -148,17 +151,23 @@ def _normalizations(
 def _cached(
     cuts: Sequence[MonoCut], dimension: int, speeds: Sequence[float], folder: Path
 ) -> tensors.Tensors:
-    path = folder / f"{_fingerprint(cuts, dimension, speeds)}.safetensors"
-    if path.exists():
-        return tensors.read(path)
+    """Energies by `ID@SPEED`, mapped from files: what is in memory is what is being computed."""
     found: tensors.Tensors = {}
-    with one_thread():
-        for cut in cuts:
-            wave = samples(cut)
-            for speed in speeds:
-                found[f"{cut.id}@{speed}"] = log_mel(_at_speed(wave, speed), dimension)
-    tensors.write(path, found)
+    for start in range(0, len(cuts), CUTS_PER_FILE):
+        for speed in speeds:
+            found |= _file(cuts[start : start + CUTS_PER_FILE], dimension, speed, folder)
     return found
+
+
+def _file(cuts: Sequence[MonoCut], dimension: int, speed: float, folder: Path) -> tensors.Tensors:
+    path = folder / f"{_fingerprint(cuts, dimension, speed)}.safetensors"
+    if path.exists():
+        with suppress(ModelError):  # a damaged file is computed anew
+            return tensors.read(path)
+    with one_thread():
+        waves = ((cut.id, _at_speed(samples(cut), speed)) for cut in cuts)
+        tensors.write(path, {f"{id}@{speed}": log_mel(wave, dimension) for id, wave in waves})
+    return tensors.read(path)
 
 
 def _at_speed(wave: torch.Tensor, speed: float) -> torch.Tensor:
@@ -168,14 +177,14 @@ def _at_speed(wave: torch.Tensor, speed: float) -> torch.Tensor:
     return faster
 
 
-def _fingerprint(cuts: Sequence[MonoCut], dimension: int, speeds: Sequence[float]) -> str:
+def _fingerprint(cuts: Sequence[MonoCut], dimension: int, speed: float) -> str:
     audio = {
         cut.recording.id: (stat.st_size, stat.st_mtime_ns)
         for cut in cuts
         for stat in [Path(cut.recording.sources[0].source).stat()]
     }
     spans = [(cut.id, cut.recording.id, cut.start, cut.duration, cut.channel) for cut in cuts]
-    name = json.dumps([1, dimension, list(speeds), spans, sorted(audio.items())])
+    name = json.dumps([2, dimension, speed, spans, sorted(audio.items())])
     return hashlib.sha256(name.encode()).hexdigest()
 
 

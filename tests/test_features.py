@@ -188,13 +188,35 @@ def same(left: list[Utterance], right: list[Utterance]) -> bool:
 
 def test_the_cache_gives_the_bits_that_computing_gives(cuts, tmp_path, monkeypatch):
     first = prepare(cuts, MFCC, (0.9,), tmp_path)
-    (kept,) = tmp_path.iterdir()
-    before = kept.stat()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(kept) == 2
     with monkeypatch.context() as patched:
         patched.setattr(features, "log_mel", None)  # a second computation would fail
         assert same(first, prepare(cuts, MFCC, (0.9,), tmp_path))
-    assert kept.stat().st_mtime_ns == before.st_mtime_ns
+        # Energies at one speed are the same whatever other speeds there are.
+        plain = prepare(cuts, MFCC, (), tmp_path, reference=cuts)
+    assert all(
+        torch.equal(p.log_mel[1.0], f.log_mel[1.0]) for p, f in zip(plain, first, strict=True)
+    )
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
     assert same(first, prepare(cuts, MFCC, (0.9,), tmp_path / "other"))
+
+
+def test_many_utterances_lie_in_several_files(cuts, tmp_path, monkeypatch):
+    whole = prepare(cuts, MFCC, (0.9,), tmp_path / "whole")
+    monkeypatch.setattr(features, "CUTS_PER_FILE", 4)
+    assert len(cuts) == 6
+    assert same(whole, prepare(cuts, MFCC, (0.9,), tmp_path / "parts"))
+    assert len(list((tmp_path / "parts").iterdir())) == 2 * 2
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_damaged_file_of_the_cache_is_computed_anew(cuts, tmp_path, content):
+    first = prepare(cuts, MFCC, (), tmp_path / "whole")
+    prepare(cuts, MFCC, (), tmp_path / "damaged")
+    (kept,) = (tmp_path / "damaged").iterdir()
+    kept.write_bytes(content)
+    assert same(first, prepare(cuts, MFCC, (), tmp_path / "damaged"))
 
 
 def test_the_cache_knows_what_it_depends_on(cuts, tmp_path):
