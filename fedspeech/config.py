@@ -91,9 +91,10 @@ class SyntheticSettings(Settings):
 
 
 class CorpusSettings(Settings):
-    """Where the speech is. `recipe` is a name of `fedspeech.corpus.RECIPES`."""
+    """Where the speech is."""
 
     recipe: str = "jsonl"
+    """Who reads it: a name of `fedspeech.corpus.RECIPES`."""
     path: str | None = None
     """Folder or manifest; relative to the folder where the command runs."""
     channel: Count | None = None
@@ -158,12 +159,17 @@ class AugmentationSettings(Settings):
     volumes: tuple[PositiveFloat, ...] = (0.25, 2.0)
     """Least and greatest gain."""
     noise: tuple[Real, ...] = (5.0, 30.0)
-    """Least and greatest ratio of the utterance to white-spectrum noise, in dB."""
+    """Least and greatest ratio, in dB, of the utterance to noise with a white or tilted spectrum."""
     noise_probability: Fraction = 0.5
+    """How much of the speech gets noise."""
     time_masks: Count = 2
+    """SpecAugment: stretches of time that are blanked."""
     time_mask_frames: Count = 15
+    """The most frames of 10 ms that one of them has."""
     frequency_masks: Count = 2
+    """SpecAugment: bands of neighbouring mel filters that are blanked."""
     frequency_mask_bins: Count = 6
+    """The most filters that one of them has."""
 
     @field_validator("speeds")
     @classmethod
@@ -217,11 +223,13 @@ class Optimization(Settings):
     learning_rate: PositiveFloat
     """The greatest rate, reached at the end of the warm-up."""
     final_learning_rate: PositiveFloat
-    """The rate at the last update."""
+    """Where the rate is after the last update."""
     decay: Literal["exponential", "cosine"] = "exponential"
+    """How it gets there from the greatest."""
     warmup: Fraction = 0.0
     """The share of updates in which the rate rises linearly from zero."""
     weight_decay: NonNegative = 0.0
+    """AdamW's (Loshchilov & Hutter 2019)."""
     gradient_norm: PositiveFloat = 5.0
     """Gradients are scaled down to at most this norm."""
     dropout: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 0.0),)
@@ -256,6 +264,7 @@ class GenericSettings(Optimization):
     patience: Positive = 15
     """Stop after so many epochs without a better WER on the development speakers."""
     threads: Positive = 2
+    """Of PyTorch, while G is trained on a processor; another number gives other roundings."""
     model: str | None = None
     """A safetensors file to take as G instead of training one."""
 
@@ -282,6 +291,7 @@ class ImproveSettings(Settings):
 
     strategy: str = Field("flwr.serverapp.strategy:FedAvg", alias="class")
     rounds: Positive = 1
+    """Its own, before those of personalization."""
     options: dict[str, Any] = {}
     """Keyword arguments of the strategy's class."""
 
@@ -324,13 +334,18 @@ class FederationSettings(Settings):
     """Rounds, what is compared, and when a round has failed."""
 
     rounds: Positive = 1
+    """How often all speakers fine-tune; each time from where `continue_from` says."""
     bases: tuple[str, ...] = ("generic", "mean", "kbest", "dendrogram", "random")
+    """Names of aggregation rules; each makes an M_s for every speaker."""
     alphas: tuple[Fraction, ...] = tuple(round(0.1 * i, 1) for i in range(11))
+    """Weights of P_s; every base is judged at each."""
     chosen_base: str | None = None
     """The base whose on-device choice of alpha is reported first; by default kbest where it is
     among `bases`, else the first of them."""
     continue_from: ContinueFrom | None = None
     mix_on: Literal["device", "server"] = "device"
+    """Who computes alpha * P_s + (1 - alpha) * M_s; the models are the same. Where the server does,
+    no device can choose an alpha."""
     quorum: Fraction = 0.5
     """The least share of the speakers that have to answer, of those that have taken part so far
     and of those that are asked in a round; below it the run fails."""
@@ -371,10 +386,13 @@ class EngineSettings(Settings):
     """Where clients run."""
 
     grid: Literal["ray", "in-process"] = "ray"
+    """Ray's workers side by side, or one client after the other."""
     workers: Positive = 2
+    """Ray's processes."""
     cpus_per_worker: Positive = 1
     """Also the threads that PyTorch may use in a worker."""
     gpus_per_worker: NonNegative = 0.0
+    """0.25: four workers share a GPU."""
     simulated_gpus: Count = 0
     """GPUs that Ray is told of on a machine without one."""
     cohort: Together = "auto"
