@@ -159,7 +159,7 @@ class AugmentationSettings(Settings):
     volumes: tuple[PositiveFloat, ...] = (0.25, 2.0)
     """Least and greatest gain."""
     noise: tuple[Real, ...] = (5.0, 30.0)
-    """Least and greatest ratio, in dB, of the utterance to noise with a white or tilted spectrum."""
+    """Least and greatest ratio, in dB, of the utterance to noise (white, or tilted)."""
     noise_probability: Fraction = 0.5
     """How much of the speech gets noise."""
     time_masks: Count = 2
@@ -403,6 +403,19 @@ class EngineSettings(Settings):
     """How often a message is tried again on a new worker after its worker died."""
     message_seconds: PositiveFloat = 3600.0
     """A worker that does not answer a message within so many seconds is killed."""
+    ray_address: Annotated[str, Field(pattern=r"^[^/\s]+:[0-9]{1,5}$")] | None = None
+    """`host:port` of a Ray cluster that runs already; the workers join it, and it stays when the
+    run ends. Speech and models travel by path, G by Ray: on every machine fedspeech is installed,
+    and the run folder and the corpus lie at the same place (a shared file system). The cluster's
+    token, if it wants one, is `$RAY_AUTH_TOKEN` with `RAY_AUTH_MODE=token`."""
+
+    @model_validator(mode="after")
+    def _gpus_are_the_clusters_own(self) -> "EngineSettings":
+        if self.ray_address is not None and self.simulated_gpus:
+            raise ValueError(
+                "simulated_gpus: a cluster that runs already (ray_address) has its own"
+            )
+        return self
 
     @property
     def cohort_size(self) -> int:

@@ -26,6 +26,7 @@ FREE = {
     "engine.simulated_gpus",
     "engine.retries",
     "engine.message_seconds",
+    "engine.ray_address",
 }
 """Settings that may differ between a run and its resumption: they change no model."""
 VERSIONS = ("fedspeech", "torch", "torchaudio", "numpy", "scipy", "flwr", "ray", "lhotse", "jiwer")

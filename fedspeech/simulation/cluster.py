@@ -2,7 +2,9 @@
 
 import logging
 import os
+import socket
 import warnings
+from typing import Any
 
 import ray
 
@@ -11,15 +13,20 @@ from fedspeech.errors import RunError
 
 OBJECT_STORE_BYTES = 2**30
 """Ray spills to disk what does not fit."""
+CONNECT_SECONDS = 10.0
+"""How long to knock at the address of a Ray that is to be joined."""
 
 
 def connect(engine: EngineSettings) -> bool:
-    """Start Ray unless it runs in this process already; whether this did.
+    """Join Ray where the settings say so, else start it; nothing where this process has it already.
 
-    Raises RunError where Ray has less than the workers want.
+    Whether there is something to leave at the end. Raises RunError where there is no Ray to join,
+    or it has less than the workers want.
     """
     ours = not ray.is_initialized()
-    if ours:
+    if ours and engine.ray_address is not None:
+        _join(engine.ray_address)
+    elif ours:
         _start(engine)
     try:
         _check_what_is_there(engine)
@@ -30,23 +37,36 @@ def connect(engine: EngineSettings) -> bool:
 
 
 def leave(ours: bool) -> None:
-    """End what `connect` started."""
+    """End what `connect` began: a Ray that was joined goes on without us."""
     if ours:
         ray.shutdown()
 
 
 def _start(engine: EngineSettings) -> None:
+    _init(
+        address="local",  # not what somebody else started on this machine
+        num_cpus=engine.workers * engine.cpus_per_worker,
+        num_gpus=engine.simulated_gpus or None,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def _join(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        # Ray itself would try for many minutes.
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        _init(address=address)
+    except (OSError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise RunError(f"engine.ray_address = {address!r}: cannot join Ray there: {said}") from None
+
+
+def _init(**options: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
-        ray.init(
-            address="local",  # not what somebody else started on this machine
-            num_cpus=engine.workers * engine.cpus_per_worker,
-            num_gpus=engine.simulated_gpus or None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
 def _check_what_is_there(engine: EngineSettings) -> None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
@@ -10,10 +11,12 @@ from flwr.serverapp import ServerApp
 from fedspeech import models, rules
 from fedspeech.config import Config
 from fedspeech.run_folder import RunFolder
-from fedspeech.simulation import devices
+from fedspeech.simulation import devices, forget_token
 from fedspeech.simulation.grid import APPS, SERVER_NODE, NodeConfig
 from fedspeech.simulation.in_process import InProcessGrid
-from fedspeech.simulation.on_ray import RayGrid
+
+if TYPE_CHECKING:
+    from fedspeech.simulation.on_ray import RayGrid
 
 
 def launch(settings: Config, folder: Path, resume: bool) -> None:
@@ -38,7 +41,7 @@ def launch(settings: Config, folder: Path, resume: bool) -> None:
         run.close()
 
 
-def make_grid(settings: Config, run: RunFolder, client: str) -> InProcessGrid | RayGrid:
+def make_grid(settings: Config, run: RunFolder, client: str) -> "InProcessGrid | RayGrid":
     """The grid that the settings name, with one node for each device folder of the run.
 
     `client` is the client app, as `module:name`.
@@ -49,5 +52,11 @@ def make_grid(settings: Config, run: RunFolder, client: str) -> InProcessGrid | 
         found = devices.folders(run.devices)
         return [{"device": str(folder), "threads": threads} for folder in found]
 
-    grid = {"in-process": InProcessGrid, "ray": RayGrid}[settings.engine.grid]
-    return grid(client, nodes, settings.engine)
+    if settings.engine.grid == "in-process":
+        return InProcessGrid(client, nodes, settings.engine)
+    if settings.engine.ray_address is not None:
+        forget_token()
+    # Ray is imported here and not before: then it is settled how it knows its own.
+    from fedspeech.simulation.on_ray import RayGrid
+
+    return RayGrid(client, nodes, settings.engine)

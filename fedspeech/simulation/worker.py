@@ -1,6 +1,7 @@
 """What runs in a Ray worker: one process that answers messages for any node."""
 
 import collections
+import importlib
 import logging
 import time
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ class Worker:
         torch.set_num_threads(threads)
         logging.getLogger("flwr").setLevel(logging.WARNING)
         self._app = load_app(app)
+        # The first optimizer would import it, seconds into the first message.
+        importlib.import_module("torch._dynamo")
         self._records: collections.OrderedDict[str, ArrayRecord] = collections.OrderedDict()
 
     def answer(self, batch: Sequence[tuple[Message, Arrays, Context]]) -> Answers:

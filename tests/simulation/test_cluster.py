@@ -1,0 +1,91 @@
+"""Ray: started here, or joined where it runs already."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from federations import assert_same, settings
+from ray.cluster_utils import Cluster
+
+from fedspeech import config
+from fedspeech.config import EngineSettings
+from fedspeech.errors import RunError
+from fedspeech.simulation import cluster
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Cluster]:
+    """Two Ray nodes on this machine with one processor each; nothing else of Ray is touched."""
+    nodes = Cluster()
+    try:
+        nodes.add_node(num_cpus=1, include_dashboard=False)
+        nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+        yield nodes
+    finally:
+        nodes.shutdown()
+
+
+def test_workers_on_the_nodes_of_a_cluster(corpus, undisturbed, two_nodes, tmp_path):
+    """Each node has room for one of the two workers; the cluster outlives the run."""
+    engine = {"grid": "ray", "workers": 2, "ray_address": two_nodes.address}
+    file = tmp_path / "small.toml"
+    file.write_text(config.dump(settings(corpus, engine=engine)))
+    command = [BIN / "fedspeech", "run", file, "--out", tmp_path / "run"]
+    # Not from the folder that the nodes were started in: what they read lies at absolute paths.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "run", undisturbed)
+    nodes = two_nodes.list_all_nodes()
+    assert len(nodes) == 2 and not any(node.dead_processes() for node in nodes)
+
+    engine["workers"] = 3
+    file.write_text(config.dump(settings(corpus, engine=engine)))
+    command[-1] = tmp_path / "other"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fedspeech: engine: 3 workers with 1 processors each want 3 processors, Ray has 2; "
+        "set fewer workers\n"
+    )
+
+
+def test_nobody_at_the_address_is_said_at_once():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(RunError) as told:
+            cluster.connect(EngineSettings(ray_address=address))
+    assert str(told.value) == (
+        f"engine.ray_address = '{address}': cannot join Ray there: [Errno 111] Connection refused"
+    )
+
+
+TOKENS = """
+import os, fedspeech.simulation as simulation
+names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+before = [os.environ.get(name) for name in names]
+simulation.forget_token()
+for name, value in zip(names, before):
+    print(name, value == "mine", value is not None, os.environ.get(name) == value)
+"""
+
+
+def test_a_cluster_is_joined_with_its_own_token(child, monkeypatch):
+    """The token that this process made for itself is forgotten; the user's is not."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    assert child(TOKENS).stdout.splitlines() == [
+        "RAY_AUTH_MODE False True False",
+        "RAY_AUTH_TOKEN False True False",
+    ]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    assert child(TOKENS).stdout.splitlines() == [
+        "RAY_AUTH_MODE False True False",
+        "RAY_AUTH_TOKEN True True True",
+    ]
