@@ -221,9 +221,9 @@ class RayGrid(SimulatedGrid):
             batch = self._running.pop(reference)
             try:
                 self._take(batch, ray.get(reference))
-            except ray.exceptions.RayTaskError as error:  # what a cohort raised, not a device
-                raise error.cause from None
             except ray.exceptions.RayError as error:
+                if batch.cohort and isinstance(error, ray.exceptions.RayTaskError):
+                    raise error.cause from None  # another worker would raise it too
                 self._bury(batch, error)
         self._kill_who_hangs()
         self._hand_out(more_to_come)
