@@ -14,6 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
 
 from clients import speaker
+from clients.race import DeviceRace
 from clients.speaker import Speaker
 from fedspeech import protocol
 from fedspeech.config import PersonalSettings
@@ -119,13 +120,14 @@ def word_errors(message: Message, context: Context) -> Message:
     """How other speakers' models do on this speaker's own utterances."""
     me, asked = _speaker(context), protocol.text(message.content)
     records = message.content.array_records
-    counts = {
-        name: me.candidate_errors(protocol.unpack(records[name]), asked["part"])
-        for name in sorted(asked["candidates"])
-    }
+    if "race" in asked:
+        said = DeviceRace(me, asked).answer(lambda name: protocol.unpack(records[name]))
+        return Message(protocol.content(said), reply_to=message)
+    names = sorted(asked["candidates"])
+    counts = me.judge((protocol.unpack(records[name]) for name in names), asked["part"])
     said = {
-        "errors": {name: int(each.errors.sum()) for name, each in counts.items()},
-        "words": me.words(asked["part"]),
+        "errors": {name: int(c.errors.sum()) for name, c in zip(names, counts, strict=True)},
+        "words": int(me.words(asked["part"]).sum()),
         "part": asked["part"],
     }
     return Message(protocol.content(said), reply_to=message)

@@ -137,21 +137,23 @@ class Speaker:
             check_like(model, generic)
         return generic if model is None else model
 
-    def candidate_errors(self, difference: Tensors, part: str) -> Counts:
-        """Word errors of G + difference on train_s.
+    def judge(
+        self, candidates: Iterable[Tensors], part: str, chosen: Sequence[int] | None = None
+    ) -> list[Counts]:
+        """Word errors of G + each difference on train_s, or on the utterances with chosen indices.
 
-        Raises ModelError where the difference does not fit G, or another part is asked for.
+        Raises ModelError where a difference does not fit G, or another part is asked for.
         """
         if part != TRAIN:
             raise ModelError(f"candidates are judged on {TRAIN}_s only, not on {part!r}")
-        generic = self.store.get(GENERIC)
-        check_like(difference, generic)
-        model = dict(add(generic.items(), difference))
-        return self._errors([model], self.utterances(part))[0]
+        generic, utterances = self.store.get(GENERIC), self.utterances(part)
+        if chosen is not None:
+            utterances = [utterances[i] for i in chosen]
+        return self._errors((_candidate(generic, each) for each in candidates), utterances)
 
-    def words(self, part: str) -> int:
-        """Words of reference in train_s or test_s."""
-        return sum(len(text_of(cut).split()) for cut in self._cuts[part])
+    def words(self, part: str) -> np.ndarray:
+        """Words of reference of each utterance of train_s or test_s, int64 (utterances,)."""
+        return np.array([len(text_of(cut).split()) for cut in self._cuts[part]], dtype=np.int64)
 
     def test_errors(self, base: Tensors, alphas: Sequence[float], expected: str) -> list[Counts]:
         """Word errors of alpha * P_s + (1 - alpha) * M_s on test_s, for each alpha.
@@ -228,6 +230,11 @@ def mixed(personal: Tensors, base: Tensors, alpha: float) -> Tensors:
 def open_folder(folder: Path) -> Speaker:
     """The speaker whose device folder this is. Raises CorpusError where there is none."""
     return Speaker(folder)
+
+
+def _candidate(generic: Tensors, difference: Tensors) -> Tensors:
+    check_like(difference, generic)
+    return dict(add(generic.items(), difference))
 
 
 def as_lists(counts: Sequence[Counts]) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 A rule says how the base model M_s of one speaker is made out of other speakers' personal models.
 Most rules are one method, `peers`; see `strategies/random.py` for the shortest. Whoever writes a
-rule imports this module, which also passes on what they need of `fedspeech.tensors`.
+rule imports this module, which also passes on what they need of `fedspeech.tensors` and
+`fedspeech.racing`.
 """
 
 import inspect
@@ -16,6 +17,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from fedspeech.errors import RuleError
+from fedspeech.racing import Race as Race
+from fedspeech.racing import check_race as check_race
 from fedspeech.tensors import TensorStream as TensorStream
 from fedspeech.tensors import interpolate as interpolate
 from fedspeech.tensors import weighted_sum as weighted_sum
@@ -34,6 +37,22 @@ class WordErrors:
     def rate(self) -> float:
         """Word error rate as a fraction; 0 words give 0."""
         return self.errors / self.words if self.words else 0.0
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """What `FederationView.best` asks of a device. Raises RuleError where that makes no sense."""
+
+    speakers: tuple[str, ...]
+    k: int
+    confidence: float
+    budget: float
+
+    def __post_init__(self) -> None:
+        try:
+            check_race(self.k, self.confidence, self.budget)
+        except ValueError as error:
+            raise RuleError(f"the rule asked for the best models: {error}") from None
 
 
 class FederationView(ABC):
@@ -75,6 +94,17 @@ class FederationView(ABC):
         """The word errors of the candidates' personal models on this speaker's own utterances.
 
         Only that speaker's device can tell: awaiting it is a round trip, which all speakers share.
+        """
+
+    @abstractmethod
+    def best(
+        self, candidates: Sequence[str], k: int, confidence: float = 0.95, budget: float = 0.15
+    ) -> Awaitable[Race]:
+        """The k candidates that make the fewest errors on this speaker's own training utterances.
+
+        The device races them (`fedspeech/racing.py`): it needs at most the share `budget` of the
+        decodings that `word_errors` needs, and says how it ended. Awaiting it is two round trips,
+        which all speakers share.
         """
 
     @abstractmethod
@@ -219,7 +249,8 @@ def ask_together(
 def _asked(name: str, question: Question[Q, A]) -> Q:
     if not isinstance(question, Question):
         raise RuleError(
-            f"the rule awaited {question!r} for {name}; it can await the view's word_errors only"
+            f"the rule awaited {question!r} for {name}; "
+            "it can await the view's word_errors and best"
         )
     return question.asked
 

@@ -23,7 +23,10 @@ PERSONALIZE = "train.personalize"
 """Down: description, round, seed, settings, generation, and where to start; G where the device
 lacks it. Up: P_s - G, losses, skipped."""
 WORD_ERRORS = "query.word_errors"
-"""Down: candidates' P - G; part. Up: errors of each candidate, words."""
+"""Down: candidates' P - G; part. Up: errors of each candidate, words.
+Of a race, down: the same without tensors that are held already; k, confidence, budget, seed, round,
+how many candidates come in all, and whether the race ends. Up: nothing before it ends; then errors
+and words of each candidate, the kept ones, and how many decodings that took."""
 INSTALL = "train.install"
 """Down: base, alpha, hash of M_s; M_s unless it is G. Up: the hash of what was installed."""
 EVALUATE = "evaluate.personal"
@@ -157,17 +160,43 @@ class Personalized(Answer):
     skipped: Count
 
 
+class Raced(Answer):
+    """How a race on a device ended, beside the errors: see `racing.Race`."""
+
+    kept: list[str]
+    words: dict[str, Count]
+    decodings: Count
+    exhaustive: Count
+    confident: bool
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raise ValueError unless k of the candidates were kept, and each has its words."""
+        if set(self.words) != set(asked["candidates"]):
+            raise ValueError("expected the words of each candidate")
+        kept = set(self.kept)
+        if not len(kept) == len(self.kept) == asked["race"]["k"] or not kept <= set(self.words):
+            raise ValueError(f"kept {self.kept}, expected {asked['race']['k']} of the candidates")
+
+
 class Judged(Answer):
     """To `query.word_errors`."""
 
     errors: dict[str, Count]
     words: Count
     part: str
+    race: Raced | None = None
 
     def check(self, asked: Mapping[str, Any]) -> None:
         """Raise ValueError unless every candidate was judged on the part that was named."""
-        if set(self.errors) != set(asked["candidates"]) or self.part != asked["part"]:
+        race = asked.get("race")
+        told = race is None or race["ends"]
+        judged = set(asked["candidates"]) if told else set()
+        if set(self.errors) != judged or self.part != asked["part"]:
             raise ValueError(f"expected the errors of each candidate on {asked['part']}_s")
+        if race is not None and race["ends"]:
+            if self.race is None:
+                raise ValueError("expected how the race ended")
+            self.race.check(asked)
 
 
 class Installed(Answer):

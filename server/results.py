@@ -121,6 +121,11 @@ def assemble(
         "layer_correlation": correlations,
         "pairs": pairs,
         "dendrogram": _dendrogram(outcome),
+        "decodings": {
+            base: vars(decodings)
+            for base, decodings in outcome.decodings.items()
+            if decodings.exhaustive
+        },
         "peers": {
             base: {speaker: sorted(weights) for speaker, weights in by_speaker.items()}
             for base, by_speaker in outcome.peers.items()

@@ -14,6 +14,7 @@ from fedspeech.models.description import ModelDescription
 from fedspeech.population import Population
 from fedspeech.tensors import Tensors, TensorStream, check_like, sha256, size
 from strategies.exchange import Exchange
+from strategies.outcome import Decodings
 from strategies.questions import Questions
 from strategies.view import Federation, SpeakerView
 
@@ -24,7 +25,8 @@ BUILT_TOGETHER_BYTES = 2**29
 class BaseModels:
     """Runs each rule once a round, for all speakers together, and sends out what comes of it.
 
-    `installed` is the hash of the model that each device was sent last.
+    `installed` is the hash of the model that each device was sent last; `decodings` says what each
+    base had decoded in this round.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class BaseModels:
         questions: Questions,
     ) -> None:
         self.installed: dict[str, str] = {}
+        self.decodings: dict[str, Decodings] = {}
         self._rules, self._population, self._description = rules, population, description
         self._config, self._exchange, self._questions = config, exchange, questions
         self._views: dict[str, dict[str, SpeakerView]] = {}
@@ -44,6 +47,7 @@ class BaseModels:
     def forget(self) -> None:
         """The personal models have changed."""
         self._views.clear()
+        self.decodings.clear()
 
     def mixed_on_server(self, base: str) -> bool:
         """Whether devices are sent the mix: the settings say so, or the rule has its own `mix`."""
@@ -109,6 +113,7 @@ class BaseModels:
         weights = ask_peers(
             self._rules[base], views, lambda asked: self._questions.ask(grid, round, asked)
         )
+        self.decodings[base] = self._questions.decodings()
         for speaker, given in weights.items():
             views[speaker].decide(given)
         return {speaker: views[speaker] for speaker in weights}

@@ -18,6 +18,24 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Decodings:
+    """Utterances of train_s that devices decoded with other speakers' models, for one base.
+
+    `exhaustive` is what judging every candidate on everything needs; `cut` counts the speakers
+    whose race the budget decided, where confidence could not.
+    """
+
+    used: int = 0
+    exhaustive: int = 0
+    cut: int = 0
+
+    def __add__(self, other: "Decodings") -> "Decodings":
+        return Decodings(
+            self.used + other.used, self.exhaustive + other.exhaustive, self.cut + other.cut
+        )
+
+
 @dataclass
 class Outcome:
     """Everything that the report is made of; arrays are int64 (utterances,) of test_s."""
@@ -34,6 +52,8 @@ class Outcome:
     """The weights that each rule gave in the last round, by base and speaker."""
     pairs: dict[tuple[str, str], WordErrors] = field(default_factory=dict)
     """(s, s'): word errors of P_s' on train_s, as far as they were decoded."""
+    decodings: dict[str, Decodings] = field(default_factory=dict)
+    """What the rules had decoded in the last round, by base."""
     distances: dict[str, np.ndarray] = field(default_factory=dict)
     """Distances between personal models, float64 (speakers, speakers), by layer."""
     skipped: dict[str, int] = field(default_factory=dict)

@@ -76,7 +76,7 @@ class Personalization(Strategy):
         self._population, self._description, self._config = population, description, config
         self._rounds, self._plan = rounds, plan
         self._exchange = Exchange(members, config.federation.quorum, self.outcome.failures)
-        self._questions = Questions(population, self._exchange)
+        self._questions = Questions(population, self._exchange, config.seed)
         self._generation = sha256(dict(population.generic()))
         self._bases = BaseModels(
             self.rules, population, description, config, self._exchange, self._questions
@@ -306,4 +306,5 @@ class Personalization(Strategy):
 
     def _finish(self) -> None:
         self.outcome.speakers = tuple(self._exchange.active)
+        self.outcome.decodings = dict(self._bases.decodings)
         self.outcome.peers = {base: self._bases.peers(base) for base in self.rules}

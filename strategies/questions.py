@@ -1,71 +1,169 @@
 """`query.word_errors`: what rules want to know of the devices, in as few messages as will do."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedspeech import protocol
-from fedspeech.aggregation import WordErrors
+from fedspeech.aggregation import BestOf, Race, WordErrors
 from fedspeech.population import Population
+from fedspeech.racing import uncontested
 from fedspeech.tensors import sha256
 from strategies.exchange import Exchange
+from strategies.outcome import Decodings
 from strategies.view import Candidates
 
 CANDIDATES_PER_MESSAGE = 16
-RECORDS_HELD = 64
-"""Candidates' differences that wait in memory for the next message that carries them."""
+"""Also how many candidates' differences are in memory at once: they go out to all speakers before
+the next ones are read."""
+
+Answer = Mapping[str, WordErrors] | Race
 
 
 class Questions:
     """Asks each device about other speakers' models, and nothing twice within a round."""
 
-    def __init__(self, population: Population, exchange: Exchange) -> None:
-        self._population, self._exchange = population, exchange
+    def __init__(self, population: Population, exchange: Exchange, seed: int) -> None:
+        self._population, self._exchange, self._seed = population, exchange, seed
         self._known: dict[tuple[str, str, str], WordErrors] = {}
-        self._record = lru_cache(maxsize=RECORDS_HELD)(self._read)
+        self._hashes: dict[str, str] = {}
+        self._record = lru_cache(maxsize=CANDIDATES_PER_MESSAGE)(self._read)
+        self._decodings = Decodings()
 
     def forget(self) -> None:
         """The personal models have changed."""
         self._known.clear()
+        self._hashes.clear()
         self._record.cache_clear()
 
     def pairs(self, part: str) -> dict[tuple[str, str], WordErrors]:
         """All that is known of one part: (speaker, candidate) -> word errors."""
         return {(s, c): errors for (s, c, of), errors in self._known.items() if of == part}
 
+    def decodings(self) -> Decodings:
+        """What was needed since this was asked last."""
+        needed, self._decodings = self._decodings, Decodings()
+        return needed
+
     def ask(
+        self, grid: Grid, round: int, questions: Mapping[str, Candidates | BestOf]
+    ) -> dict[str, Answer]:
+        """One exchange for all, two for races; who drops out is not among the answers."""
+        races = {s: asked for s, asked in questions.items() if isinstance(asked, BestOf)}
+        others = {s: asked for s, asked in questions.items() if isinstance(asked, Candidates)}
+        answers: dict[str, Answer] = {}
+        if others:
+            answers |= self._judge(grid, round, others)
+        if races:
+            answers |= self._race(grid, round, races)
+        return answers
+
+    def _judge(
         self, grid: Grid, round: int, questions: Mapping[str, Candidates]
     ) -> dict[str, Mapping[str, WordErrors]]:
-        """One exchange for all; a speaker that drops out is not among the answers."""
-        messages = self._messages(grid, round, questions)
-        replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
-        for speaker, content in self._exchange.answers(round, protocol.WORD_ERRORS, replies):
-            said = protocol.text(content)
-            for candidate, errors in said["errors"].items():
-                key = (speaker, candidate, said["part"])
-                self._known[key] = WordErrors(errors, said["words"])
+        new = {
+            speaker: {c for c in asked.speakers if (speaker, c, asked.part) not in self._known}
+            for speaker, asked in questions.items()
+        }
+        said = {speaker: {"part": asked.part} for speaker, asked in questions.items()}
+        for speaker, answer in self._answers(grid, round, self._carry(grid, round, new, said)):
+            for candidate, errors in answer["errors"].items():
+                key = (speaker, candidate, answer["part"])
+                self._known[key] = WordErrors(errors, answer["words"])
+        answered = {s: asked for s, asked in questions.items() if s in self._exchange.active}
+        for speaker, asked in answered.items():
+            utterances = self._exchange.active[speaker].utterances
+            self._decodings += Decodings(
+                len(new[speaker]) * utterances, len(set(asked.speakers)) * utterances
+            )
         return {
             speaker: {c: self._known[speaker, c, asked.part] for c in asked.speakers}
-            for speaker, asked in questions.items()
-            if speaker in self._exchange.active
+            for speaker, asked in answered.items()
         }
 
-    def _messages(
-        self, grid: Grid, round: int, questions: Mapping[str, Candidates]
-    ) -> Iterator[Message]:
-        for speaker, asked in sorted(questions.items()):
-            new = [c for c in asked.speakers if (speaker, c, asked.part) not in self._known]
-            for i in range(0, len(new), CANDIDATES_PER_MESSAGE):
-                records = {c: self._record(c) for c in new[i : i + CANDIDATES_PER_MESSAGE]}
-                said = {
-                    "candidates": {c: name for c, (name, _) in sorted(records.items())},
-                    "part": asked.part,
-                }
-                content = protocol.content(said, **{c: r for c, (_, r) in records.items()})
-                yield self._exchange.message(grid, round, protocol.WORD_ERRORS, speaker, content)
+    def _race(self, grid: Grid, round: int, questions: Mapping[str, BestOf]) -> dict[str, Race]:
+        """Send the candidates, a few at a time, each once; then let the devices end their races.
 
-    def _read(self, candidate: str) -> tuple[str, ArrayRecord]:
+        The devices race, not the server: what single utterances tell never leaves them, and it is
+        two exchanges and not one for each rung.
+        """
+        utterances = {s: self._exchange.active[s].utterances for s in questions}
+        contested = {s: asked for s, asked in questions.items() if len(asked.speakers) > asked.k}
+        ended = {
+            s: uncontested(asked.speakers, utterances[s])
+            for s, asked in questions.items()
+            if s not in contested
+        }
+        new = {s: asked.speakers for s, asked in contested.items()}
+        said = {s: self._race_text(round, asked) for s, asked in contested.items()}
+        for _ in self._answers(grid, round, self._carry(grid, round, new, said)):
+            pass  # nothing is told before a race ends
+        for speaker, answer in self._answers(grid, round, self._ends(grid, round, contested)):
+            told = {name: answer["race"][name] for name in protocol.Raced.model_fields}
+            kept = tuple(told.pop("kept"))
+            ended[speaker] = Race(kept=kept, errors=answer["errors"], **told)
+        for race in ended.values():
+            self._decodings += Decodings(race.decodings, race.exhaustive, int(not race.confident))
+        return {s: race for s, race in ended.items() if s in self._exchange.active}
+
+    def _ends(self, grid: Grid, round: int, contested: Mapping[str, BestOf]) -> Iterator[Message]:
+        """Messages that end the races; candidates are named by the hashes that devices hold."""
+        for speaker, asked in sorted(contested.items()):
+            if speaker in self._exchange.active:
+                text = self._race_text(round, asked, ends=True)
+                text["candidates"] = {c: self._hashes[c] for c in sorted(asked.speakers)}
+                yield self._message(grid, round, speaker, text)
+
+    def _race_text(self, round: int, asked: BestOf, ends: bool = False) -> dict[str, Any]:
+        race = {
+            "k": asked.k,
+            "confidence": asked.confidence,
+            "budget": asked.budget,
+            "candidates": len(asked.speakers),
+            "seed": self._seed,
+            "round": round,
+            "ends": ends,
+        }
+        return {"part": "train", "race": race}
+
+    def _answers(
+        self, grid: Grid, round: int, messages: Iterator[Message]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
+        for speaker, content in self._exchange.answers(round, protocol.WORD_ERRORS, replies):
+            yield speaker, protocol.text(content)
+
+    def _carry(
+        self,
+        grid: Grid,
+        round: int,
+        wanted: Mapping[str, Collection[str]],
+        said: Mapping[str, Mapping[str, Any]],
+    ) -> Iterator[Message]:
+        """Messages that carry the candidates which each speaker wants, beside what is said.
+
+        The same few candidates go to all speakers before the next, so that each is read once.
+        """
+        every = sorted(set().union(*wanted.values()))
+        for i in range(0, len(every), CANDIDATES_PER_MESSAGE):
+            some = every[i : i + CANDIDATES_PER_MESSAGE]
+            for speaker in sorted(wanted):
+                records = {c: self._record(c) for c in some if c in wanted[speaker]}
+                if records:
+                    candidates = {c: self._hashes[c] for c in records}
+                    text = {**said[speaker], "candidates": candidates}
+                    yield self._message(grid, round, speaker, text, **records)
+
+    def _message(
+        self, grid: Grid, round: int, speaker: str, said: Mapping[str, Any], **records: ArrayRecord
+    ) -> Message:
+        content = protocol.content(said, **records)
+        return self._exchange.message(grid, round, protocol.WORD_ERRORS, speaker, content)
+
+    def _read(self, candidate: str) -> ArrayRecord:
         difference = self._population.difference(candidate)
-        return sha256(difference), protocol.pack(difference)
+        self._hashes[candidate] = sha256(difference)
+        return protocol.pack(difference)

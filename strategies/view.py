@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedspeech import seeding
-from fedspeech.aggregation import FederationView, Question, WordErrors
+from fedspeech.aggregation import BestOf, FederationView, Question, Race, WordErrors
 from fedspeech.errors import RuleError
 from fedspeech.population import Population
 from fedspeech.tensors import TensorStream
@@ -82,14 +82,30 @@ class SpeakerView(FederationView):
         self, candidates: Sequence[str], utterances: str = "train"
     ) -> Awaitable[Mapping[str, WordErrors]]:
         """Ask this speaker's device. Raises RuleError about speakers or speech that it lacks."""
-        rule_asked = f"the rule asked {self._speaker} about"
-        if unknown := sorted(set(candidates) - set(self.speakers)):
-            raise RuleError(f"{rule_asked} an unknown speaker: {unknown[0]}")
+        known = self._known(candidates)
         if utterances != "train":
-            raise RuleError(f"{rule_asked} utterances of {utterances!r}, expected 'train'")
+            raise RuleError(
+                f"the rule asked {self._speaker} about utterances of {utterances!r}, "
+                "expected 'train'"
+            )
         question: Question[Candidates, Mapping[str, WordErrors]]
-        question = Question(Candidates(tuple(candidates), utterances))
+        question = Question(Candidates(known, utterances))
         return question
+
+    def best(
+        self, candidates: Sequence[str], k: int, confidence: float = 0.95, budget: float = 0.15
+    ) -> Awaitable[Race]:
+        """Let this speaker's device race them. Raises RuleError as `word_errors` does."""
+        question: Question[BestOf, Race]
+        question = Question(BestOf(self._known(sorted(set(candidates))), k, confidence, budget))
+        return question
+
+    def _known(self, candidates: Sequence[str]) -> tuple[str, ...]:
+        if unknown := sorted(set(candidates) - set(self.speakers)):
+            raise RuleError(
+                f"the rule asked {self._speaker} about an unknown speaker: {unknown[0]}"
+            )
+        return tuple(candidates)
 
     def generic(self) -> TensorStream:
         """G."""

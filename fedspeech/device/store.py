@@ -22,8 +22,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, pool: Path | None = None) -> None:
-        self.folder = folder
-        self._pool = pool
+        self.folder, self.pool = folder, pool
         self._path = folder / "state.json"
 
     def put(self, role: str, model: Tensors, **notes: Any) -> str:
@@ -33,10 +32,7 @@ class Store:
         """
         name = sha256(model)
         if not _intact(self._file(name), name):
-            if role == GENERIC and self._pool is not None:
-                self._link(name, model, self._pool)
-            else:
-                write(self._file(name), model)
+            write_shared(self._file(name), model, self.pool if role == GENERIC else None)
         self.note(**{role: name, **notes})
         self._forget_unnamed()
         return name
@@ -73,17 +69,6 @@ class Store:
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
-    def _link(self, name: str, model: Tensors, pool: Path) -> None:
-        shared, own = pool / f"{name}.safetensors", self._file(name)
-        if not _intact(shared, name):
-            write(shared, model)
-        try:
-            own.parent.mkdir(parents=True, exist_ok=True)
-            own.unlink(missing_ok=True)
-            os.link(shared, own)
-        except OSError:  # the pool is on another disk
-            write(own, model)
-
     def _forget_unnamed(self) -> None:
         """Remove what no role names, and what a killed process left unfinished."""
         state = self.state()
@@ -91,6 +76,25 @@ class Store:
         for path in [*self.folder.glob("*.safetensors"), *self.folder.glob(".*.part")]:
             if path.stem not in named:
                 path.unlink(missing_ok=True)
+
+
+def write_shared(path: Path, model: Tensors, pool: Path | None) -> None:
+    """Write a model, named by its hash, as a link to the one file in `pool` where there is one.
+
+    Raises RunError where the disk does not take it.
+    """
+    if pool is None:
+        write(path, model)
+        return
+    shared = pool / path.name
+    if not _intact(shared, path.stem):
+        write(shared, model)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.link(shared, path)
+    except OSError:  # the pool is on another disk
+        write(path, model)
 
 
 def _intact(path: Path, name: str) -> bool:

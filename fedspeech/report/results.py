@@ -100,6 +100,15 @@ class Dendrogram(Record):
         return self
 
 
+class Decodings(Record):
+    """Utterances that were decoded to choose one base's peers, and what judging all of them on
+    everything needs; `cut`: speakers whose choice the budget decided."""
+
+    used: int
+    exhaustive: int
+    cut: int = 0
+
+
 class SpeakerResult(Record):
     """One speaker's WER on its `test_s`; `words` of that part, `seconds` of `train_s`."""
 
@@ -185,6 +194,7 @@ class Results(Record):
     layer_correlation: tuple[LayerCorrelation, ...] = ()
     pairs: int = 0
     dendrogram: Dendrogram | None = None
+    decodings: dict[str, Decodings] = {}
     peers: dict[str, dict[str, tuple[str, ...]]] = {}
     per_speaker: tuple[SpeakerResult, ...]
     failures: tuple[Failure, ...] = ()

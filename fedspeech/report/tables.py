@@ -6,7 +6,14 @@ Tables 1, 2 and 3 are those of Mdhaffar, Tommasi, Estève, SPECOM 2021, for this
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedspeech.report.results import Alpha, Cell, Interval, PartStatistics, Results
+from fedspeech.report.results import (
+    Alpha,
+    Cell,
+    Decodings,
+    Interval,
+    PartStatistics,
+    Results,
+)
 
 CHOSEN = "chosen on the device"
 
@@ -100,6 +107,7 @@ def bases(results: Results) -> Table:
             f"In the rows that say '{CHOSEN}' every device chose its alpha on the last 20 % of its "
             "train_s, without a look at test_s."
         )
+    notes += [_decodings(base, found) for base, found in sorted(results.decodings.items())]
     return Table(
         "Table 3: the best mix of each base",
         ("base", "alpha", "WER %", "minus P_s"),
@@ -108,6 +116,14 @@ def bases(results: Results) -> Table:
         notes=tuple(notes),
         marked=frozenset(marked),
     )
+
+
+def _decodings(base: str, found: Decodings) -> str:
+    share = 100 * found.used / max(found.exhaustive, 1)
+    says = f"{base}: {found.used:,} of {found.exhaustive:,} utterance decodings ({share:.1f} %)"
+    if not found.cut:
+        return f"{says}."
+    return f"{says}; for {found.cut:,} speakers the budget decided, not the confidence asked for."
 
 
 def grid(results: Results) -> Table:

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-from fedspeech import seeding
+from fedspeech import racing, seeding
 from fedspeech.aggregation import (
     AggregationRule,
+    BestOf,
     FederationView,
     Question,
+    Race,
     WordErrors,
     ask_peers,
 )
@@ -72,14 +74,46 @@ class DummyFederation:
         """What a rule may know for this speaker; with `weights`, once `peers` has answered."""
         return _DummyView(self, speaker, weights)
 
-    def exchange(self, questions: Mapping[str, Sequence[str]]) -> dict[str, dict[str, WordErrors]]:
+    def exchange(
+        self, questions: Mapping[str, Sequence[str] | BestOf]
+    ) -> dict[str, dict[str, WordErrors] | Race]:
         """What the devices of the asking speakers answer about their candidates."""
         self.exchanges += 1
-        step = -1 if self.backwards else 1
-        return {
-            speaker: {other: self.word_errors[speaker, other] for other in asked[::step]}
-            for speaker, asked in list(questions.items())[::step]
-        }
+        asked = list(questions.items())[:: self._step]
+        return {speaker: self._answer(speaker, question) for speaker, question in asked}
+
+    @property
+    def _step(self) -> int:
+        return -1 if self.backwards else 1
+
+    def _answer(self, speaker: str, asked: Sequence[str] | BestOf) -> dict[str, WordErrors] | Race:
+        if isinstance(asked, BestOf):
+            return self._race(speaker, asked)
+        return {other: self.word_errors[speaker, other] for other in asked[:: self._step]}
+
+    def _race(self, speaker: str, asked: BestOf) -> Race:
+        """A race on utterances of one word; which of them a candidate gets wrong is drawn."""
+        heard = {other: self._by_word(speaker, other) for other in asked.speakers[:: self._step]}
+        words = {len(errors) for errors in heard.values()}
+        if len(words) > 1:
+            raise RuleError(f"a race needs the same words for all, {speaker} has {sorted(words)}")
+        return racing.race(
+            heard,
+            asked.k,
+            np.ones(max(words, default=0), dtype=np.int64),
+            lambda names, utterances: np.stack([heard[name][utterances] for name in names]),
+            seeding.generator(self.seed, self.round, speaker, "race"),
+            asked.confidence,
+            asked.budget,
+        )
+
+    def _by_word(self, speaker: str, other: str) -> np.ndarray:
+        """The errors of `word_errors` on each word, int64 (words,)."""
+        told = self.word_errors[speaker, other]
+        draw = seeding.generator(self.seed, 0, speaker, f"errors of {other}")
+        each = np.full(told.words, told.errors // told.words)
+        each[draw.permutation(told.words)[: told.errors % told.words]] += 1
+        return each
 
     def peers(
         self, rule: AggregationRule, speakers: Iterable[str] | None = None
@@ -161,10 +195,18 @@ class _DummyView(FederationView):
     def word_errors(
         self, candidates: Sequence[str], utterances: str = "train"
     ) -> Awaitable[Mapping[str, WordErrors]]:
+        return Question(self._known(candidates))
+
+    def best(
+        self, candidates: Sequence[str], k: int, confidence: float = 0.95, budget: float = 0.15
+    ) -> Awaitable[Race]:
+        return Question(BestOf(self._known(sorted(set(candidates))), k, confidence, budget))
+
+    def _known(self, candidates: Sequence[str]) -> tuple[str, ...]:
         for other in candidates:
             if other not in self.federation.personal:
                 raise RuleError(f"the rule asked {self.speaker} about an unknown speaker: {other}")
-        return Question(tuple(candidates))
+        return tuple(candidates)
 
     def generic(self) -> TensorStream:
         return self.federation.read("the generic model", self.federation.generic)

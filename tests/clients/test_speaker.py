@@ -124,16 +124,22 @@ def test_a_later_round_starts_from_the_mix(speaker, tuned, client, heard, generi
 def test_candidates_are_judged_on_train_s_only(speaker, client, heard, generic, description):
     other = moved(generic, 0.02)
     difference = {name: other[name] - generic[name] for name in other}
-    found = speaker.candidate_errors(difference, "train")
+    (found,) = speaker.judge([difference], "train")
     model = dict(add(generic.items(), difference))
-    assert found.errors.tolist() == errors(model, description, heard(client.train))
-    assert found.words.sum() == speaker.words("train")
+    expected = errors(model, description, heard(client.train))
+    assert found.errors.tolist() == expected
+    assert found.words.tolist() == speaker.words("train").tolist()
+    chosen = [7, 0, 4]
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in generic.items()}
+    first, second = speaker.judge([nothing, difference], "train", chosen)
+    assert first.errors.tolist() == errors(
+        generic, description, [heard(client.train)[i] for i in chosen]
+    )
+    assert second.errors.tolist() == [expected[i] for i in chosen]
     with pytest.raises(ModelError, match="judged on train_s only, not on 'test'"):
-        speaker.candidate_errors(difference, "test")
+        list(speaker.judge([difference], "test"))
     with pytest.raises(ModelError, match=r"tensor output\.bias is missing"):
-        speaker.candidate_errors(
-            {k: v for k, v in difference.items() if k != "output.bias"}, "train"
-        )
+        list(speaker.judge([{k: v for k, v in difference.items() if k != "output.bias"}], "train"))
 
 
 def test_mixes_are_judged_on_test_s(speaker, tuned, client, heard, generic, description):
