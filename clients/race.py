@@ -94,9 +94,9 @@ class DeviceRace:
         settings = self._race["confidence"], self._race["budget"]
         names, k = self._asked["candidates"], self._race["k"]
         race = racing.race(names, k, self._words, errors, self._generator(), *settings)
-        told = {key: value for key, value in vars(race).items() if key != "errors"}
+        told = {**vars(race), "kept": list(race.kept)}
         words = int(self._words.sum())
-        return {"errors": race.errors, "words": words, "part": part, "race": told}
+        return {"errors": told.pop("errors"), "words": words, "part": part, "race": told}
 
     def _generator(self) -> np.random.Generator:
         return seeding.generator(self._race["seed"], self._race["round"], self._me.name, NOTE)

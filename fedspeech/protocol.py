@@ -24,9 +24,9 @@ PERSONALIZE = "train.personalize"
 lacks it. Up: P_s - G, losses, skipped."""
 WORD_ERRORS = "query.word_errors"
 """Down: candidates' P - G; part. Up: errors of each candidate, words.
-Of a race, down: the same without tensors that are held already; k, confidence, budget, seed, round,
-how many candidates come in all, and whether the race ends. Up: nothing before it ends; then errors
-and words of each candidate, the kept ones, and how many decodings that took."""
+Of a race, down: a few candidates, then the hashes of all; k, confidence, budget, seed, round, how
+many and which candidates race, and whether it ends. Up: nothing before it ends; then errors and
+words of each candidate, the kept ones, and how many decodings that took."""
 INSTALL = "train.install"
 """Down: base, alpha, hash of M_s; M_s unless it is G. Up: the hash of what was installed."""
 EVALUATE = "evaluate.personal"

@@ -1,5 +1,6 @@
 """`query.word_errors`: what rules want to know of the devices, in as few messages as will do."""
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -123,6 +124,8 @@ class Questions:
             "confidence": asked.confidence,
             "budget": asked.budget,
             "candidates": len(asked.speakers),
+            # Part of a race has to be another question than the same part of another race.
+            "among": hashlib.sha256("\n".join(sorted(asked.speakers)).encode()).hexdigest(),
             "seed": self._seed,
             "round": round,
             "ends": ends,

@@ -160,6 +160,14 @@ def test_a_failure_is_one_line():
 
 # Answers.
 
+RACE = {"k": 1, "ends": True}
+RACED = {
+    "kept": ["b"],
+    "words": {"a": 4, "b": 9},
+    "decodings": 3,
+    "exhaustive": 4,
+    "confident": False,
+}
 EVALUATED = {"words": [2, 1], "errors": [[0, 1], [2, 2]], "chosen": 0.5}
 GOOD = [
     (
@@ -173,6 +181,16 @@ GOOD = [
         {"candidates": {"a": "", "b": ""}, "part": "train"},
         {"errors": {"a": 0, "b": 3}, "words": 9, "part": "train"},
     ),
+    (
+        "query.word_errors in a race",
+        {"candidates": {"a": "", "b": ""}, "part": "train", "race": {**RACE, "ends": False}},
+        {"errors": {}, "words": 0, "part": "train"},
+    ),
+    (
+        "query.word_errors at its end",
+        {"candidates": {"a": "", "b": ""}, "part": "train", "race": RACE},
+        {"errors": {"a": 2, "b": 1}, "words": 9, "part": "train", "race": RACED},
+    ),
     (protocol.INSTALL, {"model": "abc"}, {"installed": "abc"}),
     (protocol.EVALUATE, {"alphas": [0.0, 1.0], "choose": [0.5, 1.0]}, EVALUATED),
     (protocol.EVALUATE, {"alphas": [0.0, 1.0], "choose": []}, {**EVALUATED, "chosen": None}),
@@ -181,7 +199,7 @@ GOOD = [
 
 @pytest.mark.parametrize(("kind", "asked", "said"), GOOD)
 def test_what_was_asked_for_is_accepted(kind, asked, said):
-    protocol.check_answer(kind, protocol.content(asked), protocol.content(said))
+    protocol.check_answer(kind.split()[0], protocol.content(asked), protocol.content(said))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +216,19 @@ def test_what_was_asked_for_is_accepted(kind, asked, said):
         (protocol.WORD_ERRORS, {"errors": {"a": 0}}, "expected the errors of each candidate"),
         (protocol.WORD_ERRORS, {"part": "test"}, "expected the errors of each candidate on train"),
         (protocol.WORD_ERRORS, {"errors": {"a": 0, "b": 1.5}}, "errors.b: Input should be a valid"),
+        ("query.word_errors in a race", {"errors": {"a": 0, "b": 0}}, "the errors of each"),
+        ("query.word_errors at its end", {"errors": {}}, "expected the errors of each candidate"),
+        ("query.word_errors at its end", {"race": None}, "expected how the race ended"),
+        ("query.word_errors at its end", {"race": {"kept": ["b"]}}, "race.words: Field required"),
+        (
+            "query.word_errors at its end",
+            {"race": {**RACED, "words": {"a": 4}}},
+            "expected the words of each candidate",
+        ),
+        *(
+            ("query.word_errors at its end", {"race": {**RACED, "kept": kept}}, f"kept {kept}, ex")
+            for kept in ([], ["a", "b"], ["b", "b"], ["c"])
+        ),
         (protocol.INSTALL, {"installed": "def"}, "installed def, expected abc"),
         (protocol.EVALUATE, {"errors": [[0, 1]]}, "one number of errors for each alpha"),
         (protocol.EVALUATE, {"errors": [[0, 1], [2]]}, "one number of errors for each alpha"),
@@ -210,7 +241,7 @@ def test_what_was_not_asked_for_is_refused(kind, change, told):
     asked, said = next((asked, said) for of, asked, said in GOOD if of == kind)
     wrong = protocol.content({**said, **change})
     with pytest.raises(ModelError) as caught:
-        protocol.check_answer(kind, protocol.content(asked), wrong)
+        protocol.check_answer(kind.split()[0], protocol.content(asked), wrong)
     assert str(caught.value).startswith("malformed answer: ")
     assert told in str(caught.value)
 
@@ -223,7 +254,7 @@ def test_what_was_not_asked_for_is_refused(kind, change, told):
 def test_an_answer_without_text_is_refused(kind, asked, said, record):
     content = RecordDict({} if record is None else {protocol.TEXT: record})
     with pytest.raises(ModelError, match="malformed answer"):
-        protocol.check_answer(kind, protocol.content(asked), content)
+        protocol.check_answer(kind.split()[0], protocol.content(asked), content)
 
 
 @pytest.mark.parametrize("kind", [protocol.PLAIN_TRAIN, protocol.PLAIN_EVALUATE])

@@ -76,7 +76,12 @@ def test_a_class_that_the_settings_name_goes_before_an_entry_point(mine):
             "known are dendrogram, generic, kbest, mean, random",
         ),
         ("Random", {"k": 3}, "unknown rule Random; the nearest known one is random"),
-        ("kbest", {"kk": 3}, r"rule kbest: .*'kk'; KBest takes \(k: int = 10\)$"),
+        ("kbest", {"kk": 3}, r"rule kbest: .*'kk'; KBest takes \(k: int = 10, search: .*\)$"),
+        (
+            "kbest",
+            {"search": "fast"},
+            "rule kbest: search has to be one of exhaustive, racing, fou",
+        ),
         ("kbest", {"k": 0}, "rule kbest: k has to be a whole number of at least 1, found 0"),
         ("mean", {"k": 3}, r"rule mean: .*; Mean takes \(\)$"),
         ("m", {"class": "mine_rules:Mine", "share": 2}, "rule m: share has to be at most 1, found"),

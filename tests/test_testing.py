@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedspeech.aggregation import AggregationRule, GroupRule, equal_weights
+from fedspeech.aggregation import AggregationRule, GroupRule, WordErrors, equal_weights
 from fedspeech.testing import DummyFederation, check_rule
 
 
@@ -246,7 +246,13 @@ class TwoQuestions(AggregationRule):
         return equal_weights(sorted(first | second))
 
 
-@pytest.mark.parametrize("rule", [AggregationRule, TwoPasses, Nobody, TwoQuestions])
+class Races(AggregationRule):
+    async def peers(self, speaker, view):
+        race = await view.best(others(speaker, view), k=2, confidence=0.9, budget=0.5)
+        return equal_weights(race.kept)
+
+
+@pytest.mark.parametrize("rule", [AggregationRule, TwoPasses, Nobody, TwoQuestions, Races])
 def test_rules_that_keep_all_promises_pass(rule):
     check_rule(rule)
 
@@ -255,6 +261,20 @@ def test_two_questions_of_all_speakers_are_two_exchanges():
     federation = DummyFederation(speakers=5)
     federation.peers(TwoQuestions())
     assert federation.exchanges == 2
+
+
+def test_a_race_is_on_the_errors_of_the_table():
+    federation = DummyFederation(speakers=5)
+    federation.word_errors |= {("s00", f"s0{i}"): WordErrors(7 * (5 - i), 20) for i in range(1, 5)}
+    question = federation.view("s00").best(["s03", "s01", "s04", "s02", "s01"], 2, 0.9, budget=1)
+    (race,) = federation.exchange({"s00": question.asked}).values()
+    assert set(race.kept) == {"s04", "s03"}
+    assert race.exhaustive == 4 * 20
+    on_all = {name for name, words in race.words.items() if words == 20}
+    assert {name: race.errors[name] for name in on_all} == {
+        name: federation.word_errors["s00", name].errors for name in on_all
+    }
+    assert federation.exchanges == 1
 
 
 def test_a_dummy_federation_follows_from_its_seed():

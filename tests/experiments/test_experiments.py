@@ -46,6 +46,7 @@ def test_the_papers_figures_are_written_out():
             "dendrogram": 50,
             "random": 50,
         }
+        assert settings.rules["kbest"]["search"] == "racing"
         assert (settings.model.name, settings.features.kind) == ("tdnn", "mfcc")
 
 
@@ -102,5 +103,7 @@ def test_tedlium3_runs_on_a_miniature_release(tmp_path, tone_corpus, monkeypatch
     parts = {row["part"]: row for row in results["corpus"]}
     assert parts["generic"]["speakers"] + parts["development"]["speakers"] == 3
     assert all(seconds <= 4.0 for seconds in parts["train_s"]["seconds_per_speaker"].values())
+    race = results["decodings"]["kbest"]
+    assert 0 < race["used"] < race["exhaustive"]
     assert read(out / "models" / "generic.json").units.kind == "pieces"
     assert (out / "report.html").exists()

@@ -22,7 +22,7 @@ CLIENT = "clients.app:app"
 GENERIC_SPEAKERS = 3
 LONG = {
     "rounds": 2,
-    "bases": ["mean", "kbest"],
+    "bases": ["mean", "kbest", "quick"],
     "continue_from": {"base": "kbest", "alpha": 0.5},
     "improve": {
         "class": "flwr.serverapp.strategy:FedProx",
@@ -30,8 +30,13 @@ LONG = {
         "options": {"proximal_mu": 0.1},
     },
 }
-"""Two rounds of a Flower strategy first, then two rounds of personalization."""
-RULES = {"kbest": {"k": 1}, "dendrogram": {"k": 2}, "random": {"k": 2}}
+"""Two rounds of a Flower strategy first, then two rounds of personalization, with races."""
+RULES = {
+    "kbest": {"k": 1},
+    "quick": {"class": "strategies.kbest:KBest", "k": 1, "search": "racing", "budget": 0.5},
+    "dendrogram": {"k": 2},
+    "random": {"k": 2},
+}
 
 
 def settings(corpus: Path, **sections: Any) -> Config:

@@ -75,3 +75,13 @@ class HalfAModel(AggregationRule):
 
     def combine(self, speaker, view):
         return ((name, t) for name, t in view.generic() if not name.startswith("output"))
+
+
+class RacesTwice(AggregationRule):
+    """Races three of the others, then the first two of them and the last."""
+
+    async def peers(self, speaker, view):
+        others = [other for other in view.speakers if other != speaker]
+        first = await view.best(others[:3], k=1, budget=0.5)
+        again = await view.best([*others[:2], others[-1]], k=1, budget=0.5)
+        return equal_weights(sorted({*first.kept, *again.kept}))

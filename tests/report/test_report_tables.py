@@ -42,6 +42,20 @@ def test_table_2_has_g_p_s_and_the_paired_gain(results: dict[str, Any]) -> None:
     assert rows[0][2] == f"{results['generic']['pooled']:.2f}"
 
 
+def test_table_3_says_how_many_decodings_each_choice_took(results: dict[str, Any]) -> None:
+    before = tables.bases(check(Results, results, "here")).notes
+    results["decodings"] = {
+        "quick": {"used": 8, "exhaustive": 2000, "cut": 3},
+        "kbest": {"used": 1500, "exhaustive": 1500, "cut": 0},
+    }
+    assert tables.bases(check(Results, results, "here")).notes == (
+        *before,
+        "kbest: 1,500 of 1,500 utterance decodings (100.0 %).",
+        "quick: 8 of 2,000 utterance decodings (0.4 %); for 3 speakers the budget decided, not the "
+        "confidence asked for.",
+    )
+
+
 def test_table_3_has_each_base_at_its_lowest_wer_and_at_the_devices_choice(
     results: dict[str, Any],
 ) -> None:

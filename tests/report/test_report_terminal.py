@@ -37,6 +37,11 @@ def test_all_numbers_are_shown_in_80_columns_of_plain_text(results: dict[str, An
     assert "speaker-98   after the deadline: 1, not sampled: 1" in text
 
 
+def test_the_decodings_of_a_choice_are_shown(results: dict[str, Any]) -> None:
+    results["decodings"] = {"kbest": {"used": 123, "exhaustive": 1000}}
+    assert "kbest: 123 of 1,000 utterance decodings (12.3 %)." in _shown(results)
+
+
 def test_names_that_look_like_markup_are_shown_as_they_are(results: dict[str, Any]) -> None:
     results["name"] = results["failures"][0]["speaker"] = "[bold]x[/]"
     assert _shown(results).count("[bold]x[/]") == 2

@@ -11,7 +11,7 @@ from fedspeech.aggregation import WordErrors
 from fedspeech.config import Config
 from fedspeech.evaluation import resample
 from server.results import assemble
-from strategies.outcome import Failure, Outcome
+from strategies.outcome import Decodings, Failure, Outcome
 
 SPEAKERS = ("s1", "s2", "s3", "s4")
 GONE = "s9"
@@ -41,6 +41,7 @@ def outcome() -> Outcome:
         found.distances[layer] = half + half.T
     found.distances["flat"] = np.ones((4, 4)) - np.eye(4)
     found.peers = {base: {s: {"s1": 0.5, "s3": 0.5} for s in SPEAKERS} for base in BASES}
+    found.decodings = {"mean": Decodings(), "kbest": Decodings(30, 200, 3) + Decodings(2, 5, 1)}
     found.skipped = dict.fromkeys(found.words, 2)
     found.failures = [Failure(GONE, 1, "train.install", "no answer")]
     return found
@@ -209,4 +210,5 @@ def test_what_is_passed_on(results):
     assert results["bytes"] == {"down": 1}
     assert results["loss_curves"] == {"generic": {}}
     assert results["peers"] == {base: {s: ["s1", "s3"] for s in SPEAKERS} for base in BASES}
+    assert results["decodings"] == {"kbest": {"used": 32, "exhaustive": 205, "cut": 4}}
     assert (results["kind"], results["seed"]) == ("personalization", 3)

@@ -145,7 +145,8 @@ def test_what_devices_answer_is_numbers_about_models_and_errors(recorded):
         records = message_from_proto(ProtoMessage.FromString(content)).content
         said |= strings(protocol.text(records))
         assert all(set(record) == {"json"} for record in records.config_records.values())
-    fields = {name for answer in protocol.ANSWERS.values() for name in answer.model_fields}
+    answers = (*protocol.ANSWERS.values(), protocol.Raced)
+    fields = {name for answer in answers for name in answer.model_fields}
     names = {pseudonym(0, name) for name in CLIENTS}
     hashes = {text for text in said if len(text) == 64 and set(text) <= set("0123456789abcdef")}
     assert said - fields - names - hashes == {"train", ""}

@@ -99,6 +99,33 @@ def test_killed_in_the_middle_of_a_long_run(corpus, undisturbed_long, tmp_path):
     assert len(asked.ids) == total - len(known)
 
 
+def races(folder: Path, ended: bool) -> int:
+    """How many parts of races, or ends, the journal has answers to."""
+    if not journaled(folder):
+        return 0
+    with sqlite3.connect(folder / "journal.sqlite") as database:
+        rows = database.execute(
+            "SELECT answer FROM messages WHERE kind = ?", [protocol.WORD_ERRORS]
+        )
+        found = ["decodings" in answer for (answer,) in rows]
+    database.close()
+    return sum(one == ended for one in found)
+
+
+def test_killed_in_the_middle_of_a_race(corpus, tmp_path):
+    """When some candidates have come, and when some races have ended."""
+    experiment, folder = settings(corpus, federation={"bases": ["quick"]}), tmp_path / "run"
+    straight = simulate(experiment, tmp_path / "straight")
+    assert results(straight)["decodings"]["quick"]["used"] > 0
+    for ended in (False, True):
+        process = start(experiment, folder)
+        kill_when(process, lambda ended=ended: races(folder, ended) >= 2)
+    known = journaled(folder)
+    asked = resume(experiment, folder)
+    assert_same(folder, straight)
+    assert not known & set(asked.ids)
+
+
 def test_nothing_is_asked_where_all_is_answered(corpus, undisturbed, undisturbed_long, tmp_path):
     for source, federation in ((undisturbed, {}), (undisturbed_long, LONG)):
         folder = tmp_path / source.parent.name

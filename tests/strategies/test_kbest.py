@@ -1,7 +1,8 @@
 import pytest
 
-from fedspeech.aggregation import WordErrors
-from fedspeech.testing import DummyFederation
+from fedspeech.aggregation import BestOf, WordErrors
+from fedspeech.errors import RuleError
+from fedspeech.testing import DummyFederation, check_rule
 from strategies.kbest import KBest
 
 ERRORS = {"s00": 5, "s01": 2, "s02": 7, "s03": 2, "s04": 0, "s05": 2}
@@ -50,3 +51,75 @@ def test_all_speakers_share_one_exchange_and_nobody_is_asked_about_itself():
         speaker: tuple(other for other in made.speakers if other != speaker)
         for speaker in made.speakers
     }
+
+
+# By racing.
+
+
+def apart(speakers=40, words=200):
+    """The models of s01, s02 … make about 2, 4 … errors on the 200 words of any speaker."""
+    made = DummyFederation(speakers)
+    made.word_errors = {
+        (s, other): WordErrors(min(2 * number, words), words)
+        for s in made.speakers
+        for number, other in enumerate(made.speakers)
+    }
+    return made
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_the_promises_hold_with_racing(k):
+    for budget in (0.15, 1.0):
+        check_rule(KBest, k=k, search="racing", budget=budget)
+
+
+def test_racing_finds_the_best_or_nearly():
+    made = apart()
+    best = made.peers(KBest(k=4))["s20"]
+    assert set(best) == {"s00", "s01", "s02", "s03"}
+    with_all = made.peers(KBest(k=4, search="racing", budget=1.0))
+    assert with_all["s20"] == best
+    quick = made.peers(KBest(k=4, search="racing", budget=0.15))["s20"]
+    assert len(quick) == 4 and all(int(other[1:]) < 12 for other in quick)
+
+
+def test_its_settings_are_those_of_the_race():
+    made = apart()
+    asked = {}
+    exchange = made.exchange
+    made.exchange = lambda questions: exchange(asked.setdefault("questions", questions))
+    made.peers(KBest(k=3, search="racing", confidence=0.8, budget=0.4))
+    assert asked["questions"]["s01"] == BestOf(
+        tuple(s for s in made.speakers if s != "s01"), 3, 0.8, 0.4
+    )
+    assert (KBest().search, KBest().confidence, KBest().budget) == ("exhaustive", 0.95, 0.15)
+
+
+def test_racing_counts_errors_on_common_words():
+    made = apart(5)
+    made.word_errors["s02", "s03"] = WordErrors(3, 10)
+    with pytest.raises(
+        RuleError, match=r"a race needs the same words for all, s02 has \[10, 200\]"
+    ):
+        made.peers(KBest(k=1, search="racing"), ["s02"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"search": "fast"}, "search has to be one of exhaustive, racing, found 'fast'"),
+        ({"confidence": 1}, "confidence has to be between 0 and 1, found 1"),
+        ({"budget": 15}, "budget has to be above 0 and at most 1, found 15"),
+    ],
+)
+def test_other_settings_are_refused(settings, told):
+    with pytest.raises(ValueError, match=told):
+        KBest(**settings)
+
+
+def test_a_rule_that_asks_for_nonsense_is_told():
+    view = DummyFederation(speakers=3).view("s00")
+    with pytest.raises(RuleError, match="the rule asked for the best models: k has to be a whole"):
+        view.best(["s01", "s02"], k=0)
+    with pytest.raises(RuleError, match="the rule asked s00 about an unknown speaker: zoe"):
+        view.best(["s01", "zoe"], k=1)
