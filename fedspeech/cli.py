@@ -1,6 +1,7 @@
 """The `fedspeech` command; thin."""
 
 import json
+import logging
 import os
 import shlex
 from errno import EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS
@@ -35,6 +36,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="The experiment.
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Flower and Ray log.")]
 DEMO = Path("experiments/demo.toml")
 REFUSALS = {EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS}
 """What a file system refuses: the user's to mend, wherever it comes up."""
@@ -48,23 +50,32 @@ def run(
     overrides: Overrides = [],  # noqa: B006  (Typer copies it)
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run an experiment. Example: `fedspeech run experiments/an4.toml --set seed=1`."""
     from fedspeech import config
 
+    _show_logs(verbose)
     _run(config.load(file, overrides), out, resume)
 
 
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/demo.")] = None,
+    verbose: Verbose = False,
 ) -> None:
     """Synthesize a small corpus and personalize it. Example: `fedspeech demo --out /tmp/demo`."""
     from fedspeech import config
 
+    _show_logs(verbose)
     settings = config.load(DEMO)
     folder = out or Path("runs") / settings.name
     _run(settings, folder, resume=folder.joinpath("config.toml").exists())
+
+
+def _show_logs(verbose: bool) -> None:
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
 
 
 def _run(settings: "Config", out: Path | None, resume: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -111,6 +112,21 @@ def test_run_report_and_resume(fedspeech, experiment, tmp_path):
     stages = [stage["stage"] for stage in timing["stages"]]
     assert stages == ["corpus", "generic model", "federation", "results"]
     assert timing["worker_deaths"] == 0
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_flower_logs_is_shown_where_it_is_wanted(experiment, tmp_path, verbose):
+    """In a process of its own: logging is set up once."""
+    changes = ["federation.bases=['generic']", "federation.improve.rounds=1"]
+    command = [Path(sys.executable).parent / "fedspeech", "run", experiment]
+    command += ["--out", tmp_path / "run", *(part for c in changes for part in ("--set", c))]
+    done = subprocess.run(
+        [*command, *["--verbose"][:verbose]], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("aggregate_train: Received 3 results" in done.stderr) == verbose
+    others = [line for line in done.stderr.splitlines() if not re.search(r": \d+ in \d", line)]
+    assert bool(others) == verbose
 
 
 # What a user gets wrong: one message, exit status 2, nothing left behind.

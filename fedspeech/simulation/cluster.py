@@ -11,6 +11,7 @@ import ray
 from fedspeech.config import EngineSettings
 from fedspeech.errors import RunError
 
+LOG = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 2**30
 """Ray spills to disk what does not fit."""
 CONNECT_SECONDS = 10.0
@@ -66,7 +67,9 @@ def _join(address: str) -> None:
 def _init(**options: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        shown = LOG.isEnabledFor(logging.INFO)
+        level = logging.INFO if shown else logging.ERROR
+        ray.init(log_to_driver=shown, logging_level=level, **options)
 
 
 def _check_what_is_there(engine: EngineSettings) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,19 @@ if TYPE_CHECKING:
     from fedspeech.simulation.on_ray import RayGrid
 
 
+LOG = logging.getLogger(__name__)
+
+
 def launch(settings: Config, folder: Path, resume: bool) -> None:
-    """Run an experiment in `folder`. Raises FedSpeechError for whatever is the user's to mend."""
+    """Run an experiment in `folder`. Raises FedSpeechError for whatever is the user's to mend.
+
+    What Flower and Ray log is shown where this module's own information is.
+    """
     apps = importlib.metadata.entry_points(group=APPS)
     server = apps["server"].load()
     assert isinstance(server, ServerApp)
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    if not LOG.isEnabledFor(logging.INFO):
+        logging.getLogger("flwr").setLevel(logging.WARNING)
     # Names that are wrong are said before anything starts.
     rules.of_experiment(settings)
     models.find(settings.model.name)
@@ -54,9 +62,12 @@ def make_grid(settings: Config, run: RunFolder, client: str) -> "InProcessGrid |
 
     if settings.engine.grid == "in-process":
         return InProcessGrid(client, nodes, settings.engine)
+    # Ray is imported here and not before: by then it is settled what it looks for at its import.
     if settings.engine.ray_address is not None:
         forget_token()
-    # Ray is imported here and not before: then it is settled how it knows its own.
+    if not LOG.isEnabledFor(logging.INFO):
+        # It prints what raylets report, whatever `ray.init` is told: skip every line.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
     from fedspeech.simulation.on_ray import RayGrid
 
     return RayGrid(client, nodes, settings.engine)

@@ -260,7 +260,8 @@ class RayGrid(SimulatedGrid):
         self._check_that_it_had_started(batch, error)
         self.deaths += 1
         hung = f" ({error})" if isinstance(error, TimeoutError) else ""
-        LOG.warning("a worker died (%s)", hung.strip(" ()") or type(error).__name__)
+        why = hung.strip(" ()") or type(error).__name__
+        LOG.warning("a worker died (%s); its messages go to a new one", why)
         ray.kill(batch.worker)
         self._start_worker()
         alone = len(batch.numbers) == 1 or batch.cohort

@@ -2,7 +2,6 @@
 
 import collections
 import importlib
-import logging
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,7 +34,6 @@ class Worker:
 
     def __init__(self, app: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        logging.getLogger("flwr").setLevel(logging.WARNING)
         self._app = load_app(app)
         # The first optimizer would import it, seconds into the first message.
         importlib.import_module("torch._dynamo")
