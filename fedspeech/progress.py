@@ -5,25 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 PLAIN_SECONDS = 15.0
 """At most one plain line in so many seconds, besides the last one of a stage."""
-
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeRemainingColumn(),
-    TextColumn("{task.fields[detail]}"),
-)
 
 
 class Stage:
@@ -31,10 +17,10 @@ class Stage:
 
     def __init__(self, least: int) -> None:
         self._console = Console(stderr=True)
-        self._least, self._total, self._done = least, least, 0
+        self._least, self._total = least, least
+        self._done = self._before = 0
         self._name = self._detail = ""
-        self._started = time.monotonic()
-        self._said = self._started
+        self._started = self._last = self._said = time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -42,33 +28,83 @@ class Stage:
         """There are at least so many to do."""
         self._total = max(self._least, total)
         if not self._name and self._console.is_terminal:
-            self._bar = Progress(*COLUMNS, console=self._console, transient=True)
-            self._task = self._bar.add_task(name, total=self._total, detail="")
+            columns = (TextColumn("{task.description}"), BarColumn(), _Told(self))
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task(name, total=self._total)
             self._bar.start()
         self._name = name
         if self._bar is not None:
             self._bar.update(self._task, total=self._total)
 
+    def skip(self) -> None:
+        """One more was done in an earlier run: it says nothing about the pace."""
+        self._before += 1
+        self._count("")
+
     def advance(self, detail: str) -> None:
         """One more is done; a word on how that went, or nothing."""
+        self._last = time.monotonic()
+        self._count(detail)
+
+    def _count(self, detail: str) -> None:
         self._done += 1
         self._detail = detail
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, detail=detail)
+            self._bar.update(self._task, advance=1)
         elif time.monotonic() - self._said > PLAIN_SECONDS:
             self._said = time.monotonic()
-            self._print(f"{self._name}: {self._done}/{self._total} {detail}".rstrip())
+            self._print(f"{self._name}: {self.told()}")
+
+    def told(self) -> str:
+        """How far the stage is, how fast it goes, what is left and how the last step went."""
+        said = [f"{self._done}/{self._total}"]
+        if (each := self._seconds_each()) > 0:
+            waited = time.monotonic() - self._last
+            left = max(0.0, (self._total - self._done) * each - waited)
+            said += [_pace(each), f"{_duration(left)} left"]
+        return ", ".join([*said, self._detail] if self._detail else said)
 
     def finish(self) -> None:
         """Leave one line with the time that the stage took and how the last step went."""
         if self._bar is not None:
             self._bar.stop()
-        if self._name:
-            seconds = time.monotonic() - self._started
-            self._print(f"{self._name}: {self._done} in {seconds:.1f} s {self._detail}".rstrip())
+        if not self._name:
+            return
+        said = [f"{self._name}: {self._done} in {time.monotonic() - self._started:.1f} s"]
+        if (each := self._seconds_each()) > 0:
+            said.append(_pace(each))
+        self._print(", ".join([*said, self._detail] if self._detail else said))
+
+    def _seconds_each(self) -> float:
+        """Of what was done in this run; 0 where nothing was."""
+        fresh = self._done - self._before
+        return (self._last - self._started) / fresh if fresh else 0.0
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Told(ProgressColumn):
+    """What a plain line would say now."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def render(self, task: Task) -> Text:
+        return Text(self._stage.told())
+
+
+def _pace(seconds_each: float) -> str:
+    return f"{1 / seconds_each:.3g}/s" if seconds_each < 1 else f"{seconds_each:.3g} s each"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 @contextmanager

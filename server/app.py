@@ -24,6 +24,7 @@ from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.simulation import devices
 from server import attendance, generic, improve, ledger, results
 from server.attended_grid import AttendedGrid
+from server.detail import detail
 from server.generic import Generic
 from server.journal import Journal
 from server.metrics import Metrics
@@ -129,12 +130,11 @@ class _Run:
 
     def _tell_losses(self, speakers: Mapping[int, str], reply: Message) -> str:
         """What the progress line says of a reply."""
-        if reply.metadata.message_type != protocol.PERSONALIZE:
-            return ""
-        losses = protocol.text(reply.content)["losses"]
-        speaker = speakers[reply.metadata.src_node_id]
-        self.metrics.fine_tuning(speaker, int(reply.metadata.group_id), losses)
-        return f"loss {losses[-1]:.2f}"
+        if reply.metadata.message_type == protocol.PERSONALIZE:
+            losses = protocol.text(reply.content)["losses"]
+            speaker = speakers[reply.metadata.src_node_id]
+            self.metrics.fine_tuning(speaker, int(reply.metadata.group_id), losses)
+        return detail(reply)
 
     def _improve(
         self, recorded: RecordedGrid, trained: Generic, members: Sequence[Member]

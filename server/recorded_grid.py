@@ -119,7 +119,7 @@ class RecordedGrid(Grid):
                     (message_id,) = self._grid.push_messages([message])
                     underway.add(message_id, asked[-1], message)
                 else:
-                    shown.advance("")
+                    shown.skip()
                 del message  # or its tensors would stay until the next one is made
                 while underway.full() or (len(underway) and self._ready()):
                     self._collect(timeout, shown)
