@@ -62,15 +62,16 @@ class Exchange:
             speaker = self._speakers[reply.metadata.src_node_id]
             self._asked.discard(speaker)
             if (reason := protocol.failure(reply)) is not None:
-                self._drop(speaker, round, kind, reason)
+                self.drop(speaker, round, kind, reason)
             elif speaker in self.active:
                 yield speaker, reply.content
         for speaker in sorted(self._asked):
-            self._drop(speaker, round, kind, "no answer")
+            self.drop(speaker, round, kind, "no answer")
         self._asked = set()
         self.check_quorum(round, kind, len(self.active), len({*self.active, *self._dropped()}))
 
-    def _drop(self, speaker: str, round: int, kind: str, reason: str) -> None:
+    def drop(self, speaker: str, round: int, kind: str, reason: str) -> None:
+        """Leave a speaker out from now on."""
         if self.active.pop(speaker, None) is not None:
             self._failures.append(Failure(speaker, round, kind, reason))
 

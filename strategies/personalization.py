@@ -275,34 +275,43 @@ class Personalization(Strategy):
         words, wrong = 0, dict.fromkeys(cells.values(), 0)
         for speaker, content in self._exchange.answers(server_round, protocol.EVALUATE, replies):
             said = protocol.text(content)
-            self.outcome.words[speaker] = np.array(said["words"])
+            known = self.outcome.words.setdefault(speaker, np.array(said["words"]))
+            if known.tolist() != said["words"]:
+                why = "its test_s has other words than in an answer of before"
+                self._exchange.drop(speaker, server_round, protocol.EVALUATE, why)
+                continue
             words += sum(said["words"])
             for alpha, errors in zip(cells.values(), said["errors"], strict=True):
                 self.outcome.errors.setdefault((base, alpha), {})[speaker] = np.array(errors)
                 wrong[alpha] += sum(errors)
             if said["chosen"] is not None:
                 self.outcome.chosen.setdefault(base, {})[speaker] = said["chosen"]
-        return MetricRecord({f"alpha-{alpha:g}": 100 * n / words for alpha, n in wrong.items()})
+        rates = {alpha: 100 * n / max(words, 1) for alpha, n in wrong.items()}
+        return MetricRecord({f"alpha-{alpha:g}": rate for alpha, rate in rates.items()})
 
     # Figure 2, and the end.
 
     def _relate_distance_to_errors(self, grid: Grid, round: int) -> None:
-        """Decode a sample of pairs where no rule had all decoded, and take all distances."""
+        """Decode a sample of pairs where no rule had all decoded, and take all distances.
+
+        What a rule had decoded beside the sample does not count: it chose whom it asked about.
+        """
         speakers = tuple(self._exchange.active)
         pairs = [(s, other) for s in speakers for other in speakers if s != other]
         known = self._questions.pairs("train")
         if any(pair not in known for pair in pairs):
             draw = seeding.generator(self._config.seed, round, "", "pairs")
             most = min(self._config.federation.pair_decodings, len(pairs))
-            drawn = sorted(pairs[i] for i in draw.choice(len(pairs), most, replace=False))
-            wanted = {s: tuple(c for of, c in drawn if of == s) for s in speakers}
+            pairs = sorted(pairs[i] for i in draw.choice(len(pairs), most, replace=False))
+            wanted = {s: tuple(c for of, c in pairs if of == s) for s in speakers}
             asked = {s: Candidates(cs, "train") for s, cs in wanted.items() if cs}
             self._questions.ask(grid, round, asked)
+            known = self._questions.pairs("train")
         federation = self._bases.federation(round)
         self.outcome.distances = {
             layer: federation.distances(names) for layer, names in federation.layers.items()
         }
-        self.outcome.pairs = self._questions.pairs("train")
+        self.outcome.pairs = {pair: known[pair] for pair in pairs if pair in known}
 
     def _finish(self) -> None:
         self.outcome.speakers = tuple(self._exchange.active)

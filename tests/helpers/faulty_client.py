@@ -89,6 +89,10 @@ def _route(message: Message, context: Context) -> Message:
         del reply.content[next(iter(reply.content.array_records))]
     if fault == "no metrics":
         del reply.content["metrics"]
+    if fault == "fewer words":
+        said = protocol.text(reply.content)
+        shorter = {"words": said["words"][1:], "errors": [each[1:] for each in said["errors"]]}
+        reply.content[protocol.TEXT] = protocol.write_text({**said, **shorter})
     if fault == "no text":
         reply.content[protocol.TEXT] = protocol.write_text({})
     return reply

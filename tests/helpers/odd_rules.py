@@ -32,6 +32,15 @@ class AsksTwice(AggregationRule):
         return equal_weights(others[:1])
 
 
+class AsksAboutTheFirst(AggregationRule):
+    """Asks about the first of all others by id."""
+
+    async def peers(self, speaker, view):
+        first = [other for other in view.speakers if other != speaker][:1]
+        await view.word_errors(first)
+        return equal_weights(first)
+
+
 class AsksAboutNobody(AggregationRule):
     """Asks about a speaker that is not there."""
 

@@ -80,9 +80,10 @@ def test_a_bad_answer_is_its_own_speakers_failure(crowd, good_alone, tmp_path):
 def test_who_drops_out_later_is_in_no_cell(crowd, tmp_path, kind, what):
     """The speaker's own answers of before are in none of the figures, nor is it a row of peers."""
     plan([fault(kind, "t04", what)])
-    experiment = settings(
-        crowd, partition={"clients": (*GOOD, "t06")}, federation={"bases": ["generic", "kbest"]}
-    )
+    federation = {"bases": ["generic", "kbest"]}
+    if kind == protocol.INSTALL:  # what the next round starts from
+        federation |= {"rounds": 2, "continue_from": {"base": "kbest", "alpha": 0.5}}
+    experiment = settings(crowd, partition={"clients": (*GOOD, "t06")}, federation=federation)
     run = simulate(experiment, tmp_path / "run", client=APP)
     found, gone = results(run), pseudonym(0, "t04")
     assert [(one["speaker"], one["message"]) for one in found["failures"]] == [(gone, kind)]
@@ -91,6 +92,16 @@ def test_who_drops_out_later_is_in_no_cell(crowd, tmp_path, kind, what):
     assert {row["speaker"] for row in found["per_speaker"]} == others
     assert set(found["peers"]["kbest"]) == set(found["peers"]["generic"]) == others
     assert set(found["dendrogram"]["speakers"]) == set(found["chosen_alpha"]["alphas"]) == others
+
+
+def test_who_is_tested_on_other_words_from_one_answer_to_the_next_drops_out(crowd, tmp_path):
+    plan([fault(protocol.EVALUATE, "t04", "fewer words", times=1)])
+    experiment = settings(crowd, partition={"clients": GOOD}, federation={"bases": ["mean"]})
+    found = results(simulate(experiment, tmp_path / "run", client=APP))
+    (failure,) = found["failures"]
+    assert (failure["speaker"], failure["message"]) == (pseudonym(0, "t04"), protocol.EVALUATE)
+    assert failure["reason"] == "its test_s has other words than in an answer of before"
+    assert found["speakers"] == 2
 
 
 def test_a_poisoned_answer_to_a_flower_strategy_is_left_out(crowd, tmp_path):

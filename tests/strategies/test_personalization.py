@@ -151,6 +151,13 @@ def test_a_sample_of_pairs_is_decoded_where_no_rule_asks(corpus, tmp_path):
     assert pairs == results(folder)["pairs"] == 5
 
 
+def test_what_a_rule_had_decoded_beside_the_sample_does_not_count(corpus, tmp_path):
+    experiment = odd(corpus, "AsksAboutTheFirst", pair_decodings=5)
+    folder, asked = run(experiment, tmp_path / "run")
+    decoded = sum(len(text["candidates"]) for text, _ in asked.of(protocol.WORD_ERRORS))
+    assert decoded > 5 == results(folder)["pairs"]
+
+
 def test_two_bases_that_come_to_the_same_model_are_two_questions(corpus, tmp_path):
     rules = {"again": {"class": "strategies.mean:Mean"}}
     bases = ["mean", "kbest", "again"]  # in between, devices hold another one
