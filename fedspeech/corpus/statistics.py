@@ -44,7 +44,8 @@ def _row(part: str, cuts: Sequence[MonoCut]) -> dict[str, Any]:
 
 
 def fingerprint(corpus: Iterable[MonoCut]) -> str:
-    """SHA-256 over id, speaker, text, span and size of the audio file of each utterance, in order.
+    """SHA-256 over id, speaker, text, span, further fields and size of the audio file of each
+    utterance, in order.
 
     Audio itself is not read: this takes seconds for the largest corpora.
     """
@@ -52,5 +53,6 @@ def fingerprint(corpus: Iterable[MonoCut]) -> str:
     for cut in corpus:
         size = Path(cut.recording.sources[0].source).stat().st_size
         entry = [cut.id, speaker_of(cut), text_of(cut), cut.start, cut.duration, size]
-        digest.update(json.dumps(entry).encode() + b"\n")
+        fields = cut.supervisions[0].custom or {}
+        digest.update(json.dumps([*entry, fields], sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
