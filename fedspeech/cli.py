@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedspeech import __version__
 from fedspeech.errors import FedSpeechError
@@ -123,7 +123,7 @@ def strategies() -> None:
     """List the aggregation rules that are installed. Example: `fedspeech strategies`."""
     from fedspeech import rules
 
-    table = Table("rule", "from", "what it does")
+    table = Table(*(Column(name, overflow="fold") for name in ("rule", "from", "what it does")))
     for name, source, summary in rules.available():
         table.add_row(name, source, summary)
     Console().print(table)

@@ -321,6 +321,13 @@ def test_rules_are_listed_with_where_they_come_from(fedspeech, monkeypatch):
         assert re.search(rf"{name} .*fedspeech, strategies\.{name}:", out)
 
 
+def test_a_narrow_terminal_cuts_no_name_of_a_class_off(fedspeech, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    _, out, _ = fedspeech("strategies")
+    column = [line.split("│")[2].strip() for line in out.splitlines() if line.count("│") == 4]
+    assert "strategies.dendrogram:Dendrogram" in "".join(column)
+
+
 def test_corpus_stats(fedspeech, experiment, tones):
     status, out, _ = fedspeech("corpus", "stats", experiment)
     assert status == 0
