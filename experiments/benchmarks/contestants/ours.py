@@ -1,0 +1,65 @@
+"""Our engine: Ray workers, the journal, the strategy; each P_s ends up on the server's disk.
+
+`how` is "fp32" or "bf16".
+"""
+
+from contextlib import closing
+from pathlib import Path
+from time import perf_counter
+
+from flwr.app import ArrayRecord, ConfigRecord
+
+from experiments.benchmarks.harness import Channel
+from experiments.benchmarks.workload import Job, Workload
+from fedspeech import protocol, tensors
+from fedspeech.config import Config
+from fedspeech.population import Population
+from fedspeech.protocol import Member
+from fedspeech.run_folder import RunFolder
+from fedspeech.simulation.launch import make_grid
+from server.journal import Journal
+from server.recorded_grid import Keeper, RecordedGrid
+from server.roster import describe
+from strategies.personalization import Personalization
+
+CLIENT = "experiments.benchmarks.contestants.our_client:app"
+
+
+def serve(channel: Channel, folder: Path, workers: int) -> None:
+    """Answer each job with the seconds that it took."""
+    held, run = Workload(folder), RunFolder(folder)
+    grid = make_grid(Config.model_validate({"engine": {"workers": workers}}), run, CLIENT)
+    try:
+        with closing(Journal(run.journal)) as journal:
+            recorded = RecordedGrid(grid, journal, folder)
+            members = describe(grid, journal, len(held.devices))
+            recorded.know(members)
+            channel.answer("ready")
+            for job in channel:
+                strategy = _strategy(held, run, journal, members[: job.speakers], job)
+                started = perf_counter()
+                personalize(strategy, recorded, ArrayRecord(held.generic(job.size)))
+                channel.answer(perf_counter() - started)
+    finally:
+        grid.close()
+
+
+def _strategy(
+    held: Workload, run: RunFolder, journal: Journal, members: list[Member], job: Job
+) -> Personalization:
+    population = Population(run.models / job.size)
+    if not population.generic_path.exists():
+        tensors.write(population.generic_path, held.generic(job.size))
+    personal = job.settings(job.how).model_dump(mode="json")
+    settings = Config.model_validate({"seed": job.seed, "personal": personal})
+    about = held.description(job.size)
+    return Personalization({}, population, about, members, settings, journal)
+
+
+def personalize(strategy: Personalization, grid: RecordedGrid, generic: ArrayRecord) -> None:
+    """The round of fine-tuning of a run. Raises RuntimeError where a speaker dropped out."""
+    grid.keep(protocol.PERSONALIZE, Keeper(strategy.keep, strategy.still_there))
+    messages = strategy.configure_train(1, generic, ConfigRecord(), grid)
+    strategy.aggregate_train(1, grid.send_and_receive(messages))
+    for failure in strategy.outcome.failures:
+        raise RuntimeError(f"{failure.speaker} dropped out: {failure.reason}")
