@@ -143,7 +143,7 @@ class RunFolder:
                 "versions": {"python": platform.python_version(), **_versions()},
                 "seed": seed,
                 "git": _git_state(),
-                "machine": {"system": platform.platform(), "processor": _processor()},
+                "machine": {"system": platform.platform(), "processor": processor()},
                 "corpus": corpus_fingerprint,
                 "command": sys.argv[1:],
             },
@@ -175,7 +175,8 @@ def _git_state() -> str:
     return said.stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """How many cores of which processor this machine has, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from experiments.benchmarks.contestants import CORES, flower, mute
+from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Channel, Child, Failed, Row, Setting, say, spread
 from fedspeech import protocol
 from fedspeech.config import Config
@@ -20,7 +21,9 @@ from server.journal import Journal
 from server.recorded_grid import RecordedGrid
 
 TABLE = "A round of clients that do nothing"
-LIMIT = 120.0
+LIMIT = 600.0
+ANSWER_LIMIT = 120.0
+PANELS = (Panel(TABLE, "clients", "seconds", ("engine",), logarithmic=True),)
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,11 @@ def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
         child = Child(serve, argument, most, log=setting.folder / "logs" / f"{name}.log")
         row: Row = {"table": TABLE, "engine": name}
         try:
-            child.receive(LIMIT)
+            child.receive(ANSWER_LIMIT)
             start_up = child.age
             for clients in plan.clients:
-                child.ask(clients, LIMIT)  # the first round of a size warms up
-                seconds = [child.ask(clients, LIMIT) for _ in range(plan.repeats)]
+                child.ask(clients, ANSWER_LIMIT)  # the first round of a size warms up
+                seconds = [child.ask(clients, ANSWER_LIMIT) for _ in range(plan.repeats)]
                 row |= {"clients": clients, "seconds": spread(seconds), "start-up, s": start_up}
                 yield dict(row)
             child.close()
@@ -96,6 +99,4 @@ def _answer_rounds(channel: Channel, grid: Grid, nodes: list[int]) -> None:
 
 
 def _messages(nodes: list[int], number: int) -> list[Message]:
-    return [
-        Message(protocol.content({}), node, mute.NOOP, group_id=str(number)) for node in nodes
-    ]
+    return [Message(protocol.content({}), node, mute.NOOP, group_id=str(number)) for node in nodes]

@@ -9,13 +9,19 @@ from typing import Any
 
 from experiments.benchmarks import workload
 from experiments.benchmarks.contestants import CORES, FIELD, OURS, PLAIN, RACE, Contestant
+from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Child, Failed, Row, Setting, ratio, say, spread
 from experiments.benchmarks.workload import Job, Workload
 
 THROUGHPUT = "Speakers fine-tuned per second, start-up excluded"
 START_TO_END = "From start to end"
-LIMIT = 300.0
+LIMIT = 2400.0
+ANSWER_LIMIT = 300.0
 """Seconds that one answer may take."""
+PANELS = (
+    Panel(THROUGHPUT, "contestant", "/ plain's speed", ("size",)),
+    Panel(START_TO_END, "contestant", "seconds", ("size",)),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ class Field:
         """The seconds that a job takes. Raises Failed; the next job meets a new process."""
         child = self._child(contestant)
         try:
-            seconds = child.ask(job._replace(seed=next(self._seeds), how=contestant.how), LIMIT)
+            seconds = child.ask(
+                job._replace(seed=next(self._seeds), how=contestant.how), ANSWER_LIMIT
+            )
         except Failed:
             del self._children[contestant.process]
             raise
@@ -84,7 +92,7 @@ class Field:
             number = next(self._folders)
             own = self.held.copy(self._folder / f"field-{number}")
             child = contestant.start(own, self._folder / "logs" / f"field-{number}.log")
-            child.receive(LIMIT)
+            child.receive(ANSWER_LIMIT)
             self._children[key], self.start_up[key] = child, child.age
         return self._children[key]
 
@@ -121,7 +129,7 @@ def throughput(field: Field, plan: Plan, job: Job) -> Iterator[Row]:
             **row,
             "updates per speaker": field.held.updates(job),
             "speakers per second": spread([job.speakers / s for s in taken]),
-            **_against("plain's speed", seconds[PLAIN] if PLAIN in seconds else [], taken),
+            **_against("plain's speed", seconds.get(PLAIN, []), taken),
             "start-up, s": field.start_up[contestant.process],
         }
 
@@ -159,15 +167,13 @@ def start_to_end(setting: Setting, plan: Plan, held: Workload) -> Iterator[Row]:
         }
 
 
-def _race(
-    setting: Setting, plan: Plan, held: Workload, contestant: Contestant, turn: int
-) -> float:
+def _race(setting: Setting, plan: Plan, held: Workload, contestant: Contestant, turn: int) -> float:
     contestant.check()
     own = held.copy(setting.folder / "race")
     try:
         child = contestant.start(own, setting.folder / "logs" / "race.log")
-        child.receive(LIMIT)
-        child.ask(plan.race._replace(seed=1000 + turn, how=contestant.how), LIMIT)
+        child.receive(ANSWER_LIMIT)
+        child.ask(plan.race._replace(seed=1000 + turn, how=contestant.how), ANSWER_LIMIT)
         child.close()
         return child.age
     finally:

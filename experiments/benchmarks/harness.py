@@ -84,7 +84,7 @@ class Channel:
 class Child:
     """A process that runs `target(channel, *args)`; what it prints goes into the file `log`."""
 
-    def __init__(self, target: Callable[..., None], *args: object, log: Path) -> None:
+    def __init__(self, target: Callable[..., None], *args: object, log: Path | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         # Apple's pfl takes a process of any other name for one of its data loaders.
@@ -154,17 +154,15 @@ class Child:
 
 def _serve(
     connection: "Connection[Any, Any]",
-    log: Path,
+    log: Path | None,
     target: Callable[..., None],
     args: tuple[Any, ...],
 ) -> None:
     # Whoever kills the parent does not know of its children.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    if log is not None:
+        _print_into(log)
     try:
         target(Channel(connection), *args)
         connection.send((END, None))
@@ -174,3 +172,11 @@ def _serve(
         traceback.print_exc()
         with suppress(OSError):
             connection.send((ERROR, f"{type(error).__name__}: {error}"))
+
+
+def _print_into(log: Path) -> None:
+    """Whatever this process and those that it starts print."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)

@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from experiments.benchmarks.contestants import CORES, flower, mute, ours
+from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Channel, Child, Failed, Row, Setting, say
 from fedspeech import tensors
 from fedspeech.config import Config
@@ -38,7 +39,9 @@ from strategies.questions import Questions
 
 TABLE = "Memory of the server"
 FINE_TUNING = "fine-tuning"
-LIMIT = 900.0
+LIMIT = 1800.0
+ANSWER_LIMIT = 900.0
+PANELS = (Panel(TABLE, "speakers", "anonymous above idle, MiB", ("engine", "step")),)
 POLL_SECONDS = 0.02
 MOST_OF_THE_DISK = 0.8
 """The share of what is free that the personal models may take."""
@@ -84,12 +87,12 @@ def _ours(setting: Setting, plan: Plan, number: int) -> Iterator[Row]:
     child = Child(serve_ours, folder, plan, setting.seed, log=log)
     row: Row = {"table": TABLE, "engine": "fedspeech", "speakers": number}
     try:
-        child.receive(LIMIT)
+        child.receive(ANSWER_LIMIT)
         idle = memory(child.pid)
         for step in (FINE_TUNING, "mean", "random"):
             say(f"memory: {number} speakers, {step}")
             with Watch(child.pid) as watch:
-                seconds = child.ask(step, LIMIT)
+                seconds = child.ask(step, ANSWER_LIMIT)
             yield {**row, "step": step, **watch.above(idle), "seconds": seconds}
         child.close()
     except Failed as reason:
@@ -132,10 +135,10 @@ def _flowers(setting: Setting, plan: Plan, number: int) -> Row:
     child = Child(serve_flower, plan, number, setting.seed, log=log)
     row: Row = {"table": TABLE, "engine": "Flower", "speakers": number, "step": "FedAvg"}
     try:
-        child.receive(LIMIT)
+        child.receive(ANSWER_LIMIT)
         idle = memory(child.pid)
         with Watch(child.pid, plan.flowers_mib) as watch:
-            seconds = child.ask("go", LIMIT)
+            seconds = child.ask("go", ANSWER_LIMIT)
         child.close()
     except Failed as reason:
         full = f"ended at {plan.flowers_mib:.0f} MiB" if watch.ended else str(reason)

@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 from experiments.benchmarks import workload
 from experiments.benchmarks.contestants import CORES, ours
+from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Child, Failed, Row, Setting, say, spread
 from experiments.benchmarks.workload import Job, Workload
 
 SPEAKERS, WORKERS = "Fine-tuning time against speakers", "Fine-tuning time against workers"
-LIMIT = 300.0
+LIMIT = 900.0
+ANSWER_LIMIT = 300.0
+PANELS = (
+    Panel(SPEAKERS, "speakers", "seconds", ("workers",)),
+    Panel(WORKERS, "workers", "seconds", ("speakers",)),
+)
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,15 @@ def _measure(
     name = f"{len(numbers)}-sizes-{workers}-workers"
     own = held.copy(setting.folder / name)
     child = Child(ours.serve, own, workers, log=setting.folder / "logs" / f"{name}.log")
-    child.receive(LIMIT)
+    child.receive(ANSWER_LIMIT)
     start_up, seeds = child.age, itertools.count(1)
-    child.ask(plan.job._replace(speakers=min(workers, max(numbers)), epochs=1, seed=0), LIMIT)
+    child.ask(
+        plan.job._replace(speakers=min(workers, max(numbers)), epochs=1, seed=0), ANSWER_LIMIT
+    )
     for number in numbers:
         say(f"{workers} workers, {number} speakers")
         jobs = [plan.job._replace(speakers=number, seed=next(seeds)) for _ in range(plan.repeats)]
-        seconds = [child.ask(job, LIMIT) for job in jobs]
+        seconds = [child.ask(job, ANSWER_LIMIT) for job in jobs]
         yield {
             "table": table,
             "workers": workers,

@@ -29,9 +29,9 @@ from fedspeech.config import (
 from fedspeech.corpus import partition, synthetic
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import Client
-from fedspeech.models import MODELS, SMALL_LAYERS, description
+from fedspeech.models import MODELS, PAPER_LAYERS, SMALL_LAYERS, description
 from fedspeech.models.description import ModelDescription
-from fedspeech.models.tdnn import TDNN
+from fedspeech.models.tdnn import TDNN, Layer
 from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors
 from fedspeech.training.personal import validation_split
@@ -44,11 +44,20 @@ STILL = PersonalAugmentation(speeds=(), time_masks=0, frequency_masks=0)
 BATCH, RATE = 16, 5e-4
 
 
-def _of_width(width: int) -> Callable[[int, int], torch.nn.Module]:
-    return lambda inputs, units: TDNN(inputs, units, width=width, layers=SMALL_LAYERS)
+def _of_width(
+    width: int, layers: tuple[Layer, ...] = SMALL_LAYERS
+) -> Callable[[int, int], torch.nn.Module]:
+    return lambda inputs, units: TDNN(inputs, units, width=width, layers=layers)
 
 
-MODELS.update({"benchmark-0.1m": _of_width(56), "benchmark-1m": _of_width(216)})
+MODELS.update(
+    {
+        "benchmark-tiny": _of_width(24),
+        "benchmark-0.1m": _of_width(56),
+        "benchmark-1m": _of_width(216),
+        "benchmark-4m": _of_width(256, PAPER_LAYERS),
+    }
+)
 
 
 class Job(NamedTuple):
@@ -127,10 +136,16 @@ class Workload:
         return folder
 
 
-def speak(speakers: int, utterances: int, seed: int) -> list[Client]:
-    """Speakers of the synthetic corpus, the demo's phrases: so many utterances in train_s."""
+def speak(
+    speakers: int, utterances: int, seed: int, words: tuple[int, int] = (2, 4)
+) -> list[Client]:
+    """Speakers of the synthetic corpus, by default the demo's phrases; `utterances` in train_s."""
     settings = SyntheticSettings(
-        speakers=speakers, train_utterances=utterances, test_utterances=2, seed=seed
+        speakers=speakers,
+        train_utterances=utterances,
+        test_utterances=2,
+        words=words,
+        seed=seed,
     )
     speech = synthetic.prepare(CorpusSettings(recipe="synthetic", synthetic=settings))
     part = TrainPart(field="part", values=("train",))

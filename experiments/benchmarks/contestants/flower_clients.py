@@ -1,4 +1,4 @@
-"""The client app that Flower's own simulation runs: our client, and one as its quickstart has it."""
+"""The client app for Flower's own simulation: our client, and one as its quickstart has it."""
 
 import os
 from pathlib import Path
