@@ -6,7 +6,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test lint test-faults clean
+.PHONY: help venv demo test lint test-faults bench clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -33,6 +33,10 @@ test: venv lint ## All tests (at most 15 minutes on 2 cores)
 
 test-faults: venv ## Every fault, at random moments (slow)
 	FEDSPEECH_FAULTS=all $(BIN)/pytest -m faults
+
+bench: venv ## Beside plain loops, Flower and Apple's pfl: experiments/benchmarks (some 40 minutes on 2 cores)
+	-$(BIN)/python -m pip install --quiet --no-deps -r experiments/benchmarks/requirements.txt
+	$(BIN)/python -m experiments.benchmarks
 
 clean: ## Remove the environment and the runs
 	rm -rf $(VENV) runs

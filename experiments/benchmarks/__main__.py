@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from experiments.benchmarks import figure, tables
@@ -27,7 +26,18 @@ from experiments.benchmarks.harness import Channel, Child, Failed, Row, Setting,
 from fedspeech.run_folder import processor
 from fedspeech.tensors import write_whole
 
-NAMES = ("engine_overhead", "fine_tuning", "scaling", "kbest_search", "averaging", "memory")
+BENCHMARKS = {
+    name: f"experiments.benchmarks.{name}"
+    for name in (
+        "engine_overhead",
+        "fine_tuning",
+        "scaling",
+        "kbest_search",
+        "averaging",
+        "memory",
+    )
+}
+"""Modules by name: `rows`, `FULL` and `QUICK` plans, `LIMIT` in seconds, `PANELS`."""
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
@@ -38,14 +48,9 @@ QUIET = {
 }
 
 
-def benchmark(name: str) -> ModuleType:
-    """The module of a benchmark: `rows`, `FULL`, `QUICK`, `LIMIT` in seconds, `PANELS`."""
-    return importlib.import_module(f"experiments.benchmarks.{name}")
-
-
-def measure(channel: Channel, name: str, quick: bool, setting: Setting) -> None:
+def measure(channel: Channel, module_name: str, quick: bool, setting: Setting) -> None:
     """Answer one row after another; in a process of its own."""
-    module = benchmark(name)
+    module = importlib.import_module(module_name)
     for row in module.rows(setting, module.QUICK if quick else module.FULL):
         channel.answer(row)
 
@@ -79,7 +84,10 @@ class Report:
     def show(self) -> None:
         """The figure, and the README's tables where there is one."""
         found = self.results["benchmarks"]
-        panels = [panel for name in NAMES if name in found for panel in benchmark(name).PANELS]
+        modules = [
+            importlib.import_module(path) for name, path in BENCHMARKS.items() if name in found
+        ]
+        panels = [panel for module in modules for panel in module.PANELS]
         rows = [row for one in found.values() for row in one["rows"]]
         figure.draw(self.folder / "results.svg", panels, rows)
         if (readme := self.folder / "README.md").exists():
@@ -95,9 +103,9 @@ def run(names: Sequence[str], quick: bool, report: Report, scratch: Path) -> lis
         folder = scratch / name
         folder.mkdir(parents=True)
         setting = Setting(folder, report.results["seed"])
-        child = Child(measure, name, quick, setting)
+        child = Child(measure, BENCHMARKS[name], quick, setting)
         try:
-            for row in child.answers(benchmark(name).LIMIT):
+            for row in child.answers(importlib.import_module(BENCHMARKS[name]).LIMIT):
                 one["rows"].append(row)
                 one["seconds"] = round(child.age, 1)
                 report.write()
@@ -139,19 +147,20 @@ def machine() -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """The command; 1 where a benchmark failed as a whole."""
     parser = argparse.ArgumentParser("python -m experiments.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument("--quick", action="store_true", help="smaller cases, for development")
     asked = parser.parse_args(arguments)
-    if unknown := sorted(set(asked.names) - set(NAMES)):
-        parser.error(f"unknown benchmark {unknown[0]}, expected some of {', '.join(NAMES)}")
+    if unknown := sorted(set(asked.names) - set(BENCHMARKS)):
+        known = ", ".join(BENCHMARKS)
+        parser.error(f"unknown benchmark {unknown[0]}, expected some of {known}")
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ.update(QUIET, PYTHONPATH=os.pathsep.join(paths))
     scratch = RUNS / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     folder = RUNS / "quick" if asked.quick else HERE
     command = " ".join(["python -m experiments.benchmarks", *arguments])
-    rows = run(asked.names or NAMES, asked.quick, Report(folder, command, 0), scratch)
-    return int(any(row["table"] in NAMES for row in rows))
+    rows = run(asked.names or list(BENCHMARKS), asked.quick, Report(folder, command, 0), scratch)
+    return int(any(row["table"] in BENCHMARKS for row in rows))
 
 
 if __name__ == "__main__":

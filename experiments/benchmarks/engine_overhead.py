@@ -26,12 +26,18 @@ ANSWER_LIMIT = 120.0
 PANELS = (Panel(TABLE, "clients", "seconds", ("engine",), logarithmic=True),)
 
 
+OURS = "fedspeech, with its journal"
+ENGINES = {OURS: "", "Flower, one CPU for a client": "one CPU", "Flower as it comes": "stock"}
+"""Names, and what settings Flower's backend has."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """How many clients, and how often each round is repeated."""
+    """How many clients, how often each round is repeated, and on which engines."""
 
     clients: tuple[int, ...]
     repeats: int
+    engines: tuple[str, ...] = tuple(ENGINES)
 
 
 FULL = Plan((10, 100, 1000), 5)
@@ -42,13 +48,13 @@ def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
     """A row for each engine and number of clients."""
     folder, most = setting.folder / "overhead", max(plan.clients)
     mute.lay_out(folder, most)
-    for name, serve, argument in (
-        ("fedspeech, with its journal", serve_ours, folder),
-        ("Flower, one CPU for a client", serve_flower, "one CPU"),
-        ("Flower as it comes", serve_flower, "stock"),
-    ):
+    for number, name in enumerate(plan.engines):
         say(f"{name}: up to {most} clients")
-        child = Child(serve, argument, most, log=setting.folder / "logs" / f"{name}.log")
+        log = setting.folder / "logs" / f"{number}.log"
+        if name == OURS:
+            child = Child(serve_ours, folder, most, log=log)
+        else:
+            child = Child(serve_flower, ENGINES[name], most, log=log)
         row: Row = {"table": TABLE, "engine": name}
         try:
             child.receive(ANSWER_LIMIT)

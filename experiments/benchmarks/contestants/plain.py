@@ -5,6 +5,7 @@ fedspeech. Each P_s is written to disk, as a script would.
 """
 
 import multiprocessing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from experiments.benchmarks import workload
 from experiments.benchmarks.harness import Channel
 from experiments.benchmarks.workload import Job, Plain, Workload
+from fedspeech.config import FeatureSettings
 from fedspeech.features import Normalization, Utterance
 from fedspeech.tensors import Tensors
 from fedspeech.training.personal import fine_tune as fine_tune_with_our_loop
@@ -73,12 +75,13 @@ def fine_tune(held: Workload, job: Job, speaker: int) -> Tensors:
 
 
 def fine_tune_our_way(held: Workload, job: Job, speaker: int) -> Tensors:
-    """The same with fedspeech's loop, on log-mel energies as fedspeech keeps them."""
+    """The same with fedspeech's loop, which takes features for log-mel energies."""
     about, generic = held.description(job.size), held.generic(job.size)
+    about = replace(about, features=FeatureSettings(kind="log-mel"))
     models = []
     for part, speech in enumerate(held.plain(speaker).both_parts()):
         utterances = [
-            _as_ours(held, job, rows, targets)
+            _as_ours(rows, about.units.decode(targets))
             for rows, targets in zip(speech.features, speech.targets, strict=True)
         ]
         name = (job.seed, 0, str(speaker), str(part))
@@ -86,11 +89,12 @@ def fine_tune_our_way(held: Workload, job: Job, speaker: int) -> Tensors:
     return models[0].model
 
 
-def _as_ours(held: Workload, job: Job, rows: torch.Tensor, targets: list[int]) -> Utterance:
-    """The values differ from the device's (a cosine transform more), the work does not."""
-    one = torch.ones(rows.shape[1])
-    text = held.description(job.size).units.decode(targets)
-    return Utterance("", "", text, {1.0: rows}, Normalization(0 * one, one))
+def _as_ours(rows: torch.Tensor, text: str) -> Utterance:
+    """Normalized already: nothing is taken out once more."""
+    width = rows.shape[1]
+    return Utterance(
+        "", "", text, {1.0: rows}, Normalization(torch.zeros(width), torch.ones(width))
+    )
 
 
 def _one(folder: Path, job: Job, speaker: int) -> None:
