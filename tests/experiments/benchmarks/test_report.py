@@ -7,8 +7,8 @@ from pathlib import Path
 import broken_benchmark
 import pytest
 
-from experiments.benchmarks import __main__ as command
 from experiments.benchmarks import figure, harness, tables
+from experiments.benchmarks import run as command
 
 
 @pytest.fixture
