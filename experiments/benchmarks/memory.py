@@ -39,8 +39,8 @@ from strategies.questions import Questions
 
 TABLE = "Memory of the server"
 FINE_TUNING = "fine-tuning"
-LIMIT = 1800.0
-ANSWER_LIMIT = 900.0
+LIMIT = 2400.0
+ANSWER_LIMIT = 1200.0
 PANELS = (Panel(TABLE, "speakers", "anonymous above idle, MiB", ("engine", "step")),)
 POLL_SECONDS = 0.02
 MOST_OF_THE_DISK = 0.8
@@ -49,12 +49,16 @@ MOST_OF_THE_DISK = 0.8
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of speakers, the model, k of `random`, and where Flower's process is ended."""
+    """Numbers of speakers, the model, and where Flower's process is ended.
+
+    `random` has k peers, and is tried with up to `most_grouped` speakers.
+    """
 
     speakers: tuple[int, ...]
     flowers: tuple[int, ...]
     model: str = "tdnn"
     k: int = 50
+    most_grouped: int = 100
     flowers_mib: float = 8192
 
 
@@ -89,7 +93,8 @@ def _ours(setting: Setting, plan: Plan, number: int) -> Iterator[Row]:
     try:
         child.receive(ANSWER_LIMIT)
         idle = memory(child.pid)
-        for step in (FINE_TUNING, "mean", "random"):
+        steps = (FINE_TUNING, "mean", *(["random"] if number <= plan.most_grouped else []))
+        for step in steps:
             say(f"memory: {number} speakers, {step}")
             with Watch(child.pid) as watch:
                 seconds = child.ask(step, ANSWER_LIMIT)

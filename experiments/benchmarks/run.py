@@ -58,8 +58,8 @@ class Report:
     """What has been measured so far, in a folder; written again with each row."""
 
     def __init__(self, folder: Path, command: str, seed: int) -> None:
-        self.folder = folder
-        about = {"machine": machine(), "seed": seed, "command": command}
+        self.folder, self._command = folder, command
+        about = {"machine": machine(), "seed": seed}
         self.results: dict[str, Any] = {**about, "benchmarks": {}}
         with suppress(OSError, ValueError, KeyError):
             before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -68,7 +68,8 @@ class Report:
 
     def begin(self, name: str) -> dict[str, Any]:
         """Forget what was measured of a benchmark before."""
-        one = {"date": time.strftime("%Y-%m-%d"), "seconds": 0.0, "rows": []}
+        date = time.strftime("%Y-%m-%d")
+        one = {"date": date, "command": self._command, "seconds": 0.0, "rows": []}
         self.results["benchmarks"].pop(name, None)
         self.results["benchmarks"][name] = one
         return one

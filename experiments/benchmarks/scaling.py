@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from experiments.benchmarks import workload
 from experiments.benchmarks.contestants import CORES, ours
+from experiments.benchmarks.contestants.ours import Engine
 from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Child, Failed, Row, Setting, say, spread
 from experiments.benchmarks.workload import Job, Workload
@@ -60,7 +61,7 @@ def _measure(
 ) -> Iterator[Row]:
     name = f"{len(numbers)}-sizes-{workers}-workers"
     own = held.copy(setting.folder / name)
-    child = Child(ours.serve, own, workers, log=setting.folder / "logs" / f"{name}.log")
+    child = Child(ours.serve, own, Engine(workers), log=setting.folder / "logs" / f"{name}.log")
     child.receive(ANSWER_LIMIT)
     start_up, seeds = child.age, itertools.count(1)
     child.ask(

@@ -45,7 +45,7 @@ def about(results: Results) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} of them used, {machine['memory GiB']} GiB, "
         f"Python {machine['python']}, torch {machine['torch']}, Flower {machine['flwr']}, "
-        f"Ray {machine['ray']}. Seed {results['seed']}. By `{results['command']}`.",
+        f"Ray {machine['ray']}. Seed {results['seed']}.",
         "A cell with brackets is the median of the repetitions, [the least, the greatest].",
     ]
     return "\n".join(lines) + "\n"
@@ -55,7 +55,7 @@ def document(results: Results) -> str:
     """All that was measured."""
     parts = [about(results)]
     for name, one in results["benchmarks"].items():
-        head = f"## {name}\n\n{one['date']}, {one['seconds']:.0f} s.\n"
+        head = f"## {name}\n\n{one['date']}, {one['seconds']:.0f} s, `{one['command']}`.\n"
         parts += [head, tables(one["rows"])]
     return "\n".join(parts)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.benchmarks.contestants import apples_pfl, flower, ours, plain
+from experiments.benchmarks.contestants.ours import Engine
 from experiments.benchmarks.harness import Child, Failed
 
 CORES = len(os.sched_getaffinity(0))
@@ -37,8 +38,9 @@ class Contestant(NamedTuple):
 
 PLAIN = Contestant("plain PyTorch, a process per core", plain.serve, CORES, "plain")
 OUR_LOOP = Contestant("our loop, a process per core", plain.serve, CORES, "our loop")
-OURS = Contestant("fedspeech, fp32", ours.serve, CORES, "fp32")
-OURS_BF16 = Contestant("fedspeech, bf16", ours.serve, CORES, "bf16")
+OURS = Contestant("fedspeech, fp32", ours.serve, Engine(CORES), "fp32")
+OURS_BF16 = Contestant("fedspeech, bf16", ours.serve, Engine(CORES), "bf16")
+COHORT = Contestant("fedspeech, fp32, cohorts of 2", ours.serve, Engine(CORES, cohort=2), "fp32")
 FLOWER = Contestant("Flower, our client", flower.serve, "one CPU", "our client")
 QUICKSTART = Contestant("Flower, quickstart client", flower.serve, "one CPU", "quickstart")
 FLOWER_STOCK = Contestant("Flower as it comes, our client", flower.serve, "stock", "our client")
@@ -47,7 +49,7 @@ QUICKSTART_STOCK = Contestant(
 )
 PFL = Contestant("Apple's pfl", apples_pfl.serve, CORES)
 
-FIELD = (PLAIN, OUR_LOOP, OURS, OURS_BF16, FLOWER, QUICKSTART, PFL)
+FIELD = (PLAIN, OUR_LOOP, OURS, OURS_BF16, COHORT, FLOWER, QUICKSTART, PFL)
 """Who is asked for speakers per second; the first one is what the others are measured by."""
 RACE = (OURS, OURS_BF16, FLOWER, FLOWER_STOCK, QUICKSTART, QUICKSTART_STOCK, PFL)
 """Who runs from start to end."""

@@ -6,6 +6,7 @@
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord
 
@@ -22,13 +23,21 @@ from server.recorded_grid import Keeper, RecordedGrid
 from server.roster import describe
 from strategies.personalization import Personalization
 
+
+class Engine(NamedTuple):
+    """What of the engine's settings is not its default."""
+
+    workers: int
+    cohort: int = 1
+
+
 CLIENT = "experiments.benchmarks.contestants.our_client:app"
 
 
-def serve(channel: Channel, folder: Path, workers: int) -> None:
+def serve(channel: Channel, folder: Path, engine: Engine) -> None:
     """Answer each job with the seconds that it took."""
     held, run = Workload(folder), RunFolder(folder)
-    grid = make_grid(Config.model_validate({"engine": {"workers": workers}}), run, CLIENT)
+    grid = make_grid(Config.model_validate({"engine": engine._asdict()}), run, CLIENT)
     try:
         with closing(Journal(run.journal)) as journal:
             recorded = RecordedGrid(grid, journal, folder)
