@@ -7,7 +7,7 @@ fine-tuned from it, and every P_s decoded on every speaker's utterances, once.
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,17 +21,17 @@ from fedspeech import evaluation, features, seeding, tensors
 from fedspeech.config import FeatureSettings, GenericSettings, PersonalSettings, UnitSettings
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import Client
-from fedspeech.decoding import greedy
 from fedspeech.features import Utterance
 from fedspeech.models import description
 from fedspeech.models.description import ModelDescription
-from fedspeech.tensors import Tensors
+from fedspeech.training.course import Course
 from fedspeech.training.loop import Loop
 from fedspeech.training.personal import fine_tune
 from fedspeech.units import learn
 
 MODEL = "benchmark-tiny"
-BATCH = 256
+TOGETHER = 10
+"""Models that hear the same prepared utterances."""
 SPEECH = "speech.pt"
 
 
@@ -53,15 +53,6 @@ class Table(NamedTuple):
     words: np.ndarray
 
 
-class Held(NamedTuple):
-    """What a process has to know: G, and everybody's utterances with features, once."""
-
-    generic: Tensors
-    about: ModelDescription
-    speech: list[list[Utterance]]
-    batches: list[tuple[list[tuple[int, int]], features.Batch]]
-
-
 def measure(folder: Path, size: Size, seed: int) -> Table:
     """Train all models and decode all pairs, a process per core."""
     clients = workload.speak(size.generic + size.speakers, size.utterances, seed, words=(1, 3))
@@ -70,16 +61,15 @@ def measure(folder: Path, size: Size, seed: int) -> Table:
     say(f"fine-tuning {size.speakers} speakers, decoding {size.speakers}² pairs")
     speech = [_utterances(folder, client, about) for client in clients[size.generic :]]
     torch.save(speech, folder / SPEECH)
-    rows = []
+    rows: list[np.ndarray] = []
+    some = [range(size.speakers)[i : i + TOGETHER] for i in range(0, size.speakers, TOGETHER)]
     context = multiprocessing.get_context("spawn")
     with context.Pool(CORES, torch.set_num_threads, (1,)) as pool:
-        one = partial(_errors_of, folder, size, seed)
-        for number, row in enumerate(pool.imap(one, range(size.speakers)), 1):
-            rows.append(row)
-            if number % 50 == 0:
-                say(f"{number} of {size.speakers} models decoded")
+        for found in pool.imap(partial(_errors_of, folder, size, seed), some):
+            rows.append(found)
+            say(f"{sum(map(len, rows))} of {size.speakers} models are decoded")
     words = [[len(utterance.text.split()) for utterance in mine] for mine in speech]
-    return Table(np.stack(rows), np.array(words))
+    return Table(np.concatenate(rows), np.array(words))
 
 
 def _train_generic(
@@ -95,7 +85,8 @@ def _train_generic(
         for client in clients
         for utterance in _utterances(folder, client, about, settings.augmentation.speeds)
     ]
-    loop = Loop(model, settings, about.features, about.units, speech, (seed, 0, "", "generic"))
+    course = Course(settings, about.features, about.units, speech, (seed, 0, "", "generic"))
+    loop = Loop(model, course)
     for number in range(settings.epochs):
         loss = loop.epoch(number)
     say(f"G: loss {loss:.2f} after {settings.epochs} epochs")
@@ -110,38 +101,17 @@ def _utterances(
     return features.prepare(client.train, about.features, speeds, folder / "features")
 
 
-@lru_cache(maxsize=1)
-def _held(folder: Path) -> Held:
-    """Everybody's utterances in batches of about the same length."""
+def _errors_of(folder: Path, size: Size, seed: int, speakers: Sequence[int]) -> np.ndarray:
+    """Fine-tune some P_s; their errors on everybody's utterances, int16 (some, all, utterances)."""
     about = description.read(folder / "generic.json")
+    generic = tensors.read(folder / "generic.safetensors")
     speech: list[list[Utterance]] = torch.load(folder / SPEECH, weights_only=False)
-    places = [(s, u) for s, mine in enumerate(speech) for u in range(len(mine))]
-    places.sort(key=lambda place: len(speech[place[0]][place[1]].log_mel[1.0]))
-    groups = [places[i : i + BATCH] for i in range(0, len(places), BATCH)]
-    batches = [
-        (group, features.batch([speech[s][u] for s, u in group], about.features))
-        for group in groups
-    ]
-    return Held(tensors.read(folder / "generic.safetensors"), about, speech, batches)
-
-
-def _errors_of(folder: Path, size: Size, seed: int, speaker: int) -> np.ndarray:
-    """Fine-tune one P_s; its errors on everybody's utterances, int16 (speakers, utterances)."""
-    held = _held(folder)
     settings = PersonalSettings(epochs=size.epochs, precision="fp32", augmentation=workload.STILL)
-    name = (seed, 0, str(speaker), "personalize")
-    tuned = fine_tune(held.generic, held.about, settings, held.speech[speaker], name)
-    module = held.about.module(tuned.model).eval()
-    errors = np.zeros((len(held.speech), len(held.speech[0])), dtype=np.int16)
-    with torch.inference_mode():
-        for group, batch in held.batches:
-            logits, lengths = module(batch.features, batch.lengths)
-            texts = greedy.decode(logits, lengths, held.about.units)
-            for (s, u), text in zip(group, texts, strict=True):
-                errors[s, u] = _count(held.speech[s][u].text, text)
-    return errors
-
-
-@lru_cache(maxsize=2**20)
-def _count(reference: str, hypothesis: str) -> int:
-    return int(evaluation.count([reference], [hypothesis]).errors[0])
+    models = [
+        fine_tune(generic, about, settings, speech[s], (seed, 0, str(s), "personalize")).model
+        for s in speakers
+    ]
+    everybody = [utterance for mine in speech for utterance in mine]
+    counts = evaluation.word_errors_of(models, about, everybody)
+    errors = [each.errors.reshape(len(speech), -1) for each in counts]
+    return np.stack(errors).astype(np.int16)

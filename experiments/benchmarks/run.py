@@ -30,6 +30,7 @@ BENCHMARKS = {
     for name in (
         "engine_overhead",
         "fine_tuning",
+        "cohorts",
         "scaling",
         "kbest_search",
         "averaging",

@@ -40,7 +40,6 @@ PLAIN = Contestant("plain PyTorch, a process per core", plain.serve, CORES, "pla
 OUR_LOOP = Contestant("our loop, a process per core", plain.serve, CORES, "our loop")
 OURS = Contestant("fedspeech, fp32", ours.serve, Engine(CORES), "fp32")
 OURS_BF16 = Contestant("fedspeech, bf16", ours.serve, Engine(CORES), "bf16")
-COHORT = Contestant("fedspeech, fp32, cohorts of 2", ours.serve, Engine(CORES, cohort=2), "fp32")
 FLOWER = Contestant("Flower, our client", flower.serve, "one CPU", "our client")
 QUICKSTART = Contestant("Flower, quickstart client", flower.serve, "one CPU", "quickstart")
 FLOWER_STOCK = Contestant("Flower as it comes, our client", flower.serve, "stock", "our client")
@@ -49,7 +48,7 @@ QUICKSTART_STOCK = Contestant(
 )
 PFL = Contestant("Apple's pfl", apples_pfl.serve, CORES)
 
-FIELD = (PLAIN, OUR_LOOP, OURS, OURS_BF16, COHORT, FLOWER, QUICKSTART, PFL)
+FIELD = (PLAIN, OUR_LOOP, OURS, OURS_BF16, FLOWER, QUICKSTART, PFL)
 """Who is asked for speakers per second; the first one is what the others are measured by."""
 RACE = (OURS, OURS_BF16, FLOWER, FLOWER_STOCK, QUICKSTART, QUICKSTART_STOCK, PFL)
 """Who runs from start to end."""

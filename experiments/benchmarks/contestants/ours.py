@@ -25,7 +25,7 @@ from strategies.personalization import Personalization
 
 
 class Engine(NamedTuple):
-    """What of the engine's settings is not its default."""
+    """What of the engine's settings is not its default; a cohort of one is the plain loop."""
 
     workers: int
     cohort: int = 1

@@ -20,6 +20,7 @@ from fedspeech.config import FeatureSettings
 from fedspeech.features import Normalization, Utterance
 from fedspeech.tensors import Tensors
 from fedspeech.training.personal import fine_tune as fine_tune_with_our_loop
+from fedspeech.units import Units
 
 Example = tuple[torch.Tensor, list[int]]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -56,9 +57,11 @@ def train(model: torch.nn.Module, speech: Plain, epochs: int) -> torch.optim.Opt
     examples = list(zip(speech.features, speech.targets, strict=True))
     loader = DataLoader(examples, batch_size=workload.BATCH, shuffle=True, collate_fn=collate)
     optimizer = torch.optim.Adam(model.parameters(), lr=workload.RATE)
+    device = next(model.parameters()).device
     model.train()
     for _ in range(epochs):
-        for batch in loader:
+        for features, lengths, targets, target_lengths in loader:
+            batch = (features.to(device), lengths.to(device), targets.to(device), target_lengths)
             optimizer.zero_grad()
             loss(model, batch).backward()
             optimizer.step()
@@ -80,21 +83,20 @@ def fine_tune_our_way(held: Workload, job: Job, speaker: int) -> Tensors:
     about = replace(about, features=FeatureSettings(kind="log-mel"))
     models = []
     for part, speech in enumerate(held.plain(speaker).both_parts()):
-        utterances = [
-            _as_ours(rows, about.units.decode(targets))
-            for rows, targets in zip(speech.features, speech.targets, strict=True)
-        ]
         name = (job.seed, 0, str(speaker), str(part))
+        utterances = as_ours(speech, about.units)
         models.append(fine_tune_with_our_loop(generic, about, job.settings(), utterances, name))
     return models[0].model
 
 
-def _as_ours(rows: torch.Tensor, text: str) -> Utterance:
-    """Normalized already: nothing is taken out once more."""
-    width = rows.shape[1]
-    return Utterance(
-        "", "", text, {1.0: rows}, Normalization(torch.zeros(width), torch.ones(width))
-    )
+def as_ours(speech: Plain, units: Units) -> list[Utterance]:
+    """Utterances whose log-mel energies are the features, which are normalized already."""
+    width = speech.features[0].shape[1]
+    nothing = Normalization(torch.zeros(width), torch.ones(width))
+    return [
+        Utterance("", "", units.decode(targets), {1.0: rows}, nothing)
+        for rows, targets in zip(speech.features, speech.targets, strict=True)
+    ]
 
 
 def _one(folder: Path, job: Job, speaker: int) -> None:
