@@ -1,5 +1,8 @@
 """What the progress line says of a device's answer: its loss, or its word error rate."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from flwr.app import Message
 
 from fedspeech import protocol
@@ -12,13 +15,22 @@ def detail(reply: Message) -> str:
         case protocol.PERSONALIZE:
             return f"loss {said['losses'][-1]:.2f}"
         case protocol.WORD_ERRORS:
-            return _rate("best candidate", min(said["errors"].values()), said["words"])
+            return _best_candidate(said)
         case protocol.EVALUATE:
             least = min(sum(errors) for errors in said["errors"])
             return _rate("best alpha", least, sum(said["words"]))
         case protocol.PLAIN_TRAIN | protocol.PLAIN_EVALUATE:
             return _measured(reply)
     return ""
+
+
+def _best_candidate(said: Mapping[str, Any]) -> str:
+    if said.get("race") is not None:
+        best = said["race"]["kept"][0]
+        return _rate("best candidate", said["errors"][best], said["race"]["words"][best])
+    if not said["errors"]:  # part of a race: nothing is told before it ends
+        return ""
+    return _rate("best candidate", min(said["errors"].values()), said["words"])
 
 
 def _rate(name: str, errors: int, words: int) -> str:
