@@ -40,6 +40,7 @@ BELOW = {
             "models",
             "run_folder",
             "progress",
+            "machine",
         ),
         *COMMON,
     },

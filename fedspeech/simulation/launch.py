@@ -12,7 +12,7 @@ from flwr.serverapp import ServerApp
 from fedspeech import models, rules
 from fedspeech.config import Config
 from fedspeech.run_folder import RunFolder
-from fedspeech.simulation import devices, forget_token
+from fedspeech.simulation import devices, forget_token, sizing
 from fedspeech.simulation.grid import APPS, SERVER_NODE, NodeConfig
 from fedspeech.simulation.in_process import InProcessGrid
 
@@ -36,6 +36,7 @@ def launch(settings: Config, folder: Path, resume: bool) -> None:
     # Names that are wrong are said before anything starts.
     rules.of_experiment(settings)
     models.find(settings.model.name)
+    settings = sizing.settle(settings)
     run = RunFolder(folder.absolute())
     run.open(settings, resume)
     try:

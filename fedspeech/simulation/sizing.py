@@ -1,0 +1,82 @@
+"""How many speakers are fine-tuned as one stack: settled once, before anything runs."""
+
+import logging
+
+import torch
+
+from fedspeech import machine, models
+from fedspeech.accelerator import place
+from fedspeech.config import Config
+from fedspeech.errors import ConfigError
+
+log = logging.getLogger("fedspeech")
+
+LONGEST_SECONDS = 20.0
+"""Of an utterance, for the memory that a minibatch is taken to need."""
+FRAMES_PER_SECOND = 100
+UNITS = 500
+"""Output units that a model is taken to have before its vocabulary is known."""
+SHARE = 0.6
+"""Of a worker's memory, what a cohort may take."""
+VALUE_BYTES = 4
+COPIES = 4
+"""Of every weight: itself, its gradient and two moments. Of every layer's output: what came out of
+its product, its rectifier and its normalization, and a gradient."""
+
+
+def settle(settings: Config) -> Config:
+    """The settings with the size of cohorts as a number.
+
+    Raises ConfigError where a given size does not fit the memory: another size would give other
+    roundings, so none is taken instead.
+    """
+    asked, most = settings.engine.cohort, most_together(settings)
+    if asked == "auto":
+        size = _auto(settings, most)
+        engine = settings.engine.model_copy(update={"cohort": size})
+        return settings.model_copy(update={"engine": engine})
+    if asked > max(1, most):
+        raise ConfigError(
+            f"engine.cohort: {asked} speakers with a {settings.model.name} each do not fit the "
+            f"memory of a worker ({bytes_each(settings) / 2**20:,.0f} MiB for each speaker); "
+            f"{max(1, most)} would"
+        )
+    return settings
+
+
+def _auto(settings: Config, most: int) -> int:
+    if place().type != "cuda":
+        log.info("cohorts of 1: on a processor plain loops are faster than a stack")
+        return 1
+    with torch.device("meta"):
+        module = models.build(settings.model.name, settings.features.dimension, UNITS)
+    return max(1, most) if models.stack(module) else 1
+
+
+def most_together(settings: Config) -> int:
+    """How many speakers one worker's memory holds; may be 0."""
+    if place().type == "cuda":
+        there = torch.cuda.get_device_properties(0).total_memory
+        share = settings.engine.gpus_per_worker or 1.0
+        memory = there * min(1.0, share)
+    else:
+        memory = machine.memory_bytes() / settings.engine.workers
+    return int(SHARE * memory / bytes_each(settings))
+
+
+def bytes_each(settings: Config) -> int:
+    """What the fine-tuning of one speaker takes in a stack, at the most.
+
+    Weights and a minibatch of the longest utterances: every layer's outputs, and what its product
+    reads with its neighbouring frames beside each other.
+    """
+    with torch.device("meta"):
+        model = models.build(settings.model.name, settings.features.dimension, UNITS)
+    values = sum(
+        module.in_channels * module.kernel_size[0] + COPIES * module.out_channels
+        for module in model.modules()
+        if isinstance(module, torch.nn.Conv1d)
+    )
+    subsampling = getattr(model, "subsampling", 1)
+    frames = LONGEST_SECONDS * FRAMES_PER_SECOND / subsampling * settings.personal.batch_size
+    return int(VALUE_BYTES * (COPIES * models.parameters(model) + frames * values))

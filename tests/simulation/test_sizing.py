@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedspeech import machine, models
+from fedspeech.config import Config
+from fedspeech.errors import ConfigError
+from fedspeech.simulation import sizing
+
+
+def settings(cohort="auto", model="tdnn-tiny", batch=16, workers=2) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"name": model},
+            "personal": {"batch_size": batch},
+            "engine": {"cohort": cohort, "workers": workers},
+        }
+    )
+
+
+def test_what_a_speaker_takes_by_hand():
+    # tdnn-tiny: 40 × 19 -> 96, six times 96 × 3 -> 96, 96 -> 500; 4 bytes; 20 s are 667 frames.
+    weights = 96 * (760 + 1 + 2) + 6 * 96 * (288 + 1 + 2) + 500 * 97
+    read = 760 + 6 * 288 + 96
+    written = 7 * 96 + 500
+    expected = 4 * (4 * weights + 2000 / 3 * 8 * (read + 4 * written))
+    assert sizing.bytes_each(settings(batch=8)) == pytest.approx(expected, rel=1e-6)
+    with torch.device("meta"):
+        assert models.parameters(models.build("tdnn-tiny", 40, 500)) == weights
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes as many as it holds")
+def test_on_a_processor_everybody_is_alone():
+    found = sizing.settle(settings())
+    assert found.engine.cohort == 1
+    assert found.model_copy(update={"engine": settings().engine}) == settings()
+
+
+def test_a_size_that_fits_stays(monkeypatch):
+    each = sizing.bytes_each(settings())
+    monkeypatch.setattr(machine, "memory_bytes", lambda: int(2 * 5.5 * each / sizing.SHARE))
+    if not torch.cuda.is_available():
+        assert sizing.most_together(settings()) == 5
+        assert sizing.settle(settings(cohort=5)).engine.cohort == 5
+        with pytest.raises(ConfigError, match=r"engine\.cohort: 6 speakers .* 5 would"):
+            sizing.settle(settings(cohort=6))
+
+
+def test_one_speaker_is_never_too_many(monkeypatch):
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 2**20)
+    assert sizing.settle(settings(cohort=1)).engine.cohort == 1
+
+
+def test_the_memory_is_no_more_than_the_machines(monkeypatch, tmp_path):
+    about = Path("/proc/meminfo").read_text(encoding="ascii")
+    total = int(about.split()[1]) * 1024
+    monkeypatch.setattr(machine, "CGROUP_LIMITS", [tmp_path / "none"])
+    assert machine.memory_bytes() == pytest.approx(total, rel=0.01)
+    limit = tmp_path / "memory.max"
+    limit.write_text("max\n")
+    monkeypatch.setattr(machine, "CGROUP_LIMITS", [limit])
+    assert machine.memory_bytes() == pytest.approx(total, rel=0.01)
+    limit.write_text("12345678\n")
+    assert machine.memory_bytes() == 12345678
