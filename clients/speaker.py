@@ -67,9 +67,9 @@ class Speaker:
     def personalize(self, asked: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
         """Fine-tune P_s; its difference from G, and how it went.
 
-        `asked` says seed, round, settings, and start: from G (None), or from
-        alpha * P_s + (1 - alpha) * M_s. What was finished already is not trained again. P_s is
-        always G + difference, here as on the server, to the bit.
+        `asked` says seed, round (and the one that it began in, if that is another), settings, and
+        start: from G (None), or from alpha * P_s + (1 - alpha) * M_s. What was finished already is
+        not trained again. P_s is always G + difference, here as on the server, to the bit.
         """
         if not self.has_finished(asked):
             settings = PersonalSettings.model_validate(asked["settings"])
@@ -92,7 +92,7 @@ class Speaker:
         start = asked["start"]
         begin = self.store.get(GENERIC) if start is None else self._mix_to_start_from(**start)
         first, _ = validation_split(utterances)
-        name = (asked["seed"], asked["round"], self.name)
+        name = (asked["seed"], asked.get("began", asked["round"]), self.name)
         return (
             Tuning(begin, first, (*name, "validate")),
             Tuning(begin, utterances, (*name, "personalize")),

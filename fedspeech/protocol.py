@@ -20,8 +20,8 @@ from fedspeech.tensors import Tensors
 DESCRIBE = "query.describe"
 """Down: nothing. Up: speaker (pseudonym), seconds, utterances, generation."""
 PERSONALIZE = "train.personalize"
-"""Down: description, round, seed, settings, generation, and where to start; G where the device
-lacks it. Up: P_s - G, losses, skipped."""
+"""Down: description, round (and the one that it began in), seed, settings, generation, and where to
+start; G where the device lacks it. Up: P_s - G, losses, skipped."""
 WORD_ERRORS = "query.word_errors"
 """Down: candidates' P - G; part. Up: errors of each candidate, words.
 Of a race, down: a few candidates, then the hashes of all; k, confidence, budget, seed, round, how

@@ -163,6 +163,7 @@ class Personalization(Strategy):
         said = {
             "description": self._description.to_json(),
             "generation": self._generation,
+            "round": server_round,
             "seed": self._config.seed,
             "settings": self._config.personal.model_dump(mode="json"),
         }
@@ -171,7 +172,8 @@ class Personalization(Strategy):
                 continue
             held = speaker in self._personal or member.generation == self._generation
             sent = {} if held else {"generic": arrays}
-            own = {"round": answers[speaker], "start": self._start(speaker)}
+            late = {} if (began := answers[speaker]) == server_round else {"began": began}
+            own = {"start": self._start(speaker), **late}
             content = protocol.content({**said, **own}, **sent)
             kind = protocol.PERSONALIZE
             yield self._exchange.message(grid, server_round, kind, speaker, content)
