@@ -27,8 +27,9 @@ def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
     """Fine-tune all speakers of a cohort, in the order of their ids.
 
     A cohort is whole or it is another one: a speaker that is not asked, since it answered before
-    an interruption, is fine-tuned along with the others, and its stack is what it was. Who cannot
-    be fine-tuned is left out, and says why when the client app asks.
+    an interruption, is fine-tuned along with the others, and its stack is what it was. What it has
+    finished it keeps: by now it would begin with another P_s. Who cannot be fine-tuned is left out,
+    and says why when the client app asks.
     """
     with ExitStack() as stack:
         for context, _ in cohort:
@@ -43,7 +44,7 @@ def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
             for part in (0, 1)
         )
         for member, judge, model in zip(members, judges, tuned, strict=True):
-            if judge is not None and model is not None:
+            if judge is not None and model is not None and not member.me.has_finished(member.asked):
                 member.me.keep_tuned(member.asked, judge, model)
 
 

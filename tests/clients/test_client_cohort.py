@@ -97,6 +97,38 @@ def test_what_is_finished_is_not_fine_tuned_again(cohort, monkeypatch):
     assert [hashes(member) for member in members] == before
 
 
+def second_round(members):
+    """The members' first round finished and M_s installed; what is asked of them next."""
+    prepare(members)
+    asked = []
+    for context, message in members:
+        me = speakers.open_folder(Path(str(context.node_config["device"])))
+        start = {"installed": me.install(None), "alpha": 0.5}
+        said = {**protocol.text(message.content), "round": 2, "start": start}
+        kind, node = protocol.PERSONALIZE, message.metadata.dst_node_id
+        asked.append((context, Message(protocol.content(said), node, kind, group_id="2")))
+    return asked
+
+
+def test_killed_between_two_devices_of_a_later_round_it_comes_to_the_same(cohort, monkeypatch):
+    whole, killed = second_round(cohort("whole")), second_round(cohort("killed"))
+    prepare(whole)
+    keep, kept_by = speakers.Speaker.keep_tuned, []
+
+    def once(me, *rest):
+        if kept_by:
+            raise KeyboardInterrupt
+        kept_by.append(me)
+        keep(me, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(speakers.Speaker, "keep_tuned", once)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(killed)
+    prepare(killed)
+    assert [hashes(member) for member in killed] == [hashes(member) for member in whole]
+
+
 def test_who_cannot_be_fine_tuned_says_so_when_asked_and_the_others_go_on(cohort):
     members, expected = cohort("broken"), cohort("expected")
     folder = Path(str(members[0][0].node_config["device"]))
