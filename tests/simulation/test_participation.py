@@ -10,6 +10,7 @@ import pytest
 import torch
 from federations import LONG, Around, assert_same, ledger, made, results, settings, simulate
 
+from clients import cohort
 from fedspeech import config, features, protocol
 from fedspeech import corpus as corpora
 from fedspeech.corpus.partition import partition, pseudonym
@@ -316,6 +317,27 @@ def test_a_trace_that_was_changed_is_not_gone_on_with(experiment, partly, files,
             simulate(experiment, folder)
     finally:
         trace.write_text(text)
+
+
+def test_a_cohort_is_fine_tuned_with_those_who_are_asked(experiment, tmp_path, monkeypatch):
+    """All in one: t04 sits the second round out, in which t06 answers to the first one."""
+    stacks = []
+    together = cohort.fine_tune_together
+
+    def watch(description, asked, tunings):
+        stacks.append({(tuning.name[2], tuning.name[1]) for tuning in tunings})
+        return together(description, asked, tunings)
+
+    monkeypatch.setattr(cohort, "fine_tune_together", watch)
+    engine = experiment.engine.model_copy(update={"cohort": len(CLIENTS)})
+    folder = simulate(experiment.model_copy(update={"engine": engine}), tmp_path / "run")
+    assert results(folder)["failures"] == []
+    # First what judges alpha, then P_s.
+    assert (
+        stacks[::2]
+        == stacks[1::2]
+        == [{(NAMES[speaker], began) for speaker, began in one.items()} for one in ROUNDS]
+    )
 
 
 def test_where_everybody_takes_part_nothing_else_changes(corpus, undisturbed_long, tmp_path):
