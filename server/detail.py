@@ -38,8 +38,9 @@ def _rate(name: str, errors: int, words: int) -> str:
 
 
 def _measured(reply: Message) -> str:
+    """Somebody else's client app may measure other things."""
     (metrics,) = reply.content.metric_records.values()
-    if "train_loss" in metrics:
-        return f"loss {metrics['train_loss']:.2f}"
-    rate = metrics.get("word_error_rate")
-    return "" if rate is None else f"{100 * rate:.1f} % WER"
+    loss, rate = metrics.get("train_loss"), metrics.get("word_error_rate")
+    if isinstance(loss, int | float):
+        return f"loss {loss:.2f}"
+    return f"{100 * rate:.1f} % WER" if isinstance(rate, int | float) else ""
