@@ -2,17 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.supercore.run import Run
 
 from fedspeech import protocol
 from fedspeech.errors import RunError
 from fedspeech.participation import Round
+from server.wrapped_grid import WrappedGrid
 
 
-class AttendedGrid(Grid):
+class AttendedGrid(WrappedGrid):
     """The rounds of a plan around another grid.
 
     The first exchange of a round is its training. Until then the nodes are those that are asked,
@@ -23,7 +23,8 @@ class AttendedGrid(Grid):
     def __init__(
         self, grid: Grid, nodes: Mapping[str, int], plan: Sequence[Round], quorum: float
     ) -> None:
-        self._grid, self._nodes, self._plan, self._quorum = grid, nodes, plan, quorum
+        super().__init__(grid)
+        self._nodes, self._plan, self._quorum = nodes, plan, quorum
         self._round, self._trained = plan[0], False
 
     def follow(self, strategy: Strategy) -> None:
@@ -68,33 +69,3 @@ class AttendedGrid(Grid):
             f"asked answered in time, expected at least {least:g} (federation.quorum)"
             + "".join(f"\n  {why}" for why in reasons)
         )
-
-    # The rest is the other grid's.
-
-    def set_run(self, run: Run) -> None:
-        """Hand on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run's information."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Hand on."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand on; only `send_and_receive` keeps to the plan."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand on."""
-        return self._grid.pull_messages(message_ids)

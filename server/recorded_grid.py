@@ -14,7 +14,6 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedspeech import progress, protocol, tensors
 from fedspeech.errors import ModelError
@@ -22,6 +21,7 @@ from fedspeech.protocol import Member
 from fedspeech.tensors import Tensors
 from server.journal import Journal, Row
 from server.underway import Asked, Underway
+from server.wrapped_grid import WrappedGrid
 
 POLL_SECONDS = 0.5
 """How long to wait for a grid that has nothing yet and does not wait by itself."""
@@ -42,11 +42,12 @@ class Keeper(NamedTuple):
     still_there: StillThere
 
 
-class RecordedGrid(Grid):
+class RecordedGrid(WrappedGrid):
     """Journals, counts, orders and shows progress."""
 
     def __init__(self, grid: Grid, journal: Journal, folder: Path) -> None:
-        self._grid, self._journal, self._folder = grid, journal, folder
+        super().__init__(grid)
+        self._journal, self._folder = journal, folder
         self._speakers: dict[int, str] = {}
         self._keepers: dict[str, Keeper] = {}
         self._positions: Counter[int] = Counter()
@@ -65,37 +66,9 @@ class RecordedGrid(Grid):
         """Let replies of a message type be kept by somebody else than the journal."""
         self._keepers[kind] = keeper
 
-    def set_run(self, run: Run) -> None:
-        """Hand on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run's information."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message from the server to one node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def get_node_ids(self) -> Iterable[int]:
         """Nodes in the order of their speakers' ids."""
         return list(self._speakers) or self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand on; only `send_and_receive` is recorded."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand on."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
