@@ -21,7 +21,7 @@ from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder, cache_folder
-from fedspeech.simulation import devices
+from fedspeech.simulation import devices, sizing
 from server import attendance, generic, improve, ledger, results
 from server.attended_grid import AttendedGrid
 from server.detail import detail
@@ -42,6 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration names, into the folder that it names."""
     asked = context.run_config
     settings = configuration.load(Path(str(asked["experiment"])))
+    if settings.engine.cohort == "auto":  # not our own grid: Flower asks every client by itself
+        settings = sizing.with_cohort(settings, 1)
     run = RunFolder(Path(str(asked["out"])).absolute())
     run.open(settings, resume=bool(asked.get("resume", False)))
     try:

@@ -32,9 +32,7 @@ def settle(settings: Config) -> Config:
     """
     asked, most = settings.engine.cohort, most_together(settings)
     if asked == "auto":
-        size = _auto(settings, most)
-        engine = settings.engine.model_copy(update={"cohort": size})
-        return settings.model_copy(update={"engine": engine})
+        return with_cohort(settings, _auto(settings, most))
     if asked > max(1, most):
         raise ConfigError(
             f"engine.cohort: {asked} speakers with a {settings.model.name} each do not fit the "
@@ -42,6 +40,12 @@ def settle(settings: Config) -> Config:
             f"{max(1, most)} would"
         )
     return settings
+
+
+def with_cohort(settings: Config, size: int) -> Config:
+    """The settings with this size of cohorts."""
+    engine = settings.engine.model_copy(update={"cohort": size})
+    return settings.model_copy(update={"engine": engine})
 
 
 def _auto(settings: Config, most: int) -> int:

@@ -13,6 +13,7 @@ from flwr.supercore.run import Run
 
 from fedspeech.config import Config
 from fedspeech.run_folder import RunFolder
+from fedspeech.simulation import sizing
 from fedspeech.simulation.grid import SERVER_NODE
 from fedspeech.simulation.launch import make_grid
 from server.app import app as server
@@ -73,6 +74,7 @@ def simulate(
     around: Callable[[Grid], Grid] = lambda grid: grid,
 ) -> Path:
     """What `fedspeech run --resume` does, with another client app, or another grid around."""
+    settings = sizing.settle(settings)
     run = RunFolder(folder)
     run.open(settings, resume=True)
     try:
