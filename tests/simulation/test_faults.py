@@ -145,12 +145,12 @@ def test_below_the_quorum_the_run_says_why(crowd, tmp_path):
 FEW = [
     (protocol.PERSONALIZE, "t03", 2),
     (protocol.WORD_ERRORS, "t04", 1),
-    (protocol.INSTALL, "t06", 1),
+    (protocol.EVALUATE, "t06", 1),
     (protocol.EVALUATE, "t04", 1),
 ]
 MANY = [
     (kind, speaker, 2)
-    for kind in (protocol.PERSONALIZE, protocol.WORD_ERRORS, protocol.INSTALL, protocol.EVALUATE)
+    for kind in (protocol.PERSONALIZE, protocol.WORD_ERRORS, protocol.EVALUATE)
     for speaker in ("t03", "t04", "t05", "t06")
 ]
 """Every speaker's first message of every type dies as often as it may."""
