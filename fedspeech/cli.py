@@ -119,6 +119,35 @@ def _show(folder: Path) -> None:
 
 
 @app.command()
+def doctor() -> None:
+    """Say what this machine offers and what is missing. Example: `fedspeech doctor`.
+
+    The exit status is 1 where something is missing that every run needs.
+    """
+    console = Console()
+    try:
+        from fedspeech import doctor as doctor_
+    except ImportError as error:
+        console.print(f"missing  {error}; install fedspeech anew", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+    found: list[doctor_.Finding] = []
+    if console.is_terminal:
+        with console.status("looking around"):
+            found += doctor_.findings()
+        table = Table(*(Column(name, overflow="fold") for name in ("", "what", "found", "to do")))
+        for one in found:
+            table.add_row(one.status, one.name, one.found, one.todo)
+        console.print(table)
+    else:
+        for one in doctor_.findings():
+            found.append(one)
+            line = f"{one.status:<9}{one.name}: {one.found}{'; ' if one.todo else ''}{one.todo}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(any(one.status == "missing" for one in found))
+
+
+@app.command()
 def strategies() -> None:
     """List the aggregation rules that are installed. Example: `fedspeech strategies`."""
     from fedspeech import rules

@@ -43,6 +43,19 @@ def leave(ours: bool) -> None:
         ray.shutdown()
 
 
+def try_out() -> None:
+    """Start Ray with one worker, let it answer, end it. Raises what Ray raises."""
+
+    def double(number: int) -> int:
+        return 2 * number
+
+    ours = connect(EngineSettings(workers=1))
+    try:
+        assert ray.get(ray.remote(double).remote(21)) == 42
+    finally:
+        leave(ours)
+
+
 def _start(engine: EngineSettings) -> None:
     _init(
         address="local",  # not what somebody else started on this machine

@@ -64,7 +64,7 @@ def most_together(settings: Config) -> int:
         share = settings.engine.gpus_per_worker or 1.0
         memory = there * min(1.0, share)
     else:
-        memory = machine.memory_bytes() / settings.engine.workers
+        memory = machine.memory_limit_bytes() / settings.engine.workers
     return int(SHARE * memory / bytes_each(settings))
 
 

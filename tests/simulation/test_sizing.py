@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -39,7 +37,7 @@ def test_on_a_processor_everybody_is_alone():
 
 def test_a_size_that_fits_stays(monkeypatch):
     each = sizing.bytes_each(settings())
-    monkeypatch.setattr(machine, "memory_bytes", lambda: int(2 * 5.5 * each / sizing.SHARE))
+    monkeypatch.setattr(machine, "memory_limit_bytes", lambda: int(2 * 5.5 * each / sizing.SHARE))
     if not torch.cuda.is_available():
         assert sizing.most_together(settings()) == 5
         assert sizing.settle(settings(cohort=5)).engine.cohort == 5
@@ -48,18 +46,5 @@ def test_a_size_that_fits_stays(monkeypatch):
 
 
 def test_one_speaker_is_never_too_many(monkeypatch):
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 2**20)
+    monkeypatch.setattr(machine, "memory_limit_bytes", lambda: 2**20)
     assert sizing.settle(settings(cohort=1)).engine.cohort == 1
-
-
-def test_the_memory_is_no_more_than_the_machines(monkeypatch, tmp_path):
-    about = Path("/proc/meminfo").read_text(encoding="ascii")
-    total = int(about.split()[1]) * 1024
-    monkeypatch.setattr(machine, "CGROUP_LIMITS", [tmp_path / "none"])
-    assert machine.memory_bytes() == pytest.approx(total, rel=0.01)
-    limit = tmp_path / "memory.max"
-    limit.write_text("max\n")
-    monkeypatch.setattr(machine, "CGROUP_LIMITS", [limit])
-    assert machine.memory_bytes() == pytest.approx(total, rel=0.01)
-    limit.write_text("12345678\n")
-    assert machine.memory_bytes() == 12345678
