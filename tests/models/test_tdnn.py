@@ -86,6 +86,17 @@ def test_an_output_sees_at_least_27_frames_to_each_side(name):
     assert seen.min() == -seen.max()
 
 
+def test_hidden_layers_are_bypassed_with_the_weight_of_kaldis(tiny):
+    tiny.eval()
+    features, lengths = speech(30)
+    present = torch.ones(1, 1, 10)
+    hidden = tiny.tdnn[0](features.transpose(1, 2), present)
+    for layer in tiny.tdnn[1:]:
+        hidden = layer(hidden, present) + 0.66 * hidden
+    found, _ = tiny(features, lengths)
+    assert_allclose(found.detach(), tiny.output(hidden).transpose(1, 2).detach(), atol=1e-5)
+
+
 def test_logits_are_float32_under_bfloat16(tiny):
     with torch.autocast("cpu", torch.bfloat16):
         logits, _ = tiny.train()(*speech(40, 30))
