@@ -9,6 +9,7 @@ from pathlib import Path
 from fedspeech import progress, tensors
 from fedspeech.config import Config
 from fedspeech.corpus.partition import Partition
+from fedspeech.errors import ConfigError, ModelError
 from fedspeech.models import description as descriptions
 from fedspeech.models.description import ModelDescription
 from fedspeech.run_folder import RunFolder
@@ -29,9 +30,22 @@ class Generic:
 
 
 def check(settings: Config) -> None:
-    """Raise ModelError where the settings name a file that is not a model that fits."""
-    if settings.generic.model is not None:
-        _read(Path(settings.generic.model))
+    """Raise where the settings name a model as G: ModelError where it is none or is damaged,
+    ConfigError where the settings speak of another one.
+    """
+    if settings.generic.model is None:
+        return
+    path = Path(settings.generic.model)
+    about = _read(path).description
+    for key, theirs, ours in (
+        ("model.name", about.name, settings.model.name),
+        ("features", about.features.model_dump(), settings.features.model_dump()),
+        ("units.kind", about.units.kind, settings.units.kind),
+    ):
+        if theirs != ours:
+            raise ConfigError(
+                f"generic.model: {path} has {key} = {theirs}, the settings say {ours}"
+            )
 
 
 def obtain(
@@ -75,9 +89,16 @@ def _read(path: Path) -> Generic:
     description = descriptions.read(path.with_suffix(".json"))
     model = tensors.read(path)
     check_like(model, state(description.empty()))
-    epochs = path.with_suffix(".epochs.json")
-    rows = json.loads(epochs.read_text(encoding="utf-8")) if epochs.exists() else []
-    return Generic(model, description, [Epoch(*row) for row in rows])
+    return Generic(model, description, _read_epochs(path.with_suffix(".epochs.json")))
+
+
+def _read_epochs(path: Path) -> list[Epoch]:
+    try:
+        return [Epoch(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path}: not the epochs of a training: {error}") from None
 
 
 def _write_epochs(path: Path, epochs: list[Epoch]) -> None:

@@ -120,8 +120,9 @@ def test_alpha_1_is_judged_once(usual):
 
 
 def test_p_is_judged_although_alpha_1_is_not_in_the_grid(corpus, tmp_path):
-    experiment = settings(corpus, federation={"bases": ["mean"], "alphas": [0.25]})
+    experiment = settings(corpus, seed=7, federation={"bases": ["mean"], "alphas": [0.25]})
     folder, asked = run(experiment, tmp_path / "run")
+    assert {text["seed"] for text, _ in asked.of(protocol.PERSONALIZE)} == {7}
     assert asked.of(protocol.EVALUATE, base="generic")[0][0]["alphas"] == [0.0, 0.25, 1.0]
     found = results(folder)
     assert [(row["base"], row["alpha"]) for row in found["table"]] == [
