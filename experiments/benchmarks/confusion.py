@@ -18,7 +18,13 @@ from experiments.benchmarks import workload
 from experiments.benchmarks.contestants import CORES
 from experiments.benchmarks.harness import say
 from fedspeech import evaluation, features, seeding, tensors
-from fedspeech.config import FeatureSettings, GenericSettings, PersonalSettings, UnitSettings
+from fedspeech.config import (
+    FeatureSettings,
+    GenericSettings,
+    PersonalAugmentation,
+    PersonalSettings,
+    UnitSettings,
+)
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import Client
 from fedspeech.features import Utterance
@@ -57,7 +63,9 @@ def measure(folder: Path, size: Size, seed: int) -> Table:
     """Train all models and decode all pairs, a process per core."""
     clients = workload.speak(size.generic + size.speakers, size.utterances, seed, words=(1, 3))
     say(f"training G on {size.generic} speakers")
-    about = _train_generic(folder, clients[: size.generic], size, seed)
+    texts = [text_of(cut) for client in clients for cut in client.train]
+    about = ModelDescription(MODEL, FeatureSettings(), learn(texts, UnitSettings(kind="words")))
+    _train_generic(folder, about, clients[: size.generic], size, seed)
     say(f"fine-tuning {size.speakers} speakers, decoding {size.speakers}² pairs")
     speech = [_utterances(folder, client, about) for client in clients[size.generic :]]
     torch.save(speech, folder / SPEECH)
@@ -73,13 +81,12 @@ def measure(folder: Path, size: Size, seed: int) -> Table:
 
 
 def _train_generic(
-    folder: Path, clients: Sequence[Client], size: Size, seed: int
-) -> ModelDescription:
-    texts = [text_of(cut) for client in clients for cut in client.train]
-    about = ModelDescription(MODEL, FeatureSettings(), learn(texts, UnitSettings(kind="words")))
+    folder: Path, about: ModelDescription, clients: Sequence[Client], size: Size, seed: int
+) -> None:
     with seeding.scoped(seed, 0, "", "benchmark model"):
         model = about.empty()
-    settings = GenericSettings(epochs=size.generic_epochs, precision="fp32")
+    light = PersonalAugmentation()
+    settings = GenericSettings(epochs=size.generic_epochs, precision="fp32", augmentation=light)
     speech = [
         utterance
         for client in clients
@@ -92,7 +99,6 @@ def _train_generic(
     say(f"G: loss {loss:.2f} after {settings.epochs} epochs")
     tensors.write(folder / "generic.safetensors", tensors.state(model))
     about.write(folder / "generic.json")
-    return about
 
 
 def _utterances(
