@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from experiments.benchmarks.contestants import mute
+from experiments.benchmarks.contestants import mute, ours
 from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Row, Setting, ratio, say, spread
 from fedspeech import tensors
-from fedspeech.config import Config
 from fedspeech.population import Population
 from strategies import Mean, Random
 from strategies.bases import BaseModels
-from strategies.exchange import Exchange
-from strategies.questions import Questions
 from strategies.view import SpeakerView
 
 TABLE = "Averaging beside a plain copy"
@@ -101,9 +98,7 @@ class Federation:
 
     def _bases(self, rules: dict[str, Mean | Random]) -> BaseModels:
         """A population that has read nothing yet, and what builds M_s out of it."""
-        population, exchange = Population(self.folder), Exchange(self.members, 1.0, [])
-        questions = Questions(population, exchange)
-        return BaseModels(rules, population, self.description, Config(), exchange, questions)
+        return ours.base_models(rules, Population(self.folder), self.description, self.members)
 
     def drop_from_page_cache(self) -> None:
         """Let the system forget all models; they are on disk."""

@@ -1,7 +1,7 @@
 """Which model makes how many errors on which utterance: what searches for peers are tried on.
 
 Real models: G trained on the first speakers of the synthetic corpus, each other speaker's P_s
-fine-tuned from it, and every P_s decoded on every speaker's utterances, once.
+fine-tuned from it, and every P_s decoded once on the utterances of the first of them, the targets.
 """
 
 import multiprocessing
@@ -43,17 +43,21 @@ SPEECH = "speech.pt"
 
 @dataclass(frozen=True)
 class Size:
-    """Speakers that train G and that have a P_s, utterances of each; epochs of both."""
+    """How many speakers train G, and how many have a P_s, of which the first are targets."""
 
     generic: int
     speakers: int
+    targets: int
     utterances: int
-    generic_epochs: int = 20
+    """Of each speaker, to train on."""
+    judged: int
+    """Of each target, to judge models on; those that it trains on come first."""
+    generic_epochs: int = 14
     epochs: int = 8
 
 
 class Table(NamedTuple):
-    """errors[p, s, u] of P_p on utterance u of speaker s, and its words[s, u] of reference."""
+    """errors[p, s, u] of P_p on utterance u of target s, and its words[s, u] of reference."""
 
     errors: np.ndarray
     words: np.ndarray
@@ -61,14 +65,16 @@ class Table(NamedTuple):
 
 def measure(folder: Path, size: Size, seed: int) -> Table:
     """Train all models and decode all pairs, a process per core."""
-    clients = workload.speak(size.generic + size.speakers, size.utterances, seed, words=(1, 3))
-    say(f"training G on {size.generic} speakers")
+    clients = _speak(size.generic + size.speakers, size.utterances, seed)
+    targets = _speak(size.generic + size.targets, size.judged, seed)[size.generic :]
     texts = [text_of(cut) for client in clients for cut in client.train]
     about = ModelDescription(MODEL, FeatureSettings(), learn(texts, UnitSettings(kind="words")))
+    say(f"training G on {size.generic} speakers")
     _train_generic(folder, about, clients[: size.generic], size, seed)
-    say(f"fine-tuning {size.speakers} speakers, decoding {size.speakers}² pairs")
-    speech = [_utterances(folder, client, about) for client in clients[size.generic :]]
-    torch.save(speech, folder / SPEECH)
+    say(f"fine-tuning {size.speakers} speakers, decoding each P_s for {size.targets} targets")
+    spoken = [_utterances(folder, client, about) for client in clients[size.generic :]]
+    judged = [_utterances(folder, client, about) for client in targets]
+    torch.save((spoken, judged), folder / SPEECH)
     rows: list[np.ndarray] = []
     some = [range(size.speakers)[i : i + TOGETHER] for i in range(0, size.speakers, TOGETHER)]
     context = multiprocessing.get_context("spawn")
@@ -76,8 +82,13 @@ def measure(folder: Path, size: Size, seed: int) -> Table:
         for found in pool.imap(partial(_errors_of, folder, size, seed), some):
             rows.append(found)
             say(f"{sum(map(len, rows))} of {size.speakers} models are decoded")
-    words = [[len(utterance.text.split()) for utterance in mine] for mine in speech]
+    words = [[len(utterance.text.split()) for utterance in mine] for mine in judged]
     return Table(np.concatenate(rows), np.array(words))
+
+
+def _speak(speakers: int, utterances: int, seed: int) -> list[Client]:
+    """The same voices and the same first utterances, whatever the numbers."""
+    return workload.speak(speakers, utterances, seed, words=(1, 3))
 
 
 def _train_generic(
@@ -108,16 +119,18 @@ def _utterances(
 
 
 def _errors_of(folder: Path, size: Size, seed: int, speakers: Sequence[int]) -> np.ndarray:
-    """Fine-tune some P_s; their errors on everybody's utterances, int16 (some, all, utterances)."""
+    """Fine-tune some P_s; their errors for all targets, int16 (some, targets, utterances)."""
     about = description.read(folder / "generic.json")
     generic = tensors.read(folder / "generic.safetensors")
-    speech: list[list[Utterance]] = torch.load(folder / SPEECH, weights_only=False)
+    spoken: list[list[Utterance]]
+    judged: list[list[Utterance]]
+    spoken, judged = torch.load(folder / SPEECH, weights_only=False)
     settings = PersonalSettings(epochs=size.epochs, precision="fp32", augmentation=workload.STILL)
     models = [
-        fine_tune(generic, about, settings, speech[s], (seed, 0, str(s), "personalize")).model
+        fine_tune(generic, about, settings, spoken[s], (seed, 0, str(s), "personalize")).model
         for s in speakers
     ]
-    everybody = [utterance for mine in speech for utterance in mine]
-    counts = evaluation.word_errors_of(models, about, everybody)
-    errors = [each.errors.reshape(len(speech), -1) for each in counts]
+    utterances = [utterance for mine in judged for utterance in mine]
+    counts = evaluation.word_errors_of(models, about, utterances)
+    errors = [each.errors.reshape(len(judged), -1) for each in counts]
     return np.stack(errors).astype(np.int16)

@@ -32,10 +32,6 @@ from fedspeech.simulation.launch import make_grid
 from server.journal import Journal
 from server.recorded_grid import RecordedGrid
 from strategies import Mean, Random
-from strategies.bases import BaseModels
-from strategies.exchange import Exchange
-from strategies.personalization import Personalization
-from strategies.questions import Questions
 
 TABLE = "Memory of the server"
 FINE_TUNING = "fine-tuning"
@@ -119,18 +115,16 @@ def serve_ours(channel: Channel, folder: Path, plan: Plan, seed: int) -> None:
         recorded = RecordedGrid(grid, journal, folder)
         members = mute.members(list(grid.get_node_ids()))
         recorded.know(members)
-        strategy = Personalization({}, population, about, members, settings, journal)
-        exchange = Exchange(members, 1.0, [])
+        strategy = ours.strategy_of(population, about, members, settings, journal)
         rules = {"mean": Mean(), "random": Random(plan.k)}
-        questions = Questions(population, exchange)
-        bases = BaseModels(rules, population, about, settings, exchange, questions)
+        bases = ours.base_models(rules, population, about, members)
         channel.answer("ready")
         for step in channel:
             started = time.perf_counter()
             if step == FINE_TUNING:
                 ours.personalize(strategy, recorded, ArrayRecord(dict(population.generic())))
             else:
-                bases.install(recorded, 1, step, None)
+                bases.install(recorded, 1, step, None, [member.speaker for member in members])
             channel.answer(time.perf_counter() - started)
 
 

@@ -3,6 +3,7 @@
 `how` is "fp32" or "bf16".
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -13,7 +14,10 @@ from flwr.app import ArrayRecord, ConfigRecord
 from experiments.benchmarks.harness import Channel
 from experiments.benchmarks.workload import Job, Workload
 from fedspeech import protocol, tensors
+from fedspeech.aggregation import AggregationRule
 from fedspeech.config import Config
+from fedspeech.models.description import ModelDescription
+from fedspeech.participation import PERSONALIZATION, Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
@@ -21,7 +25,10 @@ from fedspeech.simulation.launch import make_grid
 from server.journal import Journal
 from server.recorded_grid import Keeper, RecordedGrid
 from server.roster import describe
+from strategies.bases import BaseModels
+from strategies.exchange import Exchange
 from strategies.personalization import Personalization
+from strategies.questions import Questions
 
 
 class Engine(NamedTuple):
@@ -45,7 +52,7 @@ def serve(channel: Channel, folder: Path, engine: Engine) -> None:
             recorded.know(members)
             channel.answer("ready")
             for job in channel:
-                strategy = _strategy(held, run, journal, members[: job.speakers], job)
+                strategy = _of_job(held, run, journal, members[: job.speakers], job)
                 started = perf_counter()
                 personalize(strategy, recorded, ArrayRecord(held.generic(job.size)))
                 channel.answer(perf_counter() - started)
@@ -53,7 +60,7 @@ def serve(channel: Channel, folder: Path, engine: Engine) -> None:
         grid.close()
 
 
-def _strategy(
+def _of_job(
     held: Workload, run: RunFolder, journal: Journal, members: list[Member], job: Job
 ) -> Personalization:
     population = Population(run.models / job.size)
@@ -62,7 +69,33 @@ def _strategy(
     personal = job.settings(job.how).model_dump(mode="json")
     settings = Config.model_validate({"seed": job.seed, "personal": personal})
     about = held.description(job.size)
-    return Personalization({}, population, about, members, settings, journal)
+    return strategy_of(population, about, members, settings, journal)
+
+
+def strategy_of(
+    population: Population,
+    about: ModelDescription,
+    members: Sequence[Member],
+    settings: Config,
+    journal: Journal,
+) -> Personalization:
+    """The strategy of a run with one round, in which everybody takes part."""
+    asked = {member.speaker: 0.0 for member in members}
+    rounds = [Round(PERSONALIZATION, 1, asked, arrived={}, absent={}, seconds=0.0)]
+    return Personalization({}, population, about, members, settings, journal, rounds)
+
+
+def base_models(
+    rules: Mapping[str, AggregationRule],
+    population: Population,
+    about: ModelDescription,
+    members: Sequence[Member],
+) -> BaseModels:
+    """What builds M_s in a run, for rules that ask no device."""
+    settings, exchange = Config(), Exchange(members, 1.0, [])
+    exchange.admit(member.speaker for member in members)
+    questions = Questions(population, exchange, settings.seed)
+    return BaseModels(rules, population, about, settings, exchange, questions)
 
 
 def personalize(strategy: Personalization, grid: RecordedGrid, generic: ArrayRecord) -> None:

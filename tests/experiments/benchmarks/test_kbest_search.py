@@ -37,6 +37,14 @@ def test_a_race_that_may_judge_everything_is_the_exhaustive_search(table):
     assert row[kbest_search.GAP]["values"] == pytest.approx([100.0, 100.0])
 
 
+def test_fewer_targets_than_speakers(table):
+    part = Table(table.errors[:, :3], table.words[:3])
+    row, _ = kbest_search.compare(part, KBest(2, search="racing"), 0, 1)
+    best = [np.sort(np.delete(table.errors[:, s].mean(1), s))[:2].mean() for s in range(3)]
+    assert (row["speakers"], row["targets"], row["decodings"]) == (8, 3, 3 * 7 * 400)
+    assert row["WER of the peers, %"] == pytest.approx(100 * np.mean(best))
+
+
 def test_a_race_within_its_budget_recovers_most_of_the_gap(table):
     _, row = kbest_search.compare(table, KBest(2, search="racing"), 0, 3)
     assert all(share <= 15.0 for share in row[kbest_search.DECODINGS]["values"])
@@ -45,7 +53,13 @@ def test_a_race_within_its_budget_recovers_most_of_the_gap(table):
 
 def test_a_table_of_real_models(tmp_path):
     pytest.importorskip("espeakng_loader")
-    plan = kbest_search.Plan(Size(2, 3, 4, generic_epochs=1, epochs=1), ((3, 1),), 1)
-    rows = list(kbest_search.rows(Setting(tmp_path), plan))
-    assert [row["search"] for row in rows] == ["exhaustive", "racing"]
-    assert rows[0]["decodings"] == 3 * 2 * 4
+    size = Size(2, 3, 2, utterances=4, judged=6, generic_epochs=1, epochs=1)
+    rows = list(kbest_search.rows(Setting(tmp_path), kbest_search.Plan(size, ((3, 1),), (4, 6), 1)))
+    assert [(row["search"], row["utterances"]) for row in rows] == [
+        ("exhaustive", 4),
+        ("racing", 4),
+        ("exhaustive", 6),
+        ("racing", 6),
+    ]
+    assert [row["decodings"] for row in rows[::2]] == [2 * 2 * 4, 2 * 2 * 6]
+    assert all(row["speakers"] == 3 and row["targets"] == 2 for row in rows)
