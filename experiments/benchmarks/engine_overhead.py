@@ -41,7 +41,7 @@ class Plan:
 
 
 FULL = Plan((10, 100, 1000), 5)
-QUICK = Plan((10, 100, 1000), 2)
+QUICK = Plan((10, 100, 1000), 2, tuple(ENGINES)[:2])
 
 
 def rows(setting: Setting, plan: Plan) -> Iterator[Row]:

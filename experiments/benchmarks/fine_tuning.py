@@ -1,14 +1,26 @@
-"""Speakers fine-tuned per second, start-up shown by itself; then 40 speakers from start to end."""
+"""Speakers fine-tuned per second, start-up shown by itself; then 40 speakers from start to end.
+
+In each repetition all take turns, and nobody else's processes are there meanwhile: what an engine
+does in the background is part of its own figures, and of nobody else's.
+"""
 
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from experiments.benchmarks import workload
-from experiments.benchmarks.contestants import CORES, FIELD, OURS, PLAIN, RACE, Contestant
+from experiments.benchmarks.contestants import (
+    CORES,
+    FIELD,
+    OURS,
+    PLAIN,
+    QUICKSTART,
+    RACE,
+    Contestant,
+)
 from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Child, Failed, Row, Setting, ratio, say, spread
 from experiments.benchmarks.workload import Job, Workload
@@ -44,7 +56,11 @@ FULL = Plan(
     races=3,
 )
 QUICK = Plan(
-    jobs=(Job("0.1M", 4, 2, 0), Job("1M", 2, 1, 0)), repeats=2, race=Job("0.1M", 8, 2, 0), races=1
+    jobs=(Job("0.1M", 4, 2, 0), Job("1M", 2, 1, 0)),
+    repeats=1,
+    race=Job("0.1M", 8, 2, 0),
+    races=1,
+    runners=(OURS, QUICKSTART),
 )
 
 
@@ -53,85 +69,90 @@ def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
     speakers = max(job.speakers for job in (*plan.jobs, plan.race))
     speech = workload.speak(speakers, plan.utterances, setting.seed)
     held = workload.prepare(setting.folder / "workload", speech, setting.seed)
-    field = Field(setting.folder, held)
-    try:
-        for job in plan.jobs:
-            yield from throughput(field, plan, job)
-    finally:
-        field.close()
+    yield from throughput(setting, plan, held)
     yield from start_to_end(setting, plan, held)
 
 
-class Field:
-    """Everybody's processes, all alive at once, so that in each repetition all take turns."""
+class Host:
+    """The process that serves some contestants; started when it is first asked."""
 
     def __init__(self, folder: Path, held: Workload) -> None:
-        self._folder, self.held = folder, held
-        self._children: dict[Any, Child] = {}
-        self._folders = itertools.count()
-        self._seeds = itertools.count(1)
-        self.start_up: dict[Any, float] = {}
-        """Seconds until a process could be asked, by what it serves."""
+        self._folder, self._held = folder, held
+        self._child: Child | None = None
+        self._numbers = itertools.count()
+        self.start_up: list[float] = []
+        """Seconds until it could be asked."""
 
     def ask(self, contestant: Contestant, job: Job) -> float:
         """The seconds that a job takes. Raises Failed; the next job meets a new process."""
-        child = self._child(contestant)
         try:
-            seconds = child.ask(
-                job._replace(seed=next(self._seeds), how=contestant.how), ANSWER_LIMIT
-            )
+            if self._child is None:
+                self._start(contestant)
+            assert self._child is not None
+            return float(self._child.ask(job._replace(how=contestant.how), ANSWER_LIMIT))
         except Failed:
-            del self._children[contestant.process]
+            self._child = None
             raise
-        return float(seconds)
 
-    def _child(self, contestant: Contestant) -> Child:
-        key = contestant.process
-        if key not in self._children:
-            contestant.check()
-            number = next(self._folders)
-            own = self.held.copy(self._folder / f"field-{number}")
-            child = contestant.start(own, self._folder / "logs" / f"field-{number}.log")
-            child.receive(ANSWER_LIMIT)
-            self._children[key], self.start_up[key] = child, child.age
-        return self._children[key]
+    def _start(self, contestant: Contestant) -> None:
+        contestant.check()
+        own = self._held.copy(self._folder / "host" / str(next(self._numbers)))
+        self._child = contestant.start(own, self._folder / "logs" / f"{contestant.name}.log")
+        self._child.receive(ANSWER_LIMIT)
+        self.start_up.append(self._child.age)
 
     def close(self) -> None:
-        """End all processes."""
-        for child in self._children.values():
-            child.close()
+        """End the process, and remove what it wrote."""
+        if self._child is not None:
+            self._child.close()
+        shutil.rmtree(self._folder / "host", ignore_errors=True)
 
 
-def throughput(field: Field, plan: Plan, job: Job) -> Iterator[Row]:
-    """A row for each contestant: a job of one epoch to warm up, then the repetitions in turns."""
-    seconds: dict[Contestant, list[float]] = {contestant: [] for contestant in plan.field}
-    reasons: dict[Contestant, str] = {}
-    warm = job._replace(speakers=min(job.speakers, CORES), epochs=1)
-    for turn in range(-1, plan.repeats):
-        say(f"{job.size}: {f'repetition {turn + 1}' if turn >= 0 else 'warming up'}")
-        for contestant in _from(plan.field, turn):
-            if contestant in reasons:
-                continue
-            try:
-                taken = field.ask(contestant, warm if turn < 0 else job)
-            except Failed as reason:
-                reasons[contestant] = str(reason)
-                continue
-            if turn >= 0:
-                seconds[contestant].append(taken)
-    for contestant in plan.field:
+def throughput(setting: Setting, plan: Plan, held: Workload) -> Iterator[Row]:
+    """A row for each job and contestant."""
+    seconds: dict[tuple[Contestant, Job], list[float]] = {
+        (contestant, job): [] for job in plan.jobs for contestant in plan.field
+    }
+    start_up: dict[Contestant, list[float]] = {contestant: [] for contestant in plan.field}
+    reasons: dict[tuple[Contestant, Job], str] = {}
+    groups = [list(some) for _, some in itertools.groupby(plan.field, lambda one: one.process)]
+    for turn in range(plan.repeats):
+        for group in _from(groups, turn):
+            host = Host(setting.folder, held)
+            for contestant, job in itertools.product(group, plan.jobs):
+                if (contestant, job) in reasons:
+                    continue
+                say(f"repetition {turn + 1}: {contestant.name}, {job.size}")
+                try:
+                    seconds[contestant, job].append(_warm(host, contestant, job, turn))
+                except Failed as reason:
+                    reasons[contestant, job] = str(reason)
+            host.close()
+            for contestant in group:
+                start_up[contestant] += host.start_up
+    for contestant, job in seconds:
         row: Row = {"table": THROUGHPUT, "size": job.size, "contestant": contestant.name}
-        if contestant in reasons:
-            yield {**row, "failed": reasons[contestant]}
+        if (contestant, job) in reasons:
+            yield {**row, "failed": reasons[contestant, job]}
             continue
-        taken = seconds[contestant]
+        taken = seconds[contestant, job]
         yield {
             **row,
-            "updates per speaker": field.held.updates(job),
+            "updates per speaker": held.updates(job),
             "speakers per second": spread([job.speakers / s for s in taken]),
-            **_against("plain's speed", seconds.get(PLAIN, []), taken),
-            "start-up, s": field.start_up[contestant.process],
+            **_against("plain's speed", seconds.get((PLAIN, job), []), taken),
+            "start-up, s": spread(start_up[contestant]),
         }
+
+
+def _warm(host: Host, contestant: Contestant, job: Job, turn: int) -> float:
+    """The seconds of a job, after a short one of the same size.
+
+    Every job has a seed of its own: none is one whose answer is remembered.
+    """
+    short = job._replace(speakers=min(job.speakers, CORES), epochs=1, seed=2 * turn)
+    host.ask(contestant, short)
+    return host.ask(contestant, job._replace(seed=2 * turn + 1))
 
 
 def _against(name: str, reference: Sequence[float], taken: Sequence[float]) -> Row:
@@ -148,7 +169,7 @@ def start_to_end(setting: Setting, plan: Plan, held: Workload) -> Iterator[Row]:
                 continue
             say(f"start to end, {turn + 1}: {contestant.name}")
             try:
-                seconds[contestant].append(_race(setting, plan, held, contestant, turn))
+                seconds[contestant].append(_race(setting, plan, held, contestant))
             except Failed as reason:
                 reasons[contestant] = str(reason)
     for contestant in plan.runners:
@@ -167,20 +188,23 @@ def start_to_end(setting: Setting, plan: Plan, held: Workload) -> Iterator[Row]:
         }
 
 
-def _race(setting: Setting, plan: Plan, held: Workload, contestant: Contestant, turn: int) -> float:
+def _race(setting: Setting, plan: Plan, held: Workload, contestant: Contestant) -> float:
     contestant.check()
     own = held.copy(setting.folder / "race")
     try:
         child = contestant.start(own, setting.folder / "logs" / "race.log")
         child.receive(ANSWER_LIMIT)
-        child.ask(plan.race._replace(seed=1000 + turn, how=contestant.how), ANSWER_LIMIT)
+        child.ask(plan.race._replace(how=contestant.how), ANSWER_LIMIT)
         child.close()
         return child.age
     finally:
         shutil.rmtree(own)
 
 
-def _from(contestants: Sequence[Contestant], turn: int) -> list[Contestant]:
+T = TypeVar("T")
+
+
+def _from(contestants: Sequence[T], turn: int) -> list[T]:
     """In each repetition somebody else is first."""
     first = turn % len(contestants)
     return [*contestants[first:], *contestants[:first]]

@@ -108,7 +108,7 @@ class Child:
 
     def send(self, job: object) -> None:
         """Give it something to do."""
-        with suppress(BrokenPipeError):  # that it died is told when it is asked for the answer
+        with suppress(OSError):  # that it died is told when it is asked for the answer
             self._here.send(job)
 
     def receive(self, limit: float) -> Any:
