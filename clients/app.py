@@ -17,7 +17,7 @@ from clients import speaker
 from clients.race import DeviceRace
 from clients.speaker import Speaker
 from fedspeech import protocol
-from fedspeech.config import PersonalSettings
+from fedspeech.config.training import PersonalSettings
 from fedspeech.errors import CorpusError
 from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors

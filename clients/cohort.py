@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from clients import speaker
 from clients.app import folder, locked, receive
 from clients.speaker import Speaker
-from fedspeech.config import PersonalSettings
+from fedspeech.config.training import PersonalSettings
 from fedspeech.errors import FedSpeechError
 from fedspeech.training.personal import Tuning, fine_tune_together
 

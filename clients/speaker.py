@@ -10,7 +10,8 @@ import numpy as np
 from lhotse import CutSet, MonoCut
 
 from fedspeech import evaluation, features
-from fedspeech.config import AugmentationSettings, PersonalSettings
+from fedspeech.config.model import AugmentationSettings
+from fedspeech.config.training import PersonalSettings
 from fedspeech.corpus.cuts import text_of
 from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, VALIDATION, Store
 from fedspeech.errors import CorpusError, ModelError

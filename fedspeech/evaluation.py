@@ -14,7 +14,7 @@ import torch
 
 from fedspeech import features, seeding
 from fedspeech.accelerator import place
-from fedspeech.config import FeatureSettings
+from fedspeech.config.model import FeatureSettings
 from fedspeech.decoding import greedy
 from fedspeech.features import Batch, Utterance
 from fedspeech.models.description import ModelDescription

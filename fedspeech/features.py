@@ -20,7 +20,7 @@ import torchaudio
 from lhotse import MonoCut
 
 from fedspeech import tensors
-from fedspeech.config import AugmentationSettings, FeatureSettings
+from fedspeech.config.model import AugmentationSettings, FeatureSettings
 from fedspeech.corpus.cuts import SAMPLE_RATE, samples, speaker_of, text_of
 from fedspeech.errors import ModelError
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedspeech import seeding
-from fedspeech.config import ParticipationSettings
+from fedspeech.config.federation import ParticipationSettings
 from fedspeech.errors import RunError
 
 IMPROVE, PERSONALIZATION = "improve", "personalization"

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import sentencepiece
 
-from fedspeech.config import UnitSettings
+from fedspeech.config.model import UnitSettings
 from fedspeech.errors import CorpusError
 
 KINDS: tuple[str, ...] = get_args(UnitSettings.model_fields["kind"].annotation)

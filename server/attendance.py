@@ -5,7 +5,8 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 
 from fedspeech import participation, traces
-from fedspeech.config import Config, ParticipationSettings
+from fedspeech.config import Config
+from fedspeech.config.federation import ParticipationSettings
 from fedspeech.corpus.partition import Client, pseudonym
 from fedspeech.errors import ConfigError, RunError
 from fedspeech.participation import IMPROVE, PERSONALIZATION, Round

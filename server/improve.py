@@ -10,7 +10,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedspeech import protocol, seeding
-from fedspeech.config import Config, FederationSettings, ImproveSettings
+from fedspeech.config import Config
+from fedspeech.config.federation import FederationSettings, ImproveSettings
 from fedspeech.errors import ConfigError, RunError
 from fedspeech.models.description import ModelDescription
 from fedspeech.participation import Round

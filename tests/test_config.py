@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedspeech import rules
-from fedspeech.config import AugmentationSettings, Config, dump, load
+from fedspeech.config import Config, dump, load
+from fedspeech.config.model import AugmentationSettings
 from fedspeech.errors import ConfigError, RuleError
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.toml"))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from fedspeech import evaluation, features, seeding
-from fedspeech.config import FeatureSettings
+from fedspeech.config.model import FeatureSettings
 from fedspeech.evaluation import RESAMPLES, count, interval, mean_rate, pooled_rate, resample
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription

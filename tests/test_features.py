@@ -9,7 +9,8 @@ import torch
 from numpy.testing import assert_allclose
 
 from fedspeech import corpus, features, seeding
-from fedspeech.config import AugmentationSettings, CorpusSettings, FeatureSettings
+from fedspeech.config.corpus import CorpusSettings
+from fedspeech.config.model import AugmentationSettings, FeatureSettings
 from fedspeech.corpus.cuts import samples
 from fedspeech.features import FULL_SCALE, Normalization, Utterance, batch, log_mel, prepare
 

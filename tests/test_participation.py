@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedspeech import participation, seeding
-from fedspeech.config import ParticipationSettings, load
+from fedspeech.config import load
+from fedspeech.config.federation import ParticipationSettings
 from fedspeech.errors import ConfigError, RunError
 from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedspeech.config import UnitSettings
+from fedspeech.config.model import UnitSettings
 from fedspeech.errors import CorpusError
 from fedspeech.units import BLANK, SPACE, Units, learn
 

@@ -19,7 +19,7 @@ from experiments.benchmarks.harness import Row, Setting, ratio, say, spread
 from experiments.benchmarks.workload import Job, Plain
 from fedspeech import seeding, tensors
 from fedspeech.accelerator import place
-from fedspeech.config import FeatureSettings, UnitSettings
+from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.features import one_thread
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors

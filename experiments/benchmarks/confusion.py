@@ -18,13 +18,8 @@ from experiments.benchmarks import workload
 from experiments.benchmarks.contestants import CORES
 from experiments.benchmarks.harness import say
 from fedspeech import evaluation, features, seeding, tensors
-from fedspeech.config import (
-    FeatureSettings,
-    GenericSettings,
-    PersonalAugmentation,
-    PersonalSettings,
-    UnitSettings,
-)
+from fedspeech.config.model import FeatureSettings, PersonalAugmentation, UnitSettings
+from fedspeech.config.training import GenericSettings, PersonalSettings
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import Client
 from fedspeech.features import Utterance

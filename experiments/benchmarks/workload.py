@@ -17,15 +17,9 @@ import torch
 
 from clients.speaker import Speaker
 from fedspeech import features, seeding, tensors
-from fedspeech.config import (
-    CorpusSettings,
-    FeatureSettings,
-    PersonalAugmentation,
-    PersonalSettings,
-    SyntheticSettings,
-    TrainPart,
-    UnitSettings,
-)
+from fedspeech.config.corpus import CorpusSettings, SyntheticSettings, TrainPart
+from fedspeech.config.model import FeatureSettings, PersonalAugmentation, UnitSettings
+from fedspeech.config.training import PersonalSettings
 from fedspeech.corpus import partition, synthetic
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import Client

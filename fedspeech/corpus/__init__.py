@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from lhotse import CutSet
 
-from fedspeech.config import CorpusSettings
+from fedspeech.config.corpus import CorpusSettings
 from fedspeech.corpus import (
     an4,
     arabic_speech_commands,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lhotse import CutSet, MonoCut
 
-from fedspeech.config import CorpusSettings
+from fedspeech.config.corpus import CorpusSettings
 from fedspeech.corpus import cuts
 from fedspeech.errors import CorpusError
 

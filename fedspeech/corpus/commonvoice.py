@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from lhotse import CutSet
 from lhotse.recipes import prepare_commonvoice
 
-from fedspeech.config import CorpusSettings
+from fedspeech.config.corpus import CorpusSettings
 from fedspeech.corpus.lhotse_recipes import convert, errors_of_lhotse
 from fedspeech.errors import CorpusError
 

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from lhotse import CutSet, MonoCut, Recording
 
-from fedspeech.config import CorpusSettings
+from fedspeech.config.corpus import CorpusSettings
 from fedspeech.corpus import cuts
 from fedspeech.errors import CorpusError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lhotse import CutSet, MonoCut
 
-from fedspeech.config import CorpusSettings
+from fedspeech.config.corpus import CorpusSettings
 from fedspeech.corpus import cuts
 from fedspeech.errors import CorpusError
 

@@ -9,7 +9,7 @@ from lhotse import CutSet
 from lhotse.recipes import prepare_librispeech
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
-from fedspeech.config import CorpusSettings
+from fedspeech.config.corpus import CorpusSettings
 from fedspeech.corpus.lhotse_recipes import convert, errors_of_lhotse
 from fedspeech.errors import CorpusError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lhotse import CutSet, MonoCut
 
 from fedspeech import seeding
-from fedspeech.config import PartitionSettings, TrainPart
+from fedspeech.config.corpus import PartitionSettings, TrainPart
 from fedspeech.corpus.cuts import speaker_of
 from fedspeech.errors import ConfigError, CorpusError
 

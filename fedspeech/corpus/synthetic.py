@@ -22,7 +22,7 @@ import numpy.typing as npt
 import soundfile
 from lhotse import CutSet
 
-from fedspeech.config import CorpusSettings, SyntheticSettings
+from fedspeech.config.corpus import CorpusSettings, SyntheticSettings
 from fedspeech.corpus import jsonl
 from fedspeech.corpus.cuts import SAMPLE_RATE
 from fedspeech.errors import CorpusError

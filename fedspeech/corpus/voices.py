@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.signal import lfilter, resample_poly
 
 from fedspeech import seeding
-from fedspeech.config import SyntheticSettings
+from fedspeech.config.corpus import SyntheticSettings
 from fedspeech.corpus.cuts import SAMPLE_RATE
 from fedspeech.errors import CorpusError
 

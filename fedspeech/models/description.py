@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from fedspeech import models
-from fedspeech.config import FeatureSettings
+from fedspeech.config.model import FeatureSettings
 from fedspeech.errors import ModelError
 from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.tensors import Tensors, check_like, write_whole

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from fedspeech.config import EngineSettings
+from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import RunError
 
 LOG = logging.getLogger(__name__)

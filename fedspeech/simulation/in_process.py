@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from flwr.app import Message
 
-from fedspeech.config import EngineSettings
+from fedspeech.config.engine import EngineSettings
 from fedspeech.simulation.grid import Nodes, SimulatedGrid, answer, load_app, prepare
 
 

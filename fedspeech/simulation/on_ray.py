@@ -18,7 +18,7 @@ import ray
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fedspeech.config import EngineSettings
+from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import RunError
 from fedspeech.simulation import cluster
 from fedspeech.simulation.grid import Nodes, SimulatedGrid

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from fedspeech import features
-from fedspeech.config import FeatureSettings, Optimization
+from fedspeech.config.model import FeatureSettings
+from fedspeech.config.training import Optimization
 from fedspeech.features import Batch, Utterance
 from fedspeech.seeding import Draws
 from fedspeech.units import Units

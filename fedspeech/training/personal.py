@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedspeech.config import PersonalSettings
+from fedspeech.config.training import PersonalSettings
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription

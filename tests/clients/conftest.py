@@ -5,7 +5,7 @@ from federations import settings
 
 from clients.speaker import Speaker
 from fedspeech import corpus, features, seeding
-from fedspeech.config import UnitSettings
+from fedspeech.config.model import UnitSettings
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import partition
 from fedspeech.models.description import ModelDescription

@@ -9,7 +9,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.app import app
 from fedspeech import protocol
-from fedspeech.config import PersonalSettings
+from fedspeech.config.training import PersonalSettings
 from fedspeech.tensors import sha256
 
 

@@ -12,7 +12,7 @@ from clients import speaker as speakers
 from clients.app import app
 from clients.cohort import prepare
 from fedspeech import protocol
-from fedspeech.config import PersonalSettings
+from fedspeech.config.training import PersonalSettings
 from fedspeech.device.store import DIFFERENCE, VALIDATION
 from fedspeech.tensors import distance, sha256
 

@@ -5,7 +5,7 @@ import torch
 
 from clients import speaker as module
 from clients.speaker import Speaker
-from fedspeech.config import PersonalSettings
+from fedspeech.config.training import PersonalSettings
 from fedspeech.device.store import BASE, VALIDATION
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.evaluation import word_errors

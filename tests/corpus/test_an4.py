@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from fedspeech import corpus
-from fedspeech.config import CorpusSettings
+from fedspeech.config.corpus import CorpusSettings
 from fedspeech.corpus import an4, cuts
 from fedspeech.errors import CorpusError
 

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from fedspeech import corpus
-from fedspeech.config import CorpusSettings
+from fedspeech.config.corpus import CorpusSettings
 from fedspeech.corpus import arabic_speech_commands as arabic
 from fedspeech.corpus import cuts
 from fedspeech.errors import CorpusError

@@ -1,7 +1,7 @@
 from lhotse import CutSet
 
 from fedspeech import corpus
-from fedspeech.config import CorpusSettings, PartitionSettings, TrainPart
+from fedspeech.config.corpus import CorpusSettings, PartitionSettings, TrainPart
 from fedspeech.corpus import statistics
 from fedspeech.corpus.partition import partition
 

@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 from fedspeech import corpus
-from fedspeech.config import CorpusSettings
+from fedspeech.config.corpus import CorpusSettings
 from fedspeech.corpus import cuts
 from fedspeech.errors import CorpusError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from lhotse import CutSet
 
-from fedspeech.config import PartitionSettings, TrainPart
+from fedspeech.config.corpus import PartitionSettings, TrainPart
 from fedspeech.corpus.cuts import speaker_of
 from fedspeech.corpus.partition import client, partition, pseudonym
 from fedspeech.errors import ConfigError, CorpusError

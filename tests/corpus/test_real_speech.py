@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from fedspeech import corpus
-from fedspeech.config import CorpusSettings, PartitionSettings, TrainPart
+from fedspeech.config.corpus import CorpusSettings, PartitionSettings, TrainPart
 from fedspeech.corpus import cuts, statistics
 from fedspeech.corpus.partition import partition
 

@@ -16,7 +16,7 @@ import torch
 import torchaudio
 
 from fedspeech import config, corpus
-from fedspeech.config import CorpusSettings, SyntheticSettings
+from fedspeech.config.corpus import CorpusSettings, SyntheticSettings
 from fedspeech.corpus import cuts, voices
 from fedspeech.errors import ConfigError, CorpusError
 

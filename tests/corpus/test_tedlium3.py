@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from fedspeech import corpus
-from fedspeech.config import CorpusSettings, PartitionSettings, TrainPart
+from fedspeech.config.corpus import CorpusSettings, PartitionSettings, TrainPart
 from fedspeech.corpus import cuts, tedlium3
 from fedspeech.corpus.partition import partition
 from fedspeech.errors import CorpusError

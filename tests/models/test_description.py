@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedspeech import models
-from fedspeech.config import FeatureSettings, UnitSettings
+from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.errors import ConfigError, ModelError
 from fedspeech.models.description import ModelDescription, read
 from fedspeech.tensors import sha256, state

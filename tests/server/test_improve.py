@@ -1,7 +1,7 @@
 import pytest
 from flwr.serverapp.strategy import FedProx
 
-from fedspeech.config import ImproveSettings
+from fedspeech.config.federation import ImproveSettings
 from fedspeech.errors import ConfigError
 from server import improve
 

@@ -3,7 +3,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedspeech import protocol
-from fedspeech.config import EngineSettings
+from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import RunError
 from fedspeech.simulation.in_process import InProcessGrid
 from server.journal import Journal

@@ -11,7 +11,7 @@ from federations import assert_same, settings
 from ray.cluster_utils import Cluster
 
 from fedspeech import config
-from fedspeech.config import EngineSettings
+from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import RunError
 from fedspeech.simulation import cluster
 

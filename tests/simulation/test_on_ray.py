@@ -13,7 +13,7 @@ from flwr.app import Message
 from probe_client import APP
 
 from fedspeech import protocol
-from fedspeech.config import EngineSettings
+from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import RunError
 from fedspeech.simulation.launch import launch
 from fedspeech.simulation.on_ray import RayGrid
@@ -42,7 +42,7 @@ except Exception as error:
 """
 INSIDER = """
 import os, subprocess, sys
-from fedspeech.config import EngineSettings
+from fedspeech.config.engine import EngineSettings
 from fedspeech.simulation.on_ray import RayGrid
 import ray
 grid = RayGrid("probe_client:app", lambda: [{}], EngineSettings(workers=1))

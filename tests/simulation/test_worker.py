@@ -15,7 +15,7 @@ from pathlib import Path
 from fedspeech.simulation.grid import FIRST_NODE
 from fedspeech.simulation.in_process import InProcessGrid
 from fedspeech.simulation.worker import Worker
-from fedspeech.config import EngineSettings
+from fedspeech.config.engine import EngineSettings
 from fedspeech import protocol, tensors
 
 device, generic = map(Path, sys.argv[1:])

@@ -8,7 +8,8 @@ import torch
 from numpy.testing import assert_allclose
 
 from fedspeech import features, seeding
-from fedspeech.config import FeatureSettings, Optimization, PersonalSettings, UnitSettings
+from fedspeech.config.model import FeatureSettings, UnitSettings
+from fedspeech.config.training import Optimization, PersonalSettings
 from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.models.tdnn import TDNN, Layer
 from fedspeech.tensors import state

@@ -13,7 +13,8 @@ from numpy.testing import assert_allclose
 
 from fedspeech import evaluation, features, seeding
 from fedspeech.accelerator import computes_in_bf16
-from fedspeech.config import FeatureSettings, Optimization, UnitSettings
+from fedspeech.config.model import FeatureSettings, UnitSettings
+from fedspeech.config.training import Optimization
 from fedspeech.models.tdnn import TDNN, Layer
 from fedspeech.tensors import sha256, state
 from fedspeech.training.course import Course, learning_rate, piecewise_linear

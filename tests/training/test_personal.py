@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fedspeech import seeding
-from fedspeech.config import FeatureSettings, PersonalSettings, UnitSettings
+from fedspeech.config.model import FeatureSettings, UnitSettings
+from fedspeech.config.training import PersonalSettings
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import distance, sha256, state

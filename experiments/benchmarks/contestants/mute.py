@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedspeech import protocol, seeding
-from fedspeech.config import FeatureSettings, UnitSettings
+from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.models.description import ModelDescription
 from fedspeech.protocol import Member
 from fedspeech.tensors import Tensors, state

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from experiments.benchmarks import workload
 from experiments.benchmarks.harness import Channel
 from experiments.benchmarks.workload import Job, Plain, Workload
-from fedspeech.config import FeatureSettings
+from fedspeech.config.model import FeatureSettings
 from fedspeech.features import Normalization, Utterance
 from fedspeech.tensors import Tensors
 from fedspeech.training.personal import fine_tune as fine_tune_with_our_loop

@@ -9,7 +9,7 @@ from experiments.benchmarks.contestants import OURS, PLAIN, Contestant, plain
 from experiments.benchmarks.harness import Setting
 from experiments.benchmarks.workload import Job
 from fedspeech import corpus
-from fedspeech.config import CorpusSettings, TrainPart
+from fedspeech.config.corpus import CorpusSettings, TrainPart
 from fedspeech.corpus import partition
 
 

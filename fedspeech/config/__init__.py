@@ -1,0 +1,101 @@
+"""The settings of a run: one TOML file, validated whole before anything starts.
+
+`Config` is all of it; the sections are in the files beside this one, each setting with its meaning.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError, field_validator
+
+from fedspeech.config import settings_file
+from fedspeech.config.corpus import CorpusSettings, PartitionSettings
+from fedspeech.config.engine import EngineSettings
+from fedspeech.config.federation import FederationSettings
+from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
+from fedspeech.config.training import GenericSettings, PersonalSettings
+from fedspeech.config.values import Settings, Whole
+from fedspeech.errors import ConfigError
+
+
+class Config(Settings):
+    """All settings of a run."""
+
+    name: str = "personalization"
+    """Of the run, and of its folder `runs/NAME`."""
+    kind: Literal["personalization"] = "personalization"
+    seed: Whole = 0
+    """Every random draw follows from it."""
+    corpus: CorpusSettings = CorpusSettings()
+    partition: PartitionSettings = PartitionSettings()
+    features: FeatureSettings = FeatureSettings()
+    units: UnitSettings = UnitSettings()
+    model: ModelSettings = ModelSettings()
+    generic: GenericSettings = GenericSettings()
+    personal: PersonalSettings = PersonalSettings()
+    federation: FederationSettings = FederationSettings()
+    rules: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of each aggregation rule, by its name; `class = "package:Class"` names its code."""
+    engine: EngineSettings = EngineSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder(cls, name: str) -> str:
+        if {"/", "\0"} & set(name) or not name.strip("."):
+            raise ValueError("expected the name of a folder")
+        return name
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and what it extends, apply `section.key=value` overrides, validate.
+
+    Raises ConfigError naming file, line, what was found and what was expected.
+    """
+    table, paths = settings_file.read(path)
+    for override in overrides:
+        settings_file.override(table, override)
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        lines = [_explain(item, paths, overrides) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def dump(config: Config) -> str:
+    """The settings as TOML with every default spelled out; what is None is left out."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, by_alias=True))
+
+
+EXPECTED = {
+    "dict_type": "expected a table",
+    "model_type": "expected a table",
+    "tuple_type": "expected a list",
+}
+"""Where pydantic speaks of Python's types and not of TOML's."""
+
+
+def _explain(item: Mapping[str, Any], paths: Sequence[Path], overrides: Sequence[str]) -> str:
+    keys = [str(part) for part in item["loc"]]
+    where = f"{settings_file.where(keys, paths, overrides)}: {'.'.join(keys) or 'settings'}"
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(keys[-1], _known(keys[:-1]), n=1, cutoff=0.4)
+        hint = f"; the nearest known one is {near[0]}" if near else ""
+        return f"{where}: unknown setting{hint}"
+    message = EXPECTED.get(item["type"], item["msg"].removeprefix("Value error, "))
+    found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+    return f"{where}: {message}{found}"
+
+
+def _known(section: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for name in section:
+        fields = {f.alias or key: f for key, f in model.model_fields.items()}
+        annotation = fields[name].annotation if name in fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, Settings)), None)
+        if model is None:
+            return []
+    return [field.alias or key for key, field in model.model_fields.items()]

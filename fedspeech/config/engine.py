@@ -1,0 +1,48 @@
+"""Settings of where clients run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedspeech.config.values import Count, NonNegative, Positive, PositiveFloat, Settings, Together
+
+
+class EngineSettings(Settings):
+    """Where clients run."""
+
+    grid: Literal["ray", "in-process"] = "ray"
+    """Ray's workers side by side, or one client after the other."""
+    workers: Positive = 2
+    """Ray's processes."""
+    cpus_per_worker: Positive = 1
+    """Also the threads that PyTorch may use in a worker."""
+    gpus_per_worker: NonNegative = 0.0
+    """0.25: four workers share a GPU."""
+    simulated_gpus: Count = 0
+    """GPUs that Ray is told of on a machine without one."""
+    cohort: Together = "auto"
+    """Speakers that are fine-tuned as one stack of models; `auto` is as many as the memory of a GPU
+    holds, and 1 on a processor, where plain loops are faster. Another size gives other roundings.
+    """
+    retries: Count = 2
+    """How often a message is tried again on a new worker after its worker died."""
+    message_seconds: PositiveFloat = 3600.0
+    """A worker that does not answer a message within so many seconds is killed."""
+    ray_address: Annotated[str, Field(pattern=r"^[^/\s]+:[0-9]{1,5}$")] | None = None
+    """`host:port` of a Ray cluster that runs already; the workers join it, and it stays when the
+    run ends. Speech and models travel by path, G by Ray: on every machine fedspeech is installed,
+    and the run folder and the corpus lie at the same place (a shared file system). The cluster's
+    token, if it wants one, is `$RAY_AUTH_TOKEN` with `RAY_AUTH_MODE=token`."""
+
+    @model_validator(mode="after")
+    def _gpus_are_the_clusters_own(self) -> "EngineSettings":
+        if self.ray_address is not None and self.simulated_gpus:
+            raise ValueError(
+                "simulated_gpus: a cluster that runs already (ray_address) has its own"
+            )
+        return self
+
+    @property
+    def cohort_size(self) -> int:
+        """The number of speakers in a cohort; 1 where nothing has settled it."""
+        return 1 if self.cohort == "auto" else self.cohort

@@ -1,0 +1,73 @@
+"""Settings of training G and of fine-tuning P_s."""
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from fedspeech.config.model import AugmentationSettings, PersonalAugmentation
+from fedspeech.config.values import Fraction, NonNegative, Positive, PositiveFloat, Settings
+
+
+class Optimization(Settings):
+    """One training of one model."""
+
+    epochs: Positive
+    batch_size: Positive
+    """Utterances in a minibatch."""
+    learning_rate: PositiveFloat
+    """The greatest rate, reached at the end of the warm-up."""
+    final_learning_rate: PositiveFloat
+    """Where the rate is after the last update."""
+    decay: Literal["exponential", "cosine"] = "exponential"
+    """How it gets there from the greatest."""
+    warmup: Fraction = 0.0
+    """The share of updates in which the rate rises linearly from zero."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's (Loshchilov & Hutter 2019)."""
+    gradient_norm: PositiveFloat = 5.0
+    """Gradients are scaled down to at most this norm."""
+    dropout: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 0.0),)
+    """Points (share of updates done, probability); linear between them."""
+    augmentation: AugmentationSettings = AugmentationSettings()
+    clean: Fraction = 0.0
+    """The share of updates, from the first, that see the speech as it is: CTC leaves the plateau
+    where everything is blank much sooner, and whatever the seed."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto` is bf16 where the processor computes in it."""
+
+    @field_validator("dropout")
+    @classmethod
+    def _in_order(cls, points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        shares = [share for share, _ in points]
+        if not shares or shares != sorted(shares):
+            raise ValueError("expected points (share, probability), the shares in their order")
+        return points
+
+
+class GenericSettings(Optimization):
+    """How G is trained."""
+
+    epochs: Positive = 40
+    batch_size: Positive = 16
+    learning_rate: PositiveFloat = 3e-3
+    final_learning_rate: PositiveFloat = 2e-5
+    decay: Literal["exponential", "cosine"] = "cosine"
+    warmup: Fraction = 0.1
+    weight_decay: NonNegative = 0.01
+    clean: Fraction = 0.1
+    patience: Positive = 15
+    """Stop after so many epochs without a better WER on the development speakers."""
+    threads: Positive = 2
+    """Of PyTorch, while G is trained on a processor; another number gives other roundings."""
+    model: str | None = None
+    """A safetensors file to take as G instead of training one."""
+
+
+class PersonalSettings(Optimization):
+    """How every client fine-tunes; equal for all of them."""
+
+    epochs: Positive = 12
+    batch_size: Positive = 16
+    learning_rate: PositiveFloat = 5e-4
+    final_learning_rate: PositiveFloat = 5e-5
+    augmentation: PersonalAugmentation = PersonalAugmentation()

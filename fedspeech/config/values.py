@@ -1,0 +1,56 @@
+"""What settings are made of: numbers that are not guessed, tables that take no other keys."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+
+
+def _expecting(expected: str) -> WrapValidator:
+    """One message for a value that none of several types takes, instead of one for each type."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"expected {expected}") from None
+
+    return WrapValidator(check)
+
+
+# Strict: a number is not guessed out of a string or a truth value.
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Real = Annotated[float, Field(strict=True)]
+NonNegative = Annotated[float, Field(ge=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
+Speakers = Annotated[
+    Positive | tuple[str, ...] | str,
+    _expecting('a number of speakers (at least 1), a list of ids, the name of a file, or "rest"'),
+]
+Together = Annotated[
+    Positive | Literal["auto"], _expecting('a number of speakers (at least 1) or "auto"')
+]
+FieldValue = Annotated[Whole | str, _expecting("a whole number or a string")]
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+Sample = Annotated[
+    Positive | Share,
+    _expecting("a share of the speakers (above 0, at most 1.0) or a number of them (at least 1)"),
+]
+Available = Annotated[
+    Share | str, _expecting("a rate (above 0, at most 1) or the name of a file with a trace")
+]
+
+
+class Settings(BaseModel):
+    """Unknown keys are refused, and so are values that are NaN or infinite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
