@@ -88,7 +88,10 @@ def _shown(epochs: int, report: Callable[[Epoch], None]) -> Iterator[Callable[[E
 def _read(path: Path) -> Generic:
     description = descriptions.read(path.with_suffix(".json"))
     model = tensors.read(path)
-    check_like(model, state(description.empty()))
+    try:
+        check_like(model, state(description.empty()))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     return Generic(model, description, _read_epochs(path.with_suffix(".epochs.json")))
 
 

@@ -64,6 +64,24 @@ def test_figure_3_draws_every_cell_on_one_scale(results: dict[str, Any]) -> None
     _assert_affine(at[:, 1], np.array([cell["mean"] for cell in cells]))
 
 
+def test_figure_3_fills_each_bases_interval(results: dict[str, Any]) -> None:
+    for number, cell in enumerate(results["table"]):
+        cell["low"], cell["high"] = cell["mean"] - 1 - number % 3, cell["mean"] + 2 + number % 5
+    svg = _drawn(figures.wer_against_alpha(check(Results, results, "here")))
+    paths = dict(re.findall(r'<path id="([^"]+)" d="([^"]+)"', svg))
+    for base in ("generic", "mean", "kbest", "dendrogram", "random"):
+        fill = rf'href="#([^"]+)"[^>]*fill: var\(--{base}\); fill-opacity: 0\.2'
+        (name,) = re.findall(fill, svg)
+        ends: dict[str, list[float]] = {}
+        for x, y in re.findall(r"[ML] ([\d.]+) (-[\d.]+)", paths[name]):
+            ends.setdefault(x, []).append(float(y))
+        drawn = [(max(ys), min(ys)) for _, ys in sorted(ends.items(), key=lambda i: float(i[0]))]
+        cells = [c for c in results["table"] if c["base"] == base and c["alpha"] != "chosen"]
+        assert len(drawn) == len(cells) == 11
+        wanted = np.array([(cell["low"], cell["high"]) for cell in cells])
+        _assert_affine(np.ravel(drawn), wanted.ravel())
+
+
 def test_figure_3_names_g_p_s_and_each_base_twice(results: dict[str, Any]) -> None:
     texts = _texts(_drawn(figures.wer_against_alpha(check(Results, results, "here"))))
     assert f"G {results['generic']['mean']:.2f}" in texts

@@ -100,6 +100,24 @@ def test_every_speaker_base_and_number_is_there(folder: Path, results: dict[str,
     assert "versions.torch 2.11.0" in words
 
 
+def test_every_table_is_there(folder: Path, results: dict[str, Any]) -> None:
+    words = _read(folder).words
+    assert "Table 1: the corpus" in words
+    assert "utterances 1,430 130 1,040 1,040" in words
+    assert "Table 2: generic and personal models" in words
+    for name, key in (("G", "generic"), ("P_s", "personal")):
+        row = results[key]
+        interval = f"{row['mean']:.2f} {row['low']:.2f} to {row['high']:.2f}"
+        assert f"{name} {interval} {row['pooled']:.2f}" in words
+    gain = results["gain"]
+    assert f"paired {gain['mean']:+.2f} {gain['low']:+.2f} to {gain['high']:+.2f}" in words
+    for title in ("Table 3: the best mix", "Pooled WER % of every mix", "Paired differences"):
+        assert title in words
+    assert "candidates down 8 296.8 MB" in words
+    for speaker, peers in results["peers"]["kbest"].items():
+        assert f"{speaker} {', '.join(peers)}" in words
+
+
 def test_each_figure_says_what_it_shows(folder: Path) -> None:
     reader = _read(folder)
     labels = [v for tag, name, v in reader.attributes if (tag, name) == ("svg", "aria-label")]

@@ -69,7 +69,7 @@ def test_a_damaged_model_is_told(corpus, first, tmp_path, damage):
     generic.check(with_model(corpus, path))
     told = {
         "cut off": r"trained\.safetensors: not a readable model",
-        "another shape": r"tensor output\.bias has shape \(1,\), the model has \(7,\)",
+        "another shape": r"trained\.safetensors: tensor output\.bias has shape",
         "no description": r"trained\.json: not a description of a model",
         "epochs": r"trained\.epochs\.json: not the epochs of a training",
     }[damage]
