@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.style
@@ -20,6 +21,8 @@ COLOURS = (
 MARKERS = "oDs^vPXh*<"
 WIDTH, HEIGHT, COLUMNS = 5.6, 3.6, 2
 """Inches of a panel; panels side by side."""
+NAME = 22
+"""Letters in a line of a row's name."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,9 @@ def draw(path: Path, panels: Sequence[Panel], rows: Iterable[Row]) -> None:
     with matplotlib.style.context(["default", STYLE]):
         size = (WIDTH * COLUMNS, HEIGHT * lines)
         figure = Figure(figsize=size, layout="constrained")
-        axes = list(figure.subplots(lines, COLUMNS, squeeze=False).flat)
-        for each, (panel, some) in zip(axes, found, strict=False):
-            _panel(each, panel, some)
-        for each in axes[len(found) :]:
-            each.set_axis_off()
+        places = figure.subfigures(lines, COLUMNS, squeeze=False).flat
+        for place, (panel, some) in zip(places, found, strict=False):
+            _panel(place.subplots(), panel, some)
         unknown = dict.fromkeys(("Creator", "Date"))
         write_whole(
             path,
@@ -87,7 +88,7 @@ def _panel(axes: Any, panel: Panel, rows: Sequence[Row]) -> None:
     if len(series) > 1:
         axes.legend(handles=handles, fontsize=8, frameon=False)
     if by_rows:
-        axes.set_yticks(range(len(texts)), texts)
+        axes.set_yticks(range(len(texts)), [fill(text, NAME) for text in texts])
         axes.set_ylim(len(texts) - 0.5, -0.5)
         axes.set_xlabel(panel.value)
         axes.set_xlim(left=0)
@@ -97,6 +98,8 @@ def _panel(axes: Any, panel: Panel, rows: Sequence[Row]) -> None:
     axes.grid()
     if panel.logarithmic:
         axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
     else:
         axes.set_ylim(bottom=0)
 

@@ -38,8 +38,8 @@ class Plan:
     repeats: int = 5
 
 
-FULL = Plan(Size(12, 300, 60, 48, 240), ((20, 4), (100, 10), (300, 10)), (48, 240))
-QUICK = Plan(Size(8, 40, 10, 24, 96, generic_epochs=10), ((20, 4), (40, 10)), (48, 96), repeats=2)
+FULL = Plan(Size(12, 300, 40, 48, 240), ((20, 4), (100, 10), (300, 10)), (48, 240))
+QUICK = Plan(Size(8, 40, 10, 24, 96), ((20, 4), (40, 10)), (48, 96), repeats=2)
 
 
 def rows(setting: Setting, plan: Plan) -> Iterator[Row]:

@@ -53,7 +53,7 @@ def about(results: Results) -> str:
 
 def document(results: Results) -> str:
     """All that was measured."""
-    parts = [about(results)]
+    parts = [about(results), "![medians of all benchmarks](results.svg)\n"]
     for name, one in results["benchmarks"].items():
         head = f"## {name}\n\n{one['date']}, {one['seconds']:.0f} s, `{one['command']}`.\n"
         parts += [head, tables(one["rows"])]
