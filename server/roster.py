@@ -33,9 +33,9 @@ def describe(grid: Grid, journal: Journal, expected: int) -> list[Member]:
             raise RunError(f"two nodes say that they are speaker {said['speaker']}")
         members[said["speaker"]] = Member(node=node, **said)
     if len(members) < expected:
+        missing = "" if len(messages) >= expected else "; each needs a node of its own"
         lines = [
-            f"{len(members)} speakers answered, the partition has {expected}; "
-            "each needs a node of its own",
+            f"{len(members)} speakers answered, the partition has {expected}{missing}",
             *reasons,
         ]
         raise RunError("\n".join(lines))

@@ -66,9 +66,16 @@ def test_too_few_are_told_with_the_reasons(journal):
     with pytest.raises(RunError) as told:
         describe(grid(node("s1"), {"broken": True}, node("../s2")), journal, 3)
     lines = str(told.value).splitlines()
-    assert lines[0] == ("1 speakers answered, the partition has 3; each needs a node of its own")
+    assert lines[0] == "1 speakers answered, the partition has 3"
     assert lines[1] == "  node 1002: OSError: no device here"
     assert lines[2].startswith("  node 1003: malformed answer: speaker: ")
+    assert len(lines) == 3
+
+
+def test_too_few_nodes_are_told(journal):
+    told = "2 speakers answered, the partition has 3; each needs a node of its own"
+    with pytest.raises(RunError, match=f"^{told}$"):
+        describe(grid(node("s1"), node("s2")), journal, 3)
 
 
 def test_one_speaker_at_two_nodes_is_refused(journal):
