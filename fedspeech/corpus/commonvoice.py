@@ -5,6 +5,7 @@ holds one language only.
 """
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,8 +50,17 @@ def _language(path: Path) -> Path:
 
 
 def _listed(path: Path) -> list[str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-            raise CorpusError(f"{path}:1: expected a column {missing[0]}")
-        return [Path(row["path"]).stem for row in rows]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+                raise CorpusError(f"{path}:1: expected a column {missing[0]}")
+            return [_clip(row, f"{path}:{rows.line_num}") for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"{path}: not a readable list: {error}") from None
+
+
+def _clip(row: Mapping[str, str | None], where: str) -> str:
+    if not (row["path"] and row["sentence"]):
+        raise CorpusError(f"{where}: expected a path and a sentence")
+    return Path(row["path"]).stem

@@ -41,7 +41,7 @@ def _read(
         with listed.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, restval="")
             rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"{listed}: not a readable list: {error}") from None
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise CorpusError(f"{listed}:1: expected a column {missing[0]}")

@@ -22,18 +22,22 @@ def prepare(settings: CorpusSettings) -> CutSet:
     if settings.path is None:
         raise CorpusError("corpus.path: expected the folder LibriSpeech or one part of it")
     path = Path(settings.path).resolve()
-    one = path.name in {*LIBRISPEECH, *MINI_LIBRISPEECH}
-    folder, wanted = (path.parent, [path.name]) if one else (path, "auto")
+    names = {*LIBRISPEECH, *MINI_LIBRISPEECH}
+    folder, wanted = (path.parent, [path.name]) if path.name in names else (path, "auto")
+    there = [path.name] if path.name in names else sorted(names)
+    lists = [path for part in there for path in sorted((folder / part).rglob("*.trans.txt"))]
+    expected = {id: path for path in lists for id in _listed(path)}
     with errors_of_lhotse(path):
         parts = prepare_librispeech(folder, dataset_parts=wanted)
-    return convert(parts, _listed([folder / part for part in parts]), settings, path)
+    return convert(parts, expected, settings, path)
 
 
-def _listed(parts: list[Path]) -> dict[str, Path]:
-    lists = [path for part in parts for path in sorted(part.rglob("*.trans.txt"))]
-    return {
-        line.split()[0]: path
-        for path in lists
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.strip()
-    }
+def _listed(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path}: not a readable list: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if len(line.split()) == 1:
+            raise CorpusError(f"{path}:{number}: expected an id and words, found {line!r}")
+    return [line.split()[0] for line in lines if line.strip()]

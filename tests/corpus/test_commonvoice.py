@@ -60,6 +60,23 @@ def test_a_list_of_an_old_release(tmp_path):
         load(tmp_path / "pl")
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("b\n", r":3: expected a path and a sentence"),
+        ("b\tclip.mp3\n", r":3: expected a path and a sentence"),
+        ("b\t" + "x" * 200_000, ": not a readable list: field larger than field limit"),
+        ("b\t\xff", ": not a readable list: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_list_that_cannot_be_used(tmp_path, content, told):
+    write(tmp_path / "pl", "test", ("b", "common_voice_pl_2.mp3", "Tak."))
+    with (tmp_path / "pl/test.tsv").open("ab") as file:
+        file.write(content.encode("latin-1"))
+    with pytest.raises(CorpusError, match=rf"pl/test\.tsv{told}"):
+        load(tmp_path / "pl")
+
+
 def test_a_folder_that_is_not_one_language(tmp_path):
     for name in ("pl", "de"):
         (tmp_path / name / "clips").mkdir(parents=True)

@@ -74,6 +74,10 @@ def test_a_missing_column_and_a_missing_list(tree):
     path = tree / "data/valid_data.csv"
     path.write_text(path.read_text().replace("speakerId", "speaker"))
     assert refuse(tree) == f"{path}:1: expected a column speakerId"
+    path.write_text("path," * 40_000 + "\n")
+    assert refuse(tree) == f"{path}:1: expected a column speakerId"
+    path.write_text('"' + "x" * 200_000)
+    assert refuse(tree).startswith(f"{path}: not a readable list: field larger than")
     path.unlink()
     assert refuse(tree).startswith(f"{path}: not a readable list")
     with pytest.raises(CorpusError, match=r"corpus\.path: expected the folder fluent"):

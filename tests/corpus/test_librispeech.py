@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,20 @@ def test_audio_that_the_transcripts_name_and_the_tree_lacks(tree):
     with pytest.raises(CorpusError) as error:
         load(tree)
     assert str(error.value) == f"{folder / '19-198.trans.txt'}: no audio for 19-198-0001"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("19-198-0002 CAFÉ", ": not a readable list: 'utf-8' codec"),
+        ("19-198-0002", ":3: expected an"),
+    ],
+)
+def test_a_transcript_that_cannot_be_used(tree, line, told):
+    path = tree / "train-clean-5/19/198/19-198.trans.txt"
+    path.write_bytes(path.read_bytes() + f"{line}\n".encode("latin-1"))
+    with pytest.raises(CorpusError, match=re.escape(f"{path}{told}")):
+        load(tree)
 
 
 @pytest.mark.parametrize("content", [b"", b"no audio at all"])
