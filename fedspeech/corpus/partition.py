@@ -84,7 +84,10 @@ def client(speaker: str, cuts: Sequence[MonoCut], part: TrainPart) -> Client:
 
 
 def pseudonym(seed: int, speaker: str) -> str:
-    """The name under which the server knows a speaker."""
+    """The name under which the server knows a speaker.
+
+    It follows from seed and name, for repeatability; whoever knows the seed can try out names.
+    """
     return f"s{seeding.key(seed, 0, speaker, 'pseudonym'):016x}"
 
 
