@@ -1,6 +1,7 @@
 """An ordinary Flower strategy improves G over rounds before it is personalized."""
 
 import importlib
+import inspect
 import random
 from collections.abc import Sequence
 
@@ -29,6 +30,10 @@ def strategy(settings: ImproveSettings) -> Strategy:
         raise ConfigError(f"{where}: not found: {error}") from None
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise ConfigError(f"{where}: expected a subclass of flwr.serverapp.strategy.Strategy")
+    for name, parameter in inspect.signature(found).parameters.items():
+        value = settings.options.get(name, 0)
+        if isinstance(parameter.default, int | float) and not isinstance(value, int | float):
+            raise ConfigError(f"{where}: {name}: expected a number, found {value!r}")
     try:
         return found(**settings.options)
     except (TypeError, ValueError) as error:

@@ -25,6 +25,16 @@ def test_the_named_strategy_is_made_with_its_options():
         (".relative:FedAvg", {}, "not found"),
         ("builtins:dict", {}, "expected a subclass of flwr.serverapp.strategy.Strategy"),
         ("flwr.serverapp.strategy:FedAvg", {"fractoin": 1}, "fractoin"),
+        (
+            "flwr.serverapp.strategy:FedAvg",
+            {"fraction_train": "half"},
+            "fraction_train: expected a number, found 'half'",
+        ),
+        (
+            "flwr.serverapp.strategy:FedProx",
+            {"min_available_nodes": [2], "proximal_mu": 0.1},
+            "min_available_nodes: expected a number, found [2]",
+        ),
     ],
 )
 def test_a_strategy_that_cannot_be_made_is_told(name, options, told):
