@@ -82,9 +82,9 @@ class Speaker:
         return self.store.get(DIFFERENCE), self.store.state()["answered"]
 
     def has_finished(self, asked: Mapping[str, Any]) -> bool:
-        """Whether this very fine-tuning is done and kept."""
+        """Whether this very fine-tuning is done, and what came of it is here undamaged."""
         finished = self.store.state().get("asked") == dict(asked)
-        return finished and self.store.hash(DIFFERENCE) is not None
+        return finished and self.store.holds(DIFFERENCE) and self.store.holds(VALIDATION)
 
     def tunings(self, asked: Mapping[str, Any]) -> tuple[Tuning, Tuning]:
         """What is to be fine-tuned: what will judge alpha, on part of train_s, and P_s on all."""

@@ -18,6 +18,8 @@ from fedspeech.training import generic
 from fedspeech.training.generic import Epoch
 
 TRAINED = "trained"
+TRAINING = ".epochs.json"
+"""Beside a model, its hash and the epochs of its training."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def obtain(
     """G for this run; `report` hears of each epoch where it is trained. Raises as `check` does."""
     path = run.models / f"{TRAINED}.safetensors"
     if path.exists():
-        return _read(path)
+        return _read_own(path)
     if settings.generic.model is not None:
         found = _read(Path(settings.generic.model))
     else:
@@ -66,7 +68,7 @@ def obtain(
             trained = generic.train(partition, settings, features, run.checkpoint, show)
         found = Generic(trained.model, trained.description, trained.epochs)
     found.description.write(path.with_suffix(".json"))
-    _write_epochs(path.with_suffix(".epochs.json"), found.epochs)
+    _write_training(path.with_suffix(TRAINING), found)
     tensors.write(path, found.model)
     run.checkpoint.unlink(missing_ok=True)
     return found
@@ -85,6 +87,17 @@ def _shown(epochs: int, report: Callable[[Epoch], None]) -> Iterator[Callable[[E
         yield tell
 
 
+def _read_own(path: Path) -> Generic:
+    """What this run obtained before. Its training gives the same bytes again."""
+    try:
+        return _read(path)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}\nWithout {path} and its .json files --resume obtains G anew; what the "
+            "devices have finished is kept"
+        ) from None
+
+
 def _read(path: Path) -> Generic:
     description = descriptions.read(path.with_suffix(".json"))
     model = tensors.read(path)
@@ -92,18 +105,24 @@ def _read(path: Path) -> Generic:
         check_like(model, state(description.empty()))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    return Generic(model, description, _read_epochs(path.with_suffix(".epochs.json")))
+    expected, epochs = _read_training(path.with_suffix(TRAINING))
+    if expected is not None and tensors.sha256(model) != expected:
+        raise ModelError(f"{path}: damaged: its hash is not the one in {path.stem}{TRAINING}")
+    return Generic(model, description, epochs)
 
 
-def _read_epochs(path: Path) -> list[Epoch]:
+def _read_training(path: Path) -> tuple[str | None, list[Epoch]]:
+    """The hash of the model that the file lies beside, and its epochs; nothing without the file."""
     try:
-        return [Epoch(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return str(said["sha256"]), [Epoch(*row) for row in said["epochs"]]
     except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError) as error:
+        return None, []
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not the epochs of a training: {error}") from None
 
 
-def _write_epochs(path: Path, epochs: list[Epoch]) -> None:
-    rows = [(epoch.number, epoch.loss, epoch.word_error_rate) for epoch in epochs]
-    write_whole(path, lambda part: part.write_text(json.dumps(rows) + "\n", encoding="utf-8"))
+def _write_training(path: Path, found: Generic) -> None:
+    rows = [(epoch.number, epoch.loss, epoch.word_error_rate) for epoch in found.epochs]
+    said = json.dumps({"sha256": tensors.sha256(found.model), "epochs": rows}) + "\n"
+    write_whole(path, lambda part: part.write_text(said, encoding="utf-8"))

@@ -52,6 +52,11 @@ class Store:
         name = self.state().get(role)
         return name if name is not None and self._file(name).exists() else None
 
+    def holds(self, role: str) -> bool:
+        """Whether the model in a role is there and undamaged; reads it whole."""
+        name = self.hash(role)
+        return name is not None and _intact(self._file(name), name)
+
     def note(self, **notes: Any) -> None:
         """Keep what JSON can say, by its name, all in one step."""
         text = json.dumps({**self.state(), **notes}, sort_keys=True, indent=1) + "\n"

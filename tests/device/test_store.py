@@ -83,6 +83,18 @@ def test_a_damaged_file_is_told_and_mended_by_the_next_put(store, damage):
     assert sha256(store.get(BASE)) == sha256(model(0))
 
 
+def test_only_what_is_undamaged_is_held(store):
+    name = store.put("difference", model(3))
+    path = store.folder / f"{name}.safetensors"
+    assert store.holds("difference") and not store.holds("validation")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert store.hash("difference") == name
+    assert not store.holds("difference")
+    path.unlink()
+    assert not store.holds("difference")
+
+
 def test_a_file_that_is_gone_is_not_held(store):
     store.put(GENERIC, model(0))
     file_of(store, GENERIC).unlink()

@@ -1,5 +1,6 @@
 """A run that was killed goes on from its last finished message and ends with the same bytes."""
 
+import json
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from federations import LONG, Around, assert_same, journaled, results, settings, simulate
 
 from fedspeech import config, protocol
-from fedspeech.errors import RunError
+from fedspeech.errors import ModelError, RunError
 
 COMMAND = Path(sys.executable).parent / "fedspeech"
 LIMIT = 120
@@ -150,11 +151,10 @@ def first_speaker(undisturbed) -> str:
     return results(undisturbed)["per_speaker"][0]["speaker"]
 
 
-@pytest.mark.parametrize("damage", ["deleted", "a byte changed", "cut off"])
-def test_a_lost_personal_model_is_asked_for_again(
-    corpus, undisturbed, finished, first_speaker, damage
-):
-    path = finished / "models" / "personal" / f"{first_speaker}.safetensors"
+DAMAGES = ["deleted", "a byte changed", "cut off"]
+
+
+def inflict(damage: str, path: Path) -> None:
     content = path.read_bytes()
     if damage == "deleted":
         path.unlink()
@@ -162,6 +162,13 @@ def test_a_lost_personal_model_is_asked_for_again(
         path.write_bytes(changed(content))
     else:
         path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_lost_personal_model_is_asked_for_again(
+    corpus, undisturbed, finished, first_speaker, damage
+):
+    inflict(damage, finished / "models" / "personal" / f"{first_speaker}.safetensors")
     asked = resume(settings(corpus), finished)
     assert asked.kinds == [protocol.PERSONALIZE]
     assert_same(finished, undisturbed)
@@ -176,6 +183,61 @@ def test_a_device_that_lost_its_models_too_trains_again(
         path.unlink()
     resume(settings(corpus), finished)
     assert_same(finished, undisturbed)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("role", ["difference", "validation"])
+def test_a_device_whose_own_copy_is_damaged_trains_again(
+    corpus, undisturbed, finished, first_speaker, role, damage
+):
+    (finished / "models" / "personal" / f"{first_speaker}.safetensors").unlink()
+    models = finished / "devices" / first_speaker / "models"
+    path = models / f"{json.loads((models / 'state.json').read_text())[role]}.safetensors"
+    whole = path.read_bytes()
+    inflict(damage, path)
+    resume(settings(corpus), finished)
+    assert_same(finished, undisturbed)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", DAMAGES[1:])
+@pytest.mark.parametrize("name", ["trained.safetensors", "trained.json", "trained.epochs.json"])
+def test_a_damaged_g_is_named_and_obtained_anew_without_it(
+    corpus, undisturbed, finished, name, damage
+):
+    folder = finished / "models"
+    inflict(damage, folder / name)
+    with pytest.raises(ModelError) as told:
+        simulate(settings(corpus), finished)
+    first, hint = str(told.value).splitlines()
+    assert str(folder / name) in first
+    assert hint.startswith(f"Without {folder / 'trained.safetensors'} and its .json files --resume")
+    for path in folder.glob("trained.*"):
+        path.unlink()
+    asked = resume(settings(corpus), finished)
+    assert asked.kinds == []
+    assert_same(finished, undisturbed)
+
+
+def test_without_its_journal_a_run_asks_anew_and_devices_keep_what_they_have(
+    corpus, undisturbed, finished
+):
+    def trained() -> dict[Path, int]:
+        return {
+            path: path.stat().st_ino for path in finished.glob("devices/*/models/*.safetensors")
+        }
+
+    before = trained()
+    for path in finished.glob("journal.sqlite*"):
+        path.unlink()
+    asked = resume(settings(corpus), finished)
+    assert set(asked.ids) <= journaled(undisturbed)
+    assert asked.kinds.count(protocol.PERSONALIZE) == len(results(undisturbed)["per_speaker"])
+    assert trained() == before
+    again, first = results(finished), results(undisturbed)
+    # Devices hold G by now: less is sent down.
+    assert again.pop("bytes")["down"] < first.pop("bytes")["down"]
+    assert again == first
 
 
 def test_a_damaged_answer_with_tensors_is_asked_for_again(corpus, undisturbed_long, tmp_path):
