@@ -22,6 +22,7 @@ from typing import Any
 
 from experiments.benchmarks import figure, tables
 from experiments.benchmarks.harness import Channel, Child, Failed, Row, Setting, say
+from fedspeech import machine
 from fedspeech.run_folder import processor
 from fedspeech.tensors import write_whole
 
@@ -60,7 +61,7 @@ class Report:
 
     def __init__(self, folder: Path, command: str, seed: int) -> None:
         self.folder, self._command = folder, command
-        about = {"machine": machine(), "seed": seed}
+        about = {"machine": about_machine(), "seed": seed}
         self.results: dict[str, Any] = {**about, "benchmarks": {}}
         with suppress(OSError, ValueError, KeyError):
             before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -133,13 +134,12 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def machine() -> dict[str, Any]:
+def about_machine() -> dict[str, Any]:
     """What the figures depend on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": machine.cores(),
         "processor": processor(),
-        "memory GiB": round(memory / 2**30),
+        "memory GiB": round(machine.memory_limit_bytes() / 2**30),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "flwr", "ray")},
     }

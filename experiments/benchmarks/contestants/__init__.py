@@ -1,6 +1,5 @@
 """Who is measured, each with a function that answers jobs in a process of its own."""
 
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any, NamedTuple
 from experiments.benchmarks.contestants import apples_pfl, flower, ours, plain
 from experiments.benchmarks.contestants.ours import Engine
 from experiments.benchmarks.harness import Child, Failed
+from fedspeech import machine
 
-CORES = len(os.sched_getaffinity(0))
+CORES = machine.cores()
 
 
 class Contestant(NamedTuple):

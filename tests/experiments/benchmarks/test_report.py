@@ -1,7 +1,6 @@
 """Running benchmarks: what they found is kept and shown, whatever becomes of them."""
 
 import json
-import os
 from pathlib import Path
 
 import broken_benchmark
@@ -9,6 +8,7 @@ import pytest
 
 from experiments.benchmarks import figure, harness, tables
 from experiments.benchmarks import run as command
+from fedspeech import machine
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_what_was_measured_before_a_benchmark_failed_is_kept(report, quick, reas
     assert found == expected
     results = json.loads((report.folder / "results.json").read_text())
     assert results["benchmarks"]["broken"]["rows"] == expected
-    assert results["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert results["machine"]["cores"] == machine.cores()
     readme = (report.folder / "README.md").read_text()
     assert "| 7 | 1 | 2 |" in readme and reason in readme and "old" not in readme
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
