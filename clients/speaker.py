@@ -87,32 +87,44 @@ class Speaker:
         return finished and self.store.holds(DIFFERENCE) and self.store.holds(VALIDATION)
 
     def tunings(self, asked: Mapping[str, Any]) -> tuple[Tuning, Tuning]:
-        """What is to be fine-tuned: what will judge alpha, on part of train_s, and P_s on all."""
+        """What is to be fine-tuned: what will judge alpha, on part of train_s, and P_s on all.
+
+        In later rounds either goes on from what it was itself: the judge has never learned the last
+        part of train_s, except from an M_s that the server has mixed with P_s.
+        """
         settings = PersonalSettings.model_validate(asked["settings"])
         utterances = self.utterances(TRAIN, settings.augmentation)
-        start = asked["start"]
-        begin = self.store.get(GENERIC) if start is None else self._mix_to_start_from(**start)
         first, _ = validation_split(utterances)
         name = (asked["seed"], asked.get("began", asked["round"]), self.name)
+        judge, begin = self._starts(asked["start"])
         return (
-            Tuning(begin, first, (*name, "validate")),
+            Tuning(judge, first, (*name, "validate")),
             Tuning(begin, utterances, (*name, "personalize")),
+        )
+
+    def _starts(self, start: Mapping[str, Any] | None) -> tuple[Tensors, Tensors]:
+        if start is None:
+            generic = self.store.get(GENERIC)
+            return generic, generic
+        base, alpha = self._installed(start["installed"]), start["alpha"]
+        return (
+            mixed(self.store.get(VALIDATION), base, alpha),
+            mixed(self.personal(), base, alpha),
         )
 
     def keep_tuned(self, asked: Mapping[str, Any], judge: FineTuned, tuned: FineTuned) -> None:
         """Keep what came of `tunings`."""
-        self.store.put(VALIDATION, judge.model)
-        self.store.put(
-            DIFFERENCE,
-            dict(subtract(tuned.model.items(), self.store.get(GENERIC))),
+        difference = dict(subtract(tuned.model.items(), self.store.get(GENERIC)))
+        self.store.put_together(
+            {VALIDATION: judge.model, DIFFERENCE: difference},
             asked=dict(asked),
             answered={"losses": tuned.losses, "skipped": tuned.skipped},
         )
 
-    def _mix_to_start_from(self, installed: str, alpha: float) -> Tensors:
-        if (held := self.store.hash(BASE)) != installed:
-            raise ModelError(f"expected M_s {installed[:12]}, this device holds {str(held)[:12]}")
-        return mixed(self.personal(), self.store.get(BASE), alpha)
+    def _installed(self, expected: str) -> Tensors:
+        if (held := self.store.hash(BASE)) != expected:
+            raise ModelError(f"expected M_s {expected[:12]}, this device holds {str(held)[:12]}")
+        return self.store.get(BASE)
 
     def personal(self) -> Tensors:
         """P_s. Raises ModelError where this device has not fine-tuned yet."""

@@ -66,7 +66,7 @@ class SpeakerView(FederationView):
         return self._federation.seconds
 
     def layers(self) -> tuple[tuple[str, ...], ...]:
-        """The names of the model's tensors, layer by layer, the input layer first."""
+        """The names of the model's trained values, layer by layer, the input layer first."""
         return tuple(self._federation.layers.values())
 
     def distances(self, names: Sequence[str]) -> np.ndarray:

@@ -20,14 +20,17 @@ SAMPLE_RATE = 16_000
 SEEK_INEXACT = {"OGG", "MP3"}
 """Formats whose first samples after a seek can differ from a full decode."""
 
+LARGEST_TERM = 2000
+"""Of the ratio of a sample rate to ours: resampling takes as many filters."""
+
 MOST_PROBLEMS = 20
 
 
 def recording(path: Path, channel: int | None) -> Recording:
     """The audio file as a Lhotse recording of one channel.
 
-    Raises CorpusError where it is missing, unreadable or empty, or has several channels and
-    `channel` does not say which to take.
+    Raises CorpusError where it is missing, unreadable or empty, has an odd sample rate, or has
+    several channels and `channel` does not say which to take.
     """
     try:
         info = soundfile.info(str(path))
@@ -35,6 +38,11 @@ def recording(path: Path, channel: int | None) -> Recording:
         raise CorpusError(f"{path}: {_why_unreadable(path, error)}") from None
     if info.frames == 0:
         raise CorpusError(f"{path}: audio of length zero")
+    if max(info.samplerate, SAMPLE_RATE) / math.gcd(info.samplerate, SAMPLE_RATE) > LARGEST_TERM:
+        raise CorpusError(
+            f"{path}: {info.samplerate} samples per second, expected a usual rate "
+            f"(8000, 16000, 22050, 44100, 48000 …)"
+        )
     if info.channels > 1 and channel is None:
         raise CorpusError(
             f"{path}: {info.channels} channels, expected 1; set corpus.channel to take one of them"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,18 @@ class Store:
 
         Raises RunError where the disk does not take it; then the old one is still there.
         """
-        name = sha256(model)
-        if not _intact(self._file(name), name):
-            write_shared(self._file(name), model, self.pool if role == GENERIC else None)
-        self.note(**{role: name, **notes})
+        return self.put_together({role: model}, **notes)[role]
+
+    def put_together(self, models: Mapping[str, Tensors], **notes: Any) -> dict[str, str]:
+        """`put` for models that belong to each other: all of them or, killed, none; the hashes."""
+        names = {role: sha256(model) for role, model in models.items()}
+        for role, name in names.items():
+            if not _intact(self._file(name), name):
+                pool = self.pool if role == GENERIC else None
+                write_shared(self._file(name), models[role], pool)
+        self.note(**names, **notes)
         self._forget_unnamed()
-        return name
+        return names
 
     def get(self, role: str) -> Tensors:
         """The model in a role. Raises ModelError where there is none or it is damaged."""

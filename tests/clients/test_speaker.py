@@ -109,7 +109,7 @@ def test_what_is_finished_is_not_trained_again(speaker, monkeypatch):
 def test_a_later_round_starts_from_the_mix(speaker, tuned, client, heard, generic, description):
     base = moved(generic, 0.01)
     installed = speaker.install(base)
-    start = {"installed": installed, "alpha": 0.25}
+    start, judge = {"installed": installed, "alpha": 0.25}, speaker.store.get(VALIDATION)
     speaker.personalize({**ASKED, "round": 3, "start": start})
     utterances = heard(client.train, SETTINGS.augmentation.speeds)
     name = (5, 3, speaker.name, "personalize")
@@ -117,6 +117,12 @@ def test_a_later_round_starts_from_the_mix(speaker, tuned, client, heard, generi
     found = speaker.personal()
     for tensor, whole in expected.model.items():
         assert torch.allclose(found[tensor], whole, atol=1e-5)
+    # What judges alpha goes on from what it was: P_s has learned the speech that it judges on.
+    name = (5, 3, speaker.name, "validate")
+    begin = mixed(judge, base, 0.25)
+    expected = fine_tune(begin, description, SETTINGS, utterances[:-2], name)
+    for tensor, found in speaker.store.get(VALIDATION).items():
+        assert torch.allclose(found, expected.model[tensor], atol=1e-6)
     with pytest.raises(ModelError, match="expected M_s 0123, this device holds"):
         speaker.personalize({**ASKED, "round": 4, "start": {**start, "installed": "0123"}})
 

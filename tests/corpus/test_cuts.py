@@ -85,7 +85,7 @@ def test_audio_that_has_gone(sine):
         cuts.samples(cut)
 
 
-@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
 def test_another_rate_is_resampled_as_scipy_does(sine, rate):
     path = sine("tone.wav", 1_000, rate=rate, seconds=0.7)
     wave = cuts.samples(whole(path)).numpy()
@@ -95,6 +95,12 @@ def test_another_rate_is_resampled_as_scipy_does(sine, rate):
     inner = slice(400, min(len(wave), len(expected)) - 400)
     assert np.abs(wave[inner] - expected[inner]).max() < 0.005
     assert peak_hertz(wave) == pytest.approx(1_000, abs=1.5)
+
+
+@pytest.mark.parametrize("rate", [44_101, 15_999])
+def test_an_odd_rate_is_refused(sine, rate):
+    with pytest.raises(CorpusError, match=rf"tone\.wav: {rate} samples per second, expected a us"):
+        cuts.recording(sine("tone.wav", 1_000, rate=rate, seconds=0.1), None)
 
 
 def test_samples_at_the_platforms_own_rate_are_those_of_the_file(tmp_path):

@@ -233,3 +233,17 @@ def test_state_is_readable_without_us(store):
     store.put(GENERIC, model(0), seconds=1.5)
     said = json.loads((store.folder / "state.json").read_text())
     assert said == {"generic": sha256(model(0)), "seconds": 1.5}
+
+
+def test_models_that_belong_together_are_named_in_one_step(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    old = store.put_together({VALIDATION: model(1), DIFFERENCE: model(2)}, round=1)
+    monkeypatch.setattr(store, "note", None)  # killed just before
+    with pytest.raises(TypeError):
+        store.put_together({VALIDATION: model(3), DIFFERENCE: model(4)}, round=2)
+    left = Store(tmp_path)
+    assert {role: left.hash(role) for role in old} == old
+    assert left.state()["round"] == 1
+    new = left.put_together({VALIDATION: model(3), DIFFERENCE: model(4)}, round=2)
+    assert sha256(left.get(VALIDATION)) == new[VALIDATION] != old[VALIDATION]
+    assert sha256(left.get(DIFFERENCE)) == new[DIFFERENCE] != old[DIFFERENCE]
