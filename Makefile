@@ -34,7 +34,7 @@ test: venv lint ## All tests (at most 15 minutes on 2 cores)
 test-faults: venv ## Every fault, at random moments (slow)
 	FEDSPEECH_FAULTS=all $(BIN)/pytest -m faults
 
-bench: venv ## Beside plain loops, Flower and Apple's pfl: experiments/benchmarks (some 50 minutes on 2 cores)
+bench: venv ## Beside plain loops, Flower and Apple's pfl: experiments/benchmarks (some 55 minutes on 2 cores)
 	-$(BIN)/python -m pip install --quiet --no-deps -r experiments/benchmarks/requirements.txt
 	$(BIN)/python -m experiments.benchmarks
 
