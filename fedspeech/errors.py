@@ -26,3 +26,7 @@ class RuleError(FedSpeechError):
 
 class RunError(FedSpeechError):
     """A run cannot start, go on or be resumed."""
+
+
+class DiskError(RunError):
+    """A file cannot be written: no space left, no permission."""

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedspeech.errors import ModelError, RunError
+from fedspeech.errors import DiskError, ModelError
 
 Tensors = dict[str, torch.Tensor]
 TensorStream = Iterable[tuple[str, torch.Tensor]]
@@ -128,7 +128,7 @@ def check_like(tensors: Mapping[str, torch.Tensor], model: Mapping[str, torch.Te
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file whole or not at all. Raises RunError where that fails."""
+    """Write a safetensors file whole or not at all. Raises DiskError where that fails."""
     contiguous = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
     # Not save_file: killed, it would leave a file with a name of its own.
     write_whole(path, lambda part: part.write_bytes(save(contiguous)))
@@ -137,7 +137,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     """Let `save` fill a file beside `path`, flush it to disk, and give it its name in one step.
 
-    A reader sees the old file or the new one. Raises RunError (no space left, no permission).
+    A reader sees the old file or the new one. Raises DiskError (no space left, no permission).
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -147,7 +147,7 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error}") from error
+        raise DiskError(f"cannot write {path}: {error}") from error
     finally:
         with suppress(OSError):
             part.unlink()

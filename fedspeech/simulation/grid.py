@@ -15,6 +15,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedspeech import protocol
+from fedspeech.errors import DiskError
 from fedspeech.simulation.cohorts import Cohorts
 
 NodeConfig = Mapping[str, str | int | float | bool]
@@ -135,9 +136,17 @@ def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
-    """The app's reply, or an error reply that says what was raised, as Flower does."""
+    """The app's reply, or an error reply that says what was raised, as Flower does.
+
+    Raises DiskError where a device could not write: simulated devices share this machine's disk,
+    and a run on a full one would lose speaker after speaker.
+    """
     try:
-        return app(message, context)
+        reply = app(message, context)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    if reply.has_error() and (reply.error.reason or "").startswith(DiskError.__name__):
+        device = context.node_config.get("device", f"node {context.node_id}")
+        raise DiskError(f"{device}: the device cannot write there; the disk may be full")
+    return reply

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fedspeech.config.engine import EngineSettings
-from fedspeech.errors import RunError
+from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.simulation import cluster
 from fedspeech.simulation.grid import Nodes, SimulatedGrid
 from fedspeech.simulation.pace import Pace
@@ -222,7 +222,9 @@ class RayGrid(SimulatedGrid):
             try:
                 self._take(batch, ray.get(reference))
             except ray.exceptions.RayError as error:
-                if batch.cohort and isinstance(error, ray.exceptions.RayTaskError):
+                if isinstance(error, ray.exceptions.RayTaskError) and (
+                    batch.cohort or isinstance(error.cause, FedSpeechError)
+                ):
                     raise error.cause from None  # another worker would raise it too
                 self._bury(batch, error)
         self._kill_who_hangs()
