@@ -24,8 +24,12 @@ from fedspeech import protocol, seeding
 APP = "faulty_client:app"
 VARIABLE = "FAULTS"
 LONGEST_LIFE = 0.3
-"""Seconds into a message, before which its worker is killed; the messages take about as long."""
+"""Seconds into a message, before which its worker is signalled; the messages take about as long."""
 ALWAYS = 1000
+ANY = "any"
+SLOW_SECONDS = 0.06
+"""Longer than what the engine takes for quick: such messages travel singly."""
+SIGNALS = {"die": signal.SIGKILL, "hang": signal.SIGSTOP}
 POISONS: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
     "nan": lambda d: {**d, "output.bias": d["output.bias"] * float("nan")},
     "inf": lambda d: {**d, "output.bias": d["output.bias"] + float("inf")},
@@ -55,7 +59,7 @@ def _fault(kind: str, speaker: str) -> tuple[str, float]:
     """What is to happen, and for a death how long into the message."""
     folder = Path(os.environ[VARIABLE])
     for number, one in enumerate(json.loads((folder / "plan.json").read_text())):
-        if (one["kind"], one["speaker"]) != (kind, speaker):
+        if one["kind"] not in (kind, ANY) or one["speaker"] not in (speaker, ANY):
             continue
         for time_ in range(one.get("times", ALWAYS)):
             try:
@@ -67,9 +71,21 @@ def _fault(kind: str, speaker: str) -> tuple[str, float]:
     return "", 0.0
 
 
-def _die_after(seconds: float) -> None:
+def last_at_work() -> int:
+    """The process that was the last to begin a slow message."""
+    return int((Path(os.environ[VARIABLE]) / "at-work").read_text())
+
+
+def _tell_who_works() -> None:
+    path = Path(os.environ[VARIABLE]) / "at-work"
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(str(os.getpid()))
+    part.replace(path)
+
+
+def _signal_after(seconds: float, number: int) -> None:
     time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), number)
 
 
 def _route(message: Message, context: Context) -> Message:
@@ -77,10 +93,14 @@ def _route(message: Message, context: Context) -> Message:
     fault, seconds = _fault(message.metadata.message_type, speaker)
     if fault == "raise":
         raise RuntimeError("this client raises")
-    if fault == "die":
-        threading.Thread(target=_die_after, args=(seconds,), daemon=True).start()
+    if fault in SIGNALS:
+        arguments = (seconds, SIGNALS[fault])
+        threading.Thread(target=_signal_after, args=arguments, daemon=True).start()
+    if fault == "slow":
+        _tell_who_works()
+        time.sleep(SLOW_SECONDS)
     reply = shipped(message, context)
-    if fault == "die":
+    if fault in SIGNALS:
         time.sleep(60)
     if fault in POISONS:
         ((name, record),) = reply.content.array_records.items()

@@ -2,11 +2,26 @@
 
 import json
 import os
+import random
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
-from faulty_client import APP, POISONS, met, plan
-from federations import GENERIC_SPEAKERS, assert_same, ledger, made, results, settings, simulate
+from faulty_client import ANY, APP, POISONS, last_at_work, met, plan
+from federations import (
+    GENERIC_SPEAKERS,
+    assert_same,
+    journaled,
+    ledger,
+    made,
+    results,
+    settings,
+    simulate,
+)
 
 from fedspeech import protocol
 from fedspeech.corpus.partition import pseudonym
@@ -188,3 +203,64 @@ def test_a_worker_that_always_dies_is_that_speakers_failure(crowd, good_alone, o
         "reason": "its worker died 2 times",
     }
     assert without_traffic(run) == without_traffic(good_alone)
+
+
+HANGING_FEW = [(protocol.PERSONALIZE, "t05", 1)]
+HANGING_MANY = [
+    (protocol.PERSONALIZE, "t03", 2),
+    (protocol.WORD_ERRORS, "t06", 1),
+    (protocol.EVALUATE, "t04", 2),
+]
+
+
+@pytest.mark.faults
+def test_workers_that_hang_change_nothing(corpus, undisturbed, one_ray, tmp_path):
+    """They stop in the middle of a message, for ever, and hold the device's lock."""
+    hanging = HANGING_MANY if ALL else HANGING_FEW
+    plan([fault(kind, speaker, "hang", times=times) for kind, speaker, times in hanging])
+    engine = {"grid": "ray", "workers": 2, "message_seconds": 15.0}
+    run = simulate(settings(corpus, engine=engine), tmp_path / "run", client=APP)
+    assert met() == sum(times for _, _, times in hanging)
+    timing = json.loads((run / "timing.json").read_text())
+    assert timing["worker_deaths"] >= met()  # on a busy machine others may be late, too
+    assert_same(run, undisturbed)
+
+
+class Killer(threading.Thread):
+    """Kills the worker that was the last to begin a message, a moment after each sign of life."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.times, self.killed = folder, times, 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        draw, known = random.Random(0), 0
+        while self.killed < self.times and not self.over.wait(0.005):
+            if len(journaled(self.folder)) <= known:
+                continue
+            time.sleep(draw.uniform(0, 0.1))
+            with suppress(ProcessLookupError, FileNotFoundError):
+                os.kill(last_at_work(), signal.SIGKILL)
+                self.killed += 1
+            known = len(journaled(self.folder))
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not ALL, reason="takes minutes; FEDSPEECH_FAULTS=all runs it")
+def test_workers_killed_twenty_times_from_outside(crowd, one_ray, tmp_path):
+    engine = {"grid": "ray", "workers": 2, "retries": 20}
+    straight = simulate(settings(crowd), tmp_path / "straight")
+    plan([{"kind": ANY, "speaker": ANY, "fault": "slow"}])
+    killer = Killer(tmp_path / "run", 20)
+    killer.start()
+    try:
+        run = simulate(settings(crowd, engine=engine), tmp_path / "run", client=APP)
+    finally:
+        killer.over.set()
+    killer.join()
+    assert killer.killed == 20
+    timing = json.loads((run / "timing.json").read_text())
+    assert timing["worker_deaths"] == 20
+    assert_same(run, straight)

@@ -1,6 +1,7 @@
 """The command itself, on Ray: killed, stopped by Ctrl-C, gone on with."""
 
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from fedspeech import config
 
 BIN = Path(sys.executable).parent
 LIMIT = 120
+ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
 MARK = "FEDSPEECH_INTERRUPTION_TEST"
 AGENTS = (
     "ray::DashboardA",
@@ -111,4 +113,30 @@ def test_killed_and_stopped_and_gone_on_with(corpus, undisturbed, folder):
 
     gone_on = Command(shlex.split(command), folder.with_name("gone-on.log"))
     assert gone_on.process.wait(LIMIT) == 0, gone_on.log.read_text()
+    assert_same(folder, undisturbed)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not ALL, reason="takes minutes; FEDSPEECH_FAULTS=all runs it")
+def test_killed_ten_times_at_random_moments(corpus, undisturbed, folder):
+    """The first time before there is a journal; each time Ray and its workers end, too."""
+    draw = random.Random(0)
+    total = len(journaled(undisturbed))
+    moments = [0, *sorted(draw.sample(range(1, total), 9))]
+    file = folder.with_name("small.toml")
+    file.write_text(config.dump(settings(corpus, engine={"grid": "ray", "workers": 2})))
+    command = ["fedspeech", "run", str(file), "--out", str(folder), "--resume"]
+    for number, answers in enumerate(moments):
+        run = Command(command, folder.with_name(f"{number}.log"))
+        known = len(journaled(folder))
+        run.until(folder, answers)
+        time.sleep(draw.uniform(0, 4.0 if answers <= known else 0.05))
+        assert run.process.poll() is None, run.log.read_text()
+        run.process.kill()
+        assert run.process.wait(LIMIT) == -signal.SIGKILL
+        assert left_running() == []
+        assert not (folder / "results.json").exists()
+    last = Command(command, folder.with_name("last.log"))
+    assert last.process.wait(LIMIT) == 0, last.log.read_text()
     assert_same(folder, undisturbed)

@@ -84,6 +84,7 @@ def chosen_moments(total: int) -> list[int]:
     return [total // 5, total // 2]
 
 
+@pytest.mark.faults
 def test_killed_in_the_middle_of_a_long_run(corpus, undisturbed_long, tmp_path):
     experiment, folder = settings(corpus, federation=LONG), tmp_path / "run"
     total = len(journaled(undisturbed_long))

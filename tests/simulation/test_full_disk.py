@@ -1,0 +1,70 @@
+"""A small disk, really full: the run stops with one line, and nothing is half-written."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from federations import assert_same, settings, simulate
+
+from fedspeech import tensors
+from fedspeech.errors import RunError
+
+ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
+SHARES = [number / 10 for number in range(1, 10)] if ALL else [0.45, 0.75]
+"""Of what the run takes, as much as there is at first; while P_s come in, and before them."""
+GRIDS = ["in-process", "ray"] if ALL else ["in-process"]
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[tuple[Path, Callable[[int], None]]]:
+    """A file system in memory, and what sets its size in bytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small disk cannot be mounted here")
+
+    def resize(size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+
+    yield folder, resize
+    # What is mapped from it may still be in memory.
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def taken(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def assert_whole(folder: Path) -> None:
+    """Whatever has its final name can be read, and nothing else is left."""
+    assert not list(folder.rglob("*.part"))
+    for path in folder.rglob("*.safetensors"):
+        tensors.read(path)
+    for path in folder.rglob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_full_disk_stops_the_run_and_with_more_room_it_goes_on(corpus, undisturbed, disk, grid):
+    folder, resize = disk
+    experiment = settings(corpus, engine={"grid": grid, "workers": 2})
+    total = taken(undisturbed)
+    for share in SHARES:
+        resize(int(share * total))
+        with pytest.raises(RunError) as told:
+            simulate(experiment, folder / "run")
+        assert str(folder) in str(told.value)
+        assert len(str(told.value).splitlines()) == 1
+        assert not (folder / "run" / "results.json").exists()
+        assert_whole(folder)
+    resize(4 * total)
+    simulate(experiment, folder / "run")
+    assert_same(folder / "run", undisturbed)
