@@ -31,8 +31,8 @@ lint: venv ## ruff and mypy
 test: venv lint ## All tests (at most 15 minutes on 2 cores)
 	$(BIN)/pytest
 
-test-faults: venv ## Every fault, at random moments (slow)
-	FEDSPEECH_FAULTS=all $(BIN)/pytest -m faults
+test-faults: venv ## Every fault, at random moments, and all other tests that take long
+	FEDSPEECH_FAULTS=all $(BIN)/pytest -m "faults or slow"
 
 bench: venv ## Beside plain loops, Flower and Apple's pfl: experiments/benchmarks (some 55 minutes on 2 cores)
 	-$(BIN)/python -m pip install --quiet --no-deps -r experiments/benchmarks/requirements.txt

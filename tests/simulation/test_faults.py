@@ -22,6 +22,7 @@ from federations import (
     settings,
     simulate,
 )
+from slow import slow
 
 from fedspeech import protocol
 from fedspeech.corpus.partition import pseudonym
@@ -213,6 +214,7 @@ HANGING_MANY = [
 ]
 
 
+@slow
 @pytest.mark.faults
 def test_workers_that_hang_change_nothing(corpus, undisturbed, one_ray, tmp_path):
     """They stop in the middle of a message, for ever, and hold the device's lock."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from federations import LONG, Around, assert_same, ledger, made, results, settings, simulate
+from slow import slow
 
 from clients import cohort
 from fedspeech import config, features, protocol
@@ -230,6 +231,7 @@ simulate(config.load(Path(sys.argv[1])), Path(sys.argv[2]), around=Killed)
 """
 
 
+@slow
 def test_killed_again_and_again_it_ends_with_the_same_bytes(experiment, partly, child, tmp_path):
     """In the first round, in the second, and while M_s is sent; an answer is lost each time.
 

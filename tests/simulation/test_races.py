@@ -3,6 +3,7 @@
 import pytest
 from faulty_client import APP, met, plan
 from federations import GENERIC_SPEAKERS, assert_same, results, settings, simulate
+from slow import slow
 
 from fedspeech import protocol
 from fedspeech.corpus.partition import pseudonym
@@ -43,6 +44,7 @@ def test_on_ray_as_in_one_process(crowd, straight, one_ray, tmp_path, workers):
     assert_same(there, straight)
 
 
+@slow
 @pytest.mark.faults
 def test_workers_killed_in_a_race_change_nothing(crowd, straight, one_ray, tmp_path):
     """Whenever it was, in a part of the race or at its end, the next worker goes on from there."""

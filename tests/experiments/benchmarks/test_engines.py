@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from slow import slow
 
 from experiments.benchmarks import engine_overhead, memory
 from experiments.benchmarks.contestants import mute
@@ -15,6 +16,7 @@ TINY = "benchmark-tiny"
 LIMIT = 120.0
 
 
+@slow
 def test_engine_overhead(tmp_path):
     plan = engine_overhead.Plan((2, 5), 2, (engine_overhead.OURS,))
     rows = list(engine_overhead.rows(Setting(tmp_path), plan))
@@ -48,6 +50,7 @@ def test_a_process_above_its_memory_is_ended(tmp_path):
     assert watch.ended and watch.peak["RssAnon"] < idle + 600
 
 
+@slow
 def test_memory_of_our_server(tmp_path):
     plan = memory.Plan((4,), (), model=TINY, k=2)
     rows = list(memory.rows(Setting(tmp_path), plan))

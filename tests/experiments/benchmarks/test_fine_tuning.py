@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from slow import slow
 
 from experiments.benchmarks import fine_tuning, scaling, workload
 from experiments.benchmarks.contestants import OURS, PLAIN, Contestant, plain
@@ -81,6 +82,7 @@ def raise_at_once(channel, folder, argument):
     raise RuntimeError("lost its way")
 
 
+@slow
 def test_throughput_of_plain_loops_and_of_our_engine(held, tmp_path):
     lost = Contestant("lost", raise_at_once, None)
     job = Job("0.1M", 2, 1, 0)
@@ -97,6 +99,7 @@ def test_throughput_of_plain_loops_and_of_our_engine(held, tmp_path):
     assert [path.name for path in (tmp_path / "field").iterdir()] == ["logs"]
 
 
+@slow
 def test_start_to_end(held, tmp_path):
     plan = fine_tuning.Plan((), 1, Job("0.1M", 2, 1, 0), 1, runners=(PLAIN,))
     (row,) = fine_tuning.start_to_end(Setting(tmp_path / "race"), plan, held)
