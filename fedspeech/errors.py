@@ -30,3 +30,7 @@ class RunError(FedSpeechError):
 
 class DiskError(RunError):
     """A file cannot be written: no space left, no permission."""
+
+
+class DiffError(FedSpeechError):
+    """A diff cannot be made within its budget, is damaged, or is for another model."""

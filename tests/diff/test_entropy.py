@@ -1,0 +1,169 @@
+"""The code of gaps and codes, against a decoder that goes symbol by symbol."""
+
+import math
+
+import numpy as np
+import pytest
+import reference_diff
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.testing import assert_array_equal
+
+from fedspeech.diff import entropy, rans, tails
+from fedspeech.diff.fields import Fields, varint
+from fedspeech.errors import DiffError
+
+NUMBERS = st.one_of(
+    st.integers(0, 3), st.integers(0, 300), st.integers(0, 2**32 - 1), st.sampled_from([7, 2**31])
+)
+STREAMS = st.lists(
+    arrays.arrays(np.uint32, st.integers(0, 60), elements=NUMBERS), min_size=0, max_size=4
+)
+
+
+def check(streams) -> bytes:
+    """What is encoded comes back by our decoder and by the plain one."""
+    streams = [np.asarray(stream, np.uint32) for stream in streams]
+    counts = [len(stream) for stream in streams]
+    data = entropy.encode(streams)
+    for stream, ours in zip(streams, entropy.decode(data, counts), strict=True):
+        assert_array_equal(ours, stream)
+    plain = reference_diff.Bytes(data)
+    assert reference_diff.streams(plain, counts) == [stream.tolist() for stream in streams]
+    assert plain.at == len(data)
+    return data
+
+
+@settings(max_examples=150)
+@given(STREAMS)
+def test_what_is_encoded_comes_back(streams):
+    check(streams)
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 1023, 1024, 5000, 9000])
+def test_streams_of_many_lanes_come_back(count):
+    """Lanes are not a divisor of the counts; the second stream begins with the first lane again."""
+    draw = np.random.default_rng(count)
+    gaps = draw.geometric(0.1, count) - 1
+    patterns = draw.normal(size=2 * count + 1).astype(np.float32).view(np.uint32)
+    check([gaps, patterns, np.full(3, 2**32 - 1), np.zeros(count)])
+
+
+@pytest.mark.parametrize(
+    ("symbols", "lanes"),
+    [(0, 1), (2047, 1), (2048, 2), (3072, 3), (10**6, 976), (2 * 10**6, 1953), (10**8, 2048)],
+)
+def test_the_number_of_lanes(symbols, lanes):
+    assert rans.lanes(symbols) == lanes
+
+
+@pytest.mark.parametrize(
+    ("kept", "number", "symbol", "width"),
+    # 0b1101: with one bit kept after the leading one, two bits remain; 2 << 1 | 0b11.
+    [
+        (1, 0b1101, 0b111, 2),
+        (0, 1, 1, 0),
+        (0, 2, 2, 1),
+        (0, 7, 3, 2),
+        (3, 15, 15, 0),
+        (3, 16, 16, 1),
+    ],
+)
+def test_symbols_and_tails(kept, number, symbol, width):
+    found = entropy._symbols(np.array([number, 2**32 - 1], np.uint32), kept)
+    assert (found[0][0], found[1][0]) == (symbol, width)
+    assert reference_diff.number_of(symbol, kept, number % (1 << width)) == number
+
+
+@pytest.mark.parametrize("kept", range(entropy.MOST_KEPT + 1))
+def test_every_symbol_has_its_least_number(kept):
+    lowest = entropy._lowest_numbers(kept)
+    symbols, widths = entropy._symbols(lowest, kept)
+    assert_array_equal(symbols, np.arange(len(lowest)))
+    assert_array_equal(widths, entropy._widths(symbols, kept))
+    assert (np.diff(lowest.astype(np.int64)) == 1 << widths[:-1].astype(np.int64)).all()
+    assert int(lowest[-1]) + (1 << int(widths[-1])) == 2**32
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)), max_size=80))
+def test_tails_come_back(pairs):
+    numbers = np.array([n % (1 << w) for n, w in pairs], np.uint32)
+    widths = np.array([w for _, w in pairs], np.uint8)
+    data = tails.pack(numbers, widths)
+    found = np.zeros_like(numbers)
+    fields = Fields(data)
+    tails.take(fields, found, widths)
+    fields.end()
+    assert_array_equal(found, numbers)
+    assert reference_diff.tails(reference_diff.Bytes(data), widths.tolist()) == numbers.tolist()
+    # No more than the bits need, but for what fills up the last byte of each width.
+    assert len(data) <= sum(widths.tolist()) / 8 + len(set(widths.tolist()))
+
+
+def order_0(numbers: np.ndarray) -> float:
+    """Bits of a stream by its empirical entropy."""
+    shares = np.unique(numbers, return_counts=True)[1] / len(numbers)
+    return -float((shares * np.log2(shares)).sum()) * len(numbers)
+
+
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.02])
+def test_gaps_cost_what_choosing_their_places_costs(density):
+    draw, places = np.random.default_rng(0), 400_000
+    chosen = np.flatnonzero(draw.random(places) < density)
+    gaps = (np.diff(chosen, prepend=-1) - 1).astype(np.uint32)
+    n = len(chosen)
+    nats = math.lgamma(places + 1) - math.lgamma(n + 1) - math.lgamma(places - n + 1)
+    assert len(entropy.encode([gaps])) * 8 < 1.015 * nats / math.log(2)
+
+
+def test_uneven_values_cost_their_entropy():
+    draw = np.random.default_rng(1)
+    codes = np.minimum(np.abs(draw.laplace(size=200_000) * 20), 254).astype(np.uint32)
+    assert len(entropy.encode([codes])) * 8 < 1.01 * order_0(codes)
+
+
+def test_one_number_a_thousand_times_costs_next_to_nothing():
+    assert len(entropy.encode([np.full(1000, 77, np.uint32)])) < 20
+
+
+@pytest.mark.parametrize("value", [0, 1, 300, 2**32 - 1])
+def test_no_more_numbers_come_out_of_a_byte_than_the_format_says(value):
+    """The cheapest stream that there is: one number again and again."""
+    for count in (3000, 100_000, 5_000_000):
+        data = entropy.encode([np.full(count, value, np.uint32)])
+        assert count <= entropy.SYMBOLS_PER_BYTE * len(data)
+
+
+def test_what_a_number_costs_adds_up_to_the_size():
+    draw = np.random.default_rng(2)
+    codes = (draw.geometric(0.01, 50_000) - 1).astype(np.uint32)
+    size = 8 * len(entropy.encode([codes]))
+    assert 0.97 * size < entropy.bits(codes).sum() < size
+    assert len(entropy.bits(np.empty(0, np.uint32))) == 0
+
+
+# Damage.
+
+
+@pytest.mark.parametrize(
+    ("data", "counts", "told"),
+    [
+        (bytes(4), [8193], "8193 numbers in 4 bytes"),
+        (bytes([9, 0, 2, 0]), [1], "symbols that there are not"),
+        (bytes([0, 30, 9]), [1], "symbols that there are not"),
+        (bytes([0, 0, 0]), [1], "do not sum up"),
+        (bytes([0, 0, 2, 0x22, 0]), [1], "do not sum up"),
+        # 256 of 256 for one symbol: it would cost nothing.
+        (bytes([0, 0, 1, 9, 0]), [1], "do not sum up"),
+        (bytes([0, 0, 2]), [1], "1 bytes expected, 0 left"),
+        (varint(3) + bytes(4), [], "6 bytes expected, 0 left"),
+        (varint(0) + (2**16 + 1).to_bytes(4, "little"), [], "do not come out even"),
+        (varint(1) + (2**16).to_bytes(4, "little") + bytes(2), [], "do not come out even"),
+        (varint(0) + (2**16).to_bytes(4, "little") + bytes(1), [], "1 bytes more than expected"),
+        (bytes([0x80] * 5), [], "a number of more than 5 bytes"),
+    ],
+)
+def test_damage_is_told(data, counts, told):
+    with pytest.raises(DiffError, match=told):
+        entropy.decode(data, counts)

@@ -1,0 +1,242 @@
+"""FORMAT.md read by somebody who wants it slow and plain: one number at a time, Python integers.
+
+Imports nothing of ours. Models are dicts of NumPy arrays; only float32 and int64 are known.
+"""
+
+import hashlib
+import struct
+import zlib
+
+import numpy as np
+
+DTYPES = {3: np.int64}
+
+
+class Bytes:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        assert self.at + count <= len(self.data)
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, count: int) -> int:
+        return int.from_bytes(self.take(count), "little")
+
+    def varint(self) -> int:
+        number, shift = 0, 0
+        while True:
+            byte = self.number(1)
+            number += (byte % 128) << shift
+            shift += 7
+            if byte < 128:
+                return number
+
+
+def model_hash(model) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(model):
+        array = np.asarray(model[name])
+        digest.update(f"{name}\0torch.{array.dtype}\0{array.shape}\0".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+# The coded part.
+
+
+def tails(data: Bytes, widths: list[int]) -> list[int]:
+    found = [0] * len(widths)
+    for width in range(1, 33):
+        places = [i for i, w in enumerate(widths) if w == width]
+        for plane in range(width // 8):
+            for i in places:
+                found[i] += data.number(1) << (8 * plane)
+        rest = width % 8
+        size = (len(places) * rest + 7) // 8
+        bits = data.number(size)
+        for j, i in enumerate(places):
+            found[i] += (bits >> (j * rest)) % (1 << rest) << (8 * (width // 8))
+    return found
+
+
+def width_of(symbol: int, kept: int) -> int:
+    return 0 if symbol < 2 << kept else (symbol >> kept) - 1
+
+
+def number_of(symbol: int, kept: int, tail: int) -> int:
+    width = width_of(symbol, kept)
+    return ((symbol - (width << kept)) << width) + tail
+
+
+def table(data: Bytes) -> tuple[int, dict[int, int]]:
+    kept, lowest, size = data.number(1), data.varint(), data.varint()
+    nibbles = data.take((size + 1) // 2)
+    lengths = [(nibbles[i // 2] >> (4 * (i % 2))) % 16 for i in range(size)]
+    low = tails(data, [max(length - 1, 0) for length in lengths])
+    frequencies = [(1 << length) // 2 + t for length, t in zip(lengths, low, strict=True)]
+    return kept, {lowest + i: f for i, f in enumerate(frequencies) if f}
+
+
+def streams(data: Bytes, counts: list[int]) -> list[list[int]]:
+    """Lane by lane, symbol by symbol."""
+    tables = [table(data) if count else None for count in counts]
+    words = data.varint()
+    lanes = min(max(sum(counts) // 1024, 1), 2048)
+    states = [data.number(4) for _ in range(lanes)]
+    queue = [data.number(2) for _ in range(words)]
+    queue.reverse()
+    symbols = []
+    for count, entry in zip(counts, tables, strict=True):
+        symbols.append([])
+        if not count:
+            continue
+        scale = min(max(count.bit_length(), 8), 14)
+        slots = [(s, f, i) for s, f in sorted(entry[1].items()) for i in range(f)]
+        assert len(slots) == 1 << scale
+        for i in range(count):
+            state = states[i % lanes]
+            symbol, frequency, place = slots[state % (1 << scale)]
+            state = frequency * (state >> scale) + place
+            if state < 1 << 16:
+                state = (state << 16) + queue.pop()
+            states[i % lanes] = state
+            symbols[-1].append(symbol)
+    assert not queue and set(states) == {1 << 16}
+    found = []
+    for entry, coded in zip(tables, symbols, strict=True):
+        low = tails(data, [width_of(s, entry[0]) for s in coded]) if entry else []
+        found.append([number_of(s, entry[0], t) for s, t in zip(coded, low, strict=True)])
+    return found
+
+
+# The container.
+
+
+def read(file: bytes) -> dict:
+    data = Bytes(file)
+    assert data.take(8) == b"\x89FSDIFF\n" and data.number(2) == 1
+    assert data.number(8) == len(file)
+    assert zlib.crc32(file[:-4]) == int.from_bytes(file[-4:], "little")
+    diff = {"base": data.take(32).hex(), "result": data.take(32).hex(), "kind": data.number(1)}
+    diff.update(hashes=data.number(1), seed=data.number(8))
+    entries, name = [], b""
+    for _ in range(data.varint()):
+        shared = data.varint()
+        name = name[:shared] + data.take(data.varint())
+        entries.append(entry(data, name.decode(), diff["kind"]))
+    for one in entries:
+        if one["change"] == 3:
+            dtype = np.dtype(DTYPES[one["dtype"]])
+            content = data.take(int(np.prod(one["shape"])) * dtype.itemsize)
+            one["content"] = np.frombuffer(content, dtype).reshape(one["shape"])
+    fill(data, [segment for one in entries for segment in one["segments"]])
+    assert data.at == len(file) - 4
+    return {**diff, "entries": entries}
+
+
+def entry(data: Bytes, name: str, kind: int) -> dict:
+    found = {"name": name, "change": data.number(1), "segments": []}
+    if found["change"] == 4:
+        return found
+    if found["change"] == 3:
+        found["dtype"] = data.number(1)
+    found["shape"] = tuple(data.varint() for _ in range(data.number(1)))
+    values = int(np.prod(found["shape"]))
+    runs = [values]
+    if found["change"] == 1:
+        found["rows"] = data.varint()
+        old = values // found["shape"][0] * found["rows"]
+        runs = [old, values - old]
+    if found["change"] != 3:
+        for run in runs:
+            count, form = data.varint(), data.number(1)
+            has_scale = kind == 3 and count
+            scale = struct.unpack("<f", data.take(4))[0] if has_scale else 1.0
+            segment = {"values": run, "count": count, "form": form, "scale": scale}
+            found["segments"].append({**segment, "gaps": [], "codes": []})
+    return found
+
+
+def fill(data: Bytes, segments: list[dict]) -> None:
+    order = []
+    for segment in segments:
+        gaps = 0 if segment["form"] or segment["count"] == segment["values"] else segment["count"]
+        segment["lengths"] = {"gaps": gaps, "codes": segment["count"]}
+    large = [segment for segment in segments if segment["count"] >= 1024]
+    small = [segment for segment in segments if segment["count"] < 1024]
+    order += [[(segment, what)] for segment in large for what in ("gaps", "codes")]
+    order += [[(segment, what) for segment in small] for what in ("gaps", "codes")]
+    counts = [sum(segment["lengths"][what] for segment, what in group) for group in order]
+    for group, numbers in zip(order, streams(data, counts), strict=True):
+        for segment, what in group:
+            segment[what] = numbers[: segment["lengths"][what]]
+            numbers = numbers[segment["lengths"][what] :]
+
+
+# Applying.
+
+
+def value(code: int, kind: int, scale: float) -> np.float32:
+    if kind == 3:
+        whole = code // 2 if code % 2 == 0 else -(code + 1) // 2
+        return np.float32(whole) * np.float32(scale)
+    width = 32 if kind == 0 else 16
+    pattern = (code >> 1) + (code % 2 << (width - 1))
+    if kind == 1:
+        return np.float32(np.frombuffer(struct.pack("<H", pattern), np.float16)[0])
+    return np.frombuffer(struct.pack("<I", pattern << (32 - width)), np.float32)[0]
+
+
+def cell(seed: int, name: str, part: int, k: int, i: int, size: int) -> int:
+    text = struct.pack("<QII", seed, part, k) + name.encode()
+    factor, offset = struct.unpack("<II", hashlib.sha256(text).digest()[:8])
+    x = ((factor | 1) * i + offset) % 2**32
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) % 2**32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) % 2**32
+    x = x ^ (x >> 16)
+    return x * size >> 32
+
+
+def changed(diff: dict, name: str, part: int, base: np.ndarray, segment: dict) -> np.ndarray:
+    new = base.copy()
+    values = [value(code, diff["kind"], segment["scale"]) for code in segment["codes"]]
+    if not values:
+        return new
+    if segment["form"] == 0:
+        place = -1
+        for gap, v in zip(segment["gaps"] or [0] * len(values), values, strict=True):
+            place += gap + 1
+            new[place] = np.float32(base[place] + v)
+        return new
+    for i, w in enumerate(base):
+        sum = None
+        for k in range(diff["hashes"]):
+            a = values[cell(diff["seed"], name, part, k, i, len(values))]
+            sum = a if sum is None else np.float32(sum + a)
+        factor = np.float32(sum * np.abs(w)) if segment["form"] == 1 else sum
+        new[i] = np.float32(w + factor)
+    return new
+
+
+def apply(old: dict[str, np.ndarray], file: bytes) -> dict[str, np.ndarray]:
+    diff = read(file)
+    assert model_hash(old) == diff["base"]
+    new = dict(old)
+    for one in diff["entries"]:
+        name = one["name"]
+        before = new.pop(name, None)
+        if one["change"] == 3:
+            new[name] = one["content"]
+        elif one["change"] != 4:
+            starts = np.zeros(int(np.prod(one["shape"])), np.float32)
+            if one["change"] != 2:
+                starts[: before.size] = before.reshape(-1)
+            runs, at = [], 0
+            for part, segment in enumerate(one["segments"]):
+                base = starts[at : at + segment["values"]]
+                runs.append(changed(diff, name, part, base, segment))
+                at += segment["values"]
+            new[name] = np.concatenate(runs).reshape(one["shape"])
+    assert model_hash(new) == diff["result"]
+    return new
