@@ -1,0 +1,138 @@
+"""The hashed form: every value changes by a sum of K cells of a small array A.
+
+Macoskey, Strimel, Rastrow, "Learning a Neural Diff for Speech Models", 2021 (arXiv 2108.01561):
+W_new(i) = W(i) + |W(i)| * sum_k A[h_k(i)]; the additive form is W(i) + sum_k A[h_k(i)], as in
+HashedNets (Chen et al. 2015). Cells are recomputed from the seed block by block and kept nowhere.
+FORMAT.md specifies the hash and the order of the float32 operations to the bit.
+"""
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+BLOCK, FIT_BLOCK = 2**15, 2**19
+"""Values whose cells are in memory at a time: so few that they stay in the cache, and so many that
+a sum over all cells costs nothing beside them."""
+STEPS, TOLERANCE = 60, 1e-4
+"""Of the conjugate gradients: how many at most, and the relative residual that is enough."""
+DAMPING = 1e-3
+"""Of the squares that fall into an average cell."""
+
+
+class Key(NamedTuple):
+    """One hash function of one segment: an odd factor and an offset, both of 32 bits."""
+
+    factor: int
+    offset: int
+
+
+def keys(seed: int, name: str, part: int, hashes: int) -> tuple[Key, ...]:
+    """The hash functions of a tensor's segment (0: the first, 1: the new rows)."""
+    found = []
+    for number in range(hashes):
+        text = struct.pack("<QII", seed, part, number) + name.encode()
+        factor, offset = struct.unpack_from("<II", hashlib.sha256(text).digest())
+        found.append(Key(factor | 1, offset))
+    return tuple(found)
+
+
+def seed_of(base: str) -> int:
+    """The seed by default: it follows from the base's hash, so that each generation has its own."""
+    return int(base[:16], 16)
+
+
+def cells(key: Key, first: int, last: int, size: int) -> np.ndarray:
+    """h(i) for first <= i < last: places in an array of `size` cells, int64."""
+    mixed = np.arange(first, last, dtype=np.uint32)
+    mixed *= np.uint32(key.factor)
+    mixed += np.uint32(key.offset)
+    mixed ^= mixed >> 16
+    mixed *= np.uint32(0x7FEB352D)
+    mixed ^= mixed >> 15
+    mixed *= np.uint32(0x846CA68B)
+    mixed ^= mixed >> 16
+    wide = mixed.astype(np.uint64)
+    wide *= np.uint64(size)
+    wide >>= np.uint64(32)
+    return wide.view(np.int64)
+
+
+def sums(array: np.ndarray, keys: Sequence[Key], first: int, last: int) -> np.ndarray:
+    """sum_k A[h_k(i)] for first <= i < last in the dtype of A, added in the order of k."""
+    total: np.ndarray = array[cells(keys[0], first, last, len(array))]
+    for key in keys[1:]:
+        total += array[cells(key, first, last, len(array))]
+    return total
+
+
+def apply(base: np.ndarray, array: np.ndarray, keys: Sequence[Key], additive: bool) -> np.ndarray:
+    """W_new of a segment: all float32, `base` of shape (values,), A of shape (cells,)."""
+    new = np.empty_like(base)
+    for first, last in _blocks(len(base)):
+        change = sums(array, keys, first, last)
+        if not additive:
+            change *= np.abs(base[first:last])
+        np.add(base[first:last], change, out=new[first:last])
+    return new
+
+
+def fit(
+    base: np.ndarray, change: np.ndarray, size: int, keys: Sequence[Key], additive: bool
+) -> np.ndarray:
+    """The array A (float32, `size` cells) that comes nearest to adding `change` (float32).
+
+    Least squares by conjugate gradients on the normal equations, in float64; deterministic. They
+    are damped a little: cells that hardly move anything would become huge, and nothing that huge
+    can be sent beside the others. Cells that no value falls into stay zero.
+    """
+    factors = np.ones_like(base) if additive else np.abs(base)
+    squares = np.square(factors, dtype=np.float64)
+
+    target = _scattered(lambda i, j: factors[i:j] * change[i:j].astype(float), base, size, keys)
+    diagonal = _scattered(lambda i, j: squares[i:j], base, size, keys)
+    damping = DAMPING * float(diagonal.mean()) or 1.0
+
+    def product(array: np.ndarray) -> np.ndarray:
+        moved = _scattered(lambda i, j: squares[i:j] * sums(array, keys, i, j), base, size, keys)
+        return moved + damping * array
+
+    return _solved(product, target, diagonal + damping).astype(np.float32)
+
+
+def _scattered(
+    weights: Callable[[int, int], np.ndarray], base: np.ndarray, size: int, keys: Sequence[Key]
+) -> np.ndarray:
+    """For each cell the sum of the weights of the values that fall into it; float64."""
+    total = np.zeros(size)
+    for first, last in _blocks(len(base), FIT_BLOCK):
+        weight = weights(first, last)
+        for key in keys:
+            total += np.bincount(cells(key, first, last, size), weight, size)
+    return total
+
+
+def _solved(
+    product: Callable[[np.ndarray], np.ndarray], target: np.ndarray, diagonal: np.ndarray
+) -> np.ndarray:
+    """x with product(x) = target, by conjugate gradients preconditioned with the diagonal."""
+    found, rest = np.zeros_like(target), target.copy()
+    direction = rest / diagonal
+    size = first = float(np.sum(rest * direction))
+    for _ in range(STEPS):
+        if size <= TOLERANCE**2 * first:
+            break
+        image = product(direction)
+        step = size / float(np.sum(direction * image))
+        found += step * direction
+        rest -= step * image
+        before, size = size, float(np.sum(rest * rest / diagonal))
+        direction = rest / diagonal + size / before * direction
+    return found
+
+
+def _blocks(count: int, block: int = BLOCK) -> Iterator[tuple[int, int]]:
+    for first in range(0, count, block):
+        yield first, min(first + block, count)
