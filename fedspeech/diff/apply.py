@@ -1,0 +1,109 @@
+"""A diff applied to the model that it was made for: its base's hash before, its result's after."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from fedspeech.diff import hashed, sparse, wire
+from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
+from fedspeech.diff.values import values
+from fedspeech.errors import DiffError
+from fedspeech.tensors import Tensors, TensorStream, sha256
+
+
+def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
+    """The new model; tensors that stay as they are, are those of `old`.
+
+    Raises DiffError where the diff is damaged or newer than this program, is for another model, or
+    does not give the model that it names.
+    """
+    diff = wire.decode(data)
+    check_base(diff, sha256(old))
+    new = dict(update(sorted(old.items()), diff))
+    check_result(diff, sha256(new))
+    return new
+
+
+def check_base(diff: Diff, found: str) -> None:
+    """Raise DiffError unless the model with this hash is what the diff was made for."""
+    if found != diff.base:
+        raise DiffError(f"the diff is for the model {diff.base}, and this one is {found}")
+
+
+def check_result(diff: Diff, found: str) -> None:
+    """Raise DiffError unless the diff gave the model that it names."""
+    if found != diff.result:
+        raise DiffError(f"the diff should have given the model {diff.result}, but gave {found}")
+
+
+def update(base: TensorStream, diff: Diff) -> Iterator[tuple[str, torch.Tensor]]:
+    """The new model's tensors in the order of their names, one at a time; nothing is hashed.
+
+    The base comes in the order of names as well. Raises DiffError where it lacks a tensor.
+    """
+    waiting = deque(diff.entries)
+    for name, tensor in base:
+        while waiting and waiting[0].name < name:
+            yield from _changed(waiting.popleft(), None, diff)
+        if waiting and waiting[0].name == name:
+            yield from _changed(waiting.popleft(), tensor, diff)
+        else:
+            yield name, tensor
+    for entry in waiting:
+        yield from _changed(entry, None, diff)
+
+
+def _changed(
+    entry: Entry, old: torch.Tensor | None, diff: Diff
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The entry's new tensor; nothing where it is removed."""
+    if entry.change in (Change.CHANGED, Change.GROWN, Change.REMOVED) and old is None:
+        raise DiffError(f"the diff changes tensor {entry.name!r}, which the model lacks")
+    if entry.change == Change.VERBATIM:
+        yield entry.name, _verbatim(entry)
+    elif entry.change != Change.REMOVED:
+        bases = _bases(entry, old)
+        # A diff that goes beyond float32 is found by the hash of its result.
+        with np.errstate(over="ignore", invalid="ignore"):
+            runs = [
+                segment_values(diff, entry.name, number, base, segment)
+                for number, (base, segment) in enumerate(zip(bases, entry.segments, strict=True))
+            ]
+        flat = runs[0] if len(runs) == 1 else np.concatenate(runs)
+        yield entry.name, torch.from_numpy(flat).reshape(entry.shape)
+
+
+def _bases(entry: Entry, old: torch.Tensor | None) -> list[np.ndarray]:
+    """What each segment starts from, float32 of shape (values,)."""
+    if old is None or entry.change == Change.FRESH:
+        return [np.zeros(segment.values, np.float32) for segment in entry.segments]
+    before = (entry.rows, *entry.shape[1:]) if entry.change == Change.GROWN else entry.shape
+    if old.dtype != torch.float32 or tuple(old.shape) != before:
+        raise DiffError(
+            f"the diff changes tensor {entry.name!r} of float32 {before}; the model has "
+            f"{str(old.dtype).removeprefix('torch.')} {tuple(old.shape)}"
+        )
+    flat = old.detach().cpu().contiguous().reshape(-1).numpy()
+    return [flat, *(np.zeros(s.values, np.float32) for s in entry.segments[1:])]
+
+
+def segment_values(
+    diff: Diff, name: str, number: int, base: np.ndarray, segment: Segment
+) -> np.ndarray:
+    """The new values of a tensor's segment (0: the first, 1: the new rows), float32."""
+    if not len(segment.codes):
+        return base
+    if segment.form == Form.SPARSE:
+        return sparse.apply(base, segment, diff.kind)
+    array = values(segment.codes, diff.kind, segment.scale)
+    keys = hashed.keys(diff.seed, name, number, diff.hashes)
+    return hashed.apply(base, array, keys, segment.form == Form.ADDITIVE)
+
+
+def _verbatim(entry: Entry) -> torch.Tensor:
+    dtype = getattr(torch, entry.dtype)
+    if not entry.content:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(entry.content), dtype=dtype).reshape(entry.shape)

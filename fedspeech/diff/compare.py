@@ -1,0 +1,143 @@
+"""What differs between two models, cut into the segments that a diff encodes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fedspeech.diff.contents import Change, Entry, Segment
+from fedspeech.diff.wire import DTYPES, MOST_VALUES
+from fedspeech.errors import DiffError
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A run of a float32 tensor's values that changes: what it was and what has to be added.
+
+    `base` and `change` are float32 of shape (values,). `number` is 1 for rows that the old model
+    does not have, else 0. `unit` is the root mean square of the new values: errors are counted in
+    it, so that a layer of large values weighs no more than one of small values.
+    """
+
+    name: str
+    number: int
+    base: np.ndarray
+    change: np.ndarray
+    unit: float
+    matrix: bool
+
+    def magnitudes(self) -> np.ndarray:
+        """|change| in units, float32."""
+        magnitudes: np.ndarray = np.abs(self.change) / np.float32(self.unit)
+        return magnitudes
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be encoded: entries whose segments are empty yet, and the parts to fill them."""
+
+    entries: tuple[Entry, ...]
+    parts: tuple[Part, ...]
+    values: int
+    """All float32 values of the new model, changed or not."""
+
+    def filled(self, segments: Sequence[Segment]) -> tuple[Entry, ...]:
+        """The entries with a segment for each part; those that change nothing are left out."""
+        waiting = iter(segments)
+        entries = [
+            replace(e, segments=tuple(next(waiting) for _ in e.segments)) for e in self.entries
+        ]
+        return tuple(entry for entry in entries if not _idle(entry))
+
+
+def _idle(entry: Entry) -> bool:
+    return entry.change == Change.CHANGED and not any(len(s.codes) for s in entry.segments)
+
+
+def compare(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> Comparison:
+    """Every tensor that differs. Raises DiffError where a value is NaN or infinite.
+
+    A float32 tensor of the same shape has one part. One whose first dimension has grown has two:
+    the old rows, and the new ones, whose base is zero. Any other float32 tensor that is new, or has
+    another shape or dtype, starts from zero. Whatever is not float32 is sent verbatim.
+    """
+    entries: list[Entry] = []
+    parts: list[Part] = []
+    for name in sorted({*old, *new}):
+        if name not in new:
+            entries.append(Entry(name, Change.REMOVED))
+        elif name not in old or not _equal(old[name], new[name]):
+            entry, found = _compare(name, old.get(name), new[name])
+            entries.append(entry)
+            parts += found
+    values = sum(tensor.numel() for tensor in new.values() if tensor.dtype == torch.float32)
+    return Comparison(tuple(entries), tuple(parts), values)
+
+
+def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether they are the same to the bit."""
+    same = left.dtype == right.dtype and left.shape == right.shape
+    return same and torch.equal(_bytes(left), _bytes(right))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _compare(name: str, old: torch.Tensor | None, new: torch.Tensor) -> tuple[Entry, list[Part]]:
+    shape = tuple(new.shape)
+    if new.numel() > MOST_VALUES:
+        raise DiffError(f"tensor {name}: {new.numel()} values, expected at most {MOST_VALUES}")
+    if new.dtype != torch.float32:
+        return _verbatim(name, new), []
+    values = _finite("new", name, new)
+    if old is None or old.dtype != torch.float32 or not _has_rows_of(old, new):
+        parts = [_part(name, 0, np.zeros_like(values), values, new)]
+        return Entry(name, Change.FRESH, shape, (Segment(len(values)),)), parts
+    before = _finite("old", name, old)
+    parts = [_part(name, 0, before, values[: len(before)], new)]
+    if old.shape == new.shape:
+        return Entry(name, Change.CHANGED, shape, (Segment(len(values)),)), parts
+    rows = values[len(before) :]
+    parts.append(_part(name, 1, np.zeros_like(rows), rows, new))
+    segments = tuple(Segment(len(part.base)) for part in parts)
+    return Entry(name, Change.GROWN, shape, segments, old.shape[0]), parts
+
+
+def _has_rows_of(old: torch.Tensor, new: torch.Tensor) -> bool:
+    """Whether the new tensor is the old one with other values, and perhaps more rows."""
+    grown = new.dim() == old.dim() > 0 and new.shape[0] > old.shape[0]
+    return old.shape == new.shape or (grown and old.shape[1:] == new.shape[1:])
+
+
+def _part(
+    name: str, number: int, base: np.ndarray, values: np.ndarray, tensor: torch.Tensor
+) -> Part:
+    with np.errstate(over="ignore"):
+        change = values - base
+    if not np.isfinite(change).all():
+        raise DiffError(f"tensor {name}: the change is larger than a float32 holds")
+    square = float(np.mean(np.square(values, dtype=np.float64))) if len(values) else 0.0
+    unit = float(np.float32(math.sqrt(square))) or 1.0
+    return Part(name, number, base, change, unit, tensor.dim() > 1)
+
+
+def _finite(which: str, name: str, tensor: torch.Tensor) -> np.ndarray:
+    """The values of a float32 tensor, flat. Raises DiffError where one is NaN or infinite."""
+    values: np.ndarray = tensor.detach().cpu().contiguous().reshape(-1).numpy()
+    if wrong := int(values.size - np.count_nonzero(np.isfinite(values))):
+        raise DiffError(
+            f"the {which} model: {wrong} of {values.size} values of tensor {name} are NaN or "
+            f"infinite"
+        )
+    return values
+
+
+def _verbatim(name: str, tensor: torch.Tensor) -> Entry:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise DiffError(f"tensor {name} is {dtype}; expected float32 or one of {', '.join(DTYPES)}")
+    content = _bytes(tensor).numpy().tobytes()
+    return Entry(name, Change.VERBATIM, tuple(tensor.shape), dtype=dtype, content=content)

@@ -1,0 +1,161 @@
+"""Ways to encode a comparison: the largest changes, arrays fitted to them, or arrays as learned."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from fedspeech.diff import hashed, sparse
+from fedspeech.diff.compare import Comparison, Part
+from fedspeech.diff.contents import MOST_HASHES, Form, Segment
+from fedspeech.diff.values import Kind, codes, scale_of
+from fedspeech.errors import DiffError
+
+HASHES = 3
+
+
+class Method(ABC):
+    """How a comparison's parts become segments.
+
+    `least` and `most` bound the amount that is sent: changed values, or cells of all arrays.
+    """
+
+    least: int
+    most: int
+    hashes = 0
+    seed = 0
+
+    @abstractmethod
+    def segments(self, amount: int, kind: Kind, step: float) -> list[Segment]:
+        """A segment for each part.
+
+        int8 has steps of `step` times what is typical (the root mean square of all changes, or of
+        all cells), or wider ones where the largest value needs them.
+        """
+
+    @abstractmethod
+    def amount(self, share: float) -> int:
+        """What a share of all values comes to."""
+
+
+class Sparse(Method):
+    """The largest changes, each in units of its tensor's root mean square."""
+
+    least = 0
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._parts, self._values = comparison.parts, comparison.values
+        self._magnitudes = [part.magnitudes() for part in self._parts]
+        self._ranked = np.sort(np.concatenate([*self._magnitudes, np.empty(0, np.float32)]))
+        self.most = int(np.count_nonzero(self._ranked))
+        self._typical = _root_mean_square(self._magnitudes)
+
+    def segments(self, amount: int, kind: Kind, step: float) -> list[Segment]:
+        """The `amount` largest changes; more where several are as large as the last."""
+        least = self._ranked[-amount] if amount else np.inf
+        return [
+            sparse.segment(part, np.flatnonzero(sizes >= least), kind, step * self._typical)
+            for part, sizes in zip(self._parts, self._magnitudes, strict=True)
+        ]
+
+    def amount(self, share: float) -> int:
+        """Of all float32 values that the model has."""
+        return min(round(share * self._values), self.most)
+
+
+class Hashed(Method):
+    """One array for each matrix, fitted to its change; what has fewer dimensions is sent sparse.
+
+    All arrays are the same share of their matrices. A matrix whose base is zero falls back to the
+    additive form, since the multiplicative one cannot move it.
+    """
+
+    least = 1
+
+    def __init__(
+        self, comparison: Comparison, seed: int, hashes: int = HASHES, additive: bool = False
+    ) -> None:
+        if not 1 <= hashes <= MOST_HASHES:
+            raise DiffError(f"hash functions: expected 1 to {MOST_HASHES}, found {hashes}")
+        self.seed, self.hashes = seed, hashes
+        self._parts, self._additive = comparison.parts, additive
+        self._hashed = {part: self._form(part) for part in self._parts if self._has_array(part)}
+        self._values = sum(len(part.base) for part in self._hashed)
+        self.most = max(self._values, self.least)
+        self._typical = _root_mean_square(part.magnitudes() for part in self._parts)
+        self._fits: dict[tuple[Part, int], np.ndarray] = {}
+
+    def _has_array(self, part: Part) -> bool:
+        return part.matrix
+
+    def _form(self, part: Part) -> Form:
+        additive = self._additive or not part.base.any()
+        return Form.ADDITIVE if additive else Form.MULTIPLICATIVE
+
+    def segments(self, amount: int, kind: Kind, step: float) -> list[Segment]:
+        """Arrays of about `amount` cells together, at least one cell for each matrix."""
+        arrays = {part: self._array(part, amount) for part in self._hashed}
+        units = {
+            part: 1.0 if form == Form.MULTIPLICATIVE else part.unit
+            for part, form in self._hashed.items()
+        }
+        typical = _root_mean_square(array / units[part] for part, array in arrays.items())
+        return [
+            self._segment(part, arrays[part], kind, step * typical * units[part])
+            if part in arrays
+            else sparse.segment(part, np.flatnonzero(part.change), kind, step * self._typical)
+            for part in self._parts
+        ]
+
+    def _segment(self, part: Part, array: np.ndarray, kind: Kind, step: float) -> Segment:
+        scale = scale_of(array, step)
+        stored = codes(array, kind, scale)
+        return Segment(len(part.base), self._hashed[part], scale, stored)
+
+    def _array(self, part: Part, amount: int) -> np.ndarray:
+        size = min(max(round(amount * len(part.base) / self._values), 1), len(part.base))
+        if (part, size) not in self._fits:
+            keys = hashed.keys(self.seed, part.name, part.number, self.hashes)
+            additive = self._hashed[part] == Form.ADDITIVE
+            self._fits[part, size] = hashed.fit(part.base, part.change, size, keys, additive)
+        return self._fits[part, size]
+
+    def amount(self, share: float) -> int:
+        """Of all values of the matrices that change."""
+        return max(round(share * self._values), self.least)
+
+
+class Learned(Hashed):
+    """The arrays that a training found (float32, by tensor); everything else is sent sparse."""
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        arrays: Mapping[str, np.ndarray],
+        seed: int,
+        hashes: int = HASHES,
+        additive: bool = False,
+    ) -> None:
+        self._arrays = arrays
+        super().__init__(comparison, seed, hashes, additive)
+        self.least = self.most = sum(len(arrays[part.name]) for part in self._hashed)
+
+    def _has_array(self, part: Part) -> bool:
+        return part.name in self._arrays
+
+    def _array(self, part: Part, amount: int) -> np.ndarray:
+        return self._arrays[part.name]
+
+    def amount(self, share: float) -> int:
+        """Whatever was learned."""
+        return self.most
+
+
+def _root_mean_square(arrays: Iterable[np.ndarray]) -> float:
+    """Of all values of all arrays together; 1 where there are none but zeros."""
+    squares, count = 0.0, 0
+    for array in arrays:
+        squares += float(np.sum(np.square(array, dtype=np.float64)))
+        count += len(array)
+    return math.sqrt(squares / count) if squares else 1.0

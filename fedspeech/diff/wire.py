@@ -1,0 +1,242 @@
+"""The container: what a diff says, as bytes and back. FORMAT.md is its specification.
+
+Encoding is deterministic. Decoding checks the bytes' length and checksum first, and every count
+against what there is before anything of its size is allocated.
+"""
+
+import itertools
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedspeech.diff import entropy
+from fedspeech.diff.contents import MOST_HASHES, Change, Diff, Entry, Form, Segment
+from fedspeech.diff.fields import Fields, damaged, varint
+from fedspeech.diff.values import Kind
+from fedspeech.errors import DiffError
+
+MAGIC = b"\x89FSDIFF\n"
+VERSION = 1
+FIXED = struct.Struct("<8sHQ32s32sBBQ")
+"""Magic, version, length, base, result, kind of values, hash functions, seed."""
+PREFIX = struct.Struct("<8sHQ")
+CHECKSUM = struct.Struct("<I")
+SCALE = struct.Struct("<f")
+MOST_VALUES = 2**32 - 1
+"""Of one tensor; positions are hashed in 32 bits."""
+LONGEST_NAME = 1023
+"""Bytes."""
+DTYPES = (
+    *("float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    *("uint16", "uint32", "uint64", "complex64", "float8_e4m3fn", "float8_e5m2"),
+)
+"""Of what is sent verbatim; the container says the place in this row."""
+ITEM_SIZES = (8, 2, 2, 8, 4, 2, 1, 1, 1, 2, 4, 8, 8, 1, 1)
+"""Bytes of a value."""
+
+FRESH_PER_BYTE = 256
+"""Values that start from zero: no more in a diff for each of its bytes."""
+LARGE = 1024
+"""Codes of a segment that is worth a code of its own."""
+
+Stream = list[tuple[int, str]]
+"""Numbers that share a code: the segment's place, and whether its gaps or its codes are meant."""
+
+
+def encode(diff: Diff) -> bytes:
+    """The container's bytes; equal diffs give equal bytes."""
+    segments = [segment for entry in diff.entries for segment in entry.segments]
+    body = [varint(len(diff.entries)), *_entries(diff)]
+    body += [entry.content for entry in diff.entries]
+    body += [entropy.encode([_joined(segments, stream) for stream in _streams(segments)])]
+    size = FIXED.size + sum(map(len, body)) + CHECKSUM.size
+    hashes = bytes.fromhex(diff.base), bytes.fromhex(diff.result)
+    fixed = FIXED.pack(MAGIC, VERSION, size, *hashes, diff.kind, diff.hashes, diff.seed)
+    content = b"".join([fixed, *body])
+    return content + CHECKSUM.pack(zlib.crc32(content))
+
+
+def _entries(diff: Diff) -> Iterator[bytes]:
+    before = b""
+    for entry in diff.entries:
+        name = _name(entry)
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, name, strict=False))
+        shared = len(list(same))
+        yield varint(shared) + varint(len(name) - shared) + name[shared:] + bytes([entry.change])
+        before = name
+        if entry.change == Change.REMOVED:
+            continue
+        if entry.change == Change.VERBATIM:
+            yield bytes([DTYPES.index(entry.dtype)])
+        yield b"".join([bytes([len(entry.shape)]), *map(varint, entry.shape)])
+        if entry.change == Change.GROWN:
+            yield varint(entry.rows)
+        for segment in entry.segments:
+            scale = SCALE.pack(segment.scale) if _has_scale(diff.kind, len(segment.codes)) else b""
+            yield varint(len(segment.codes)) + bytes([segment.form]) + scale
+
+
+def _name(entry: Entry) -> bytes:
+    name = entry.name.encode()
+    if len(name) > LONGEST_NAME:
+        raise DiffError(f"tensor {entry.name}: a name of more than {LONGEST_NAME} bytes")
+    return name
+
+
+def _has_scale(kind: Kind, count: int) -> bool:
+    return kind == Kind.INT8 and count > 0
+
+
+def _joined(segments: Sequence[Segment], stream: Stream) -> np.ndarray:
+    arrays = [getattr(segments[place], what) for place, what in stream]
+    return np.concatenate([*arrays, np.empty(0, np.uint32)])
+
+
+def _streams(segments: Sequence[Segment]) -> list[Stream]:
+    """What is coded together: each large segment by itself, all small ones together."""
+    large: list[Stream] = []
+    small: tuple[Stream, Stream] = [], []
+    for place, segment in enumerate(segments):
+        alone = len(segment.codes) >= LARGE
+        for which, what in enumerate(("gaps", "codes")):
+            if alone and len(getattr(segment, what)):
+                large.append([(place, what)])
+            else:
+                small[which].append((place, what))
+    return [*large, *small]
+
+
+def decode(data: bytes) -> Diff:
+    """What the container says. Raises DiffError where it is damaged, or newer than this program."""
+    fixed = _checked(data)
+    fields = Fields(memoryview(data)[FIXED.size : -CHECKSUM.size])
+    base, result, kind, hashes, seed = fixed
+    if kind not in list(Kind) or hashes > MOST_HASHES:
+        raise damaged(f"values of kind {kind}, {hashes} hash functions")
+    entries = list(_read_entries(fields, Kind(kind)))
+    _check_sizes(entries, len(data), hashes)
+    entries = [
+        replace(entry, content=bytes(fields.take(_content_size(entry)))) for entry in entries
+    ]
+    filled = tuple(_filled(entries, fields.take(fields.left)))
+    return Diff(base.hex(), result.hex(), Kind(kind), filled, hashes, seed)
+
+
+def _checked(data: bytes) -> tuple[bytes, bytes, int, int, int]:
+    """The fixed fields after the length; what comes first says whether the rest is whole."""
+    if data[: len(MAGIC)] != MAGIC or len(data) < PREFIX.size:
+        raise DiffError("this is not a diff: it does not begin as one")
+    _, version, size = PREFIX.unpack_from(data)
+    if version > VERSION:
+        raise DiffError(
+            f"the diff has format version {version}, and this program knows versions up to "
+            f"{VERSION}; update it"
+        )
+    if version < VERSION:
+        raise damaged(f"format version {version}")
+    if size != len(data) or size < FIXED.size + CHECKSUM.size:
+        raise damaged(f"{len(data)} bytes, and its header says {size}")
+    (checksum,) = CHECKSUM.unpack_from(data, size - CHECKSUM.size)
+    if zlib.crc32(memoryview(data)[: -CHECKSUM.size]) != checksum:
+        raise damaged("its checksum does not fit its content")
+    return FIXED.unpack_from(data)[3:]
+
+
+def _read_entries(fields: Fields, kind: Kind) -> Iterator[Entry]:
+    before = b""
+    for number in range(fields.varint()):
+        shared, more = fields.varint(), fields.varint()
+        if shared > len(before) or shared + more > LONGEST_NAME:
+            raise damaged(f"a name of {shared + more} bytes")
+        name = before[:shared] + bytes(fields.take(more))
+        if number and name <= before:
+            raise damaged("names out of order")
+        before = name
+        yield _read_entry(fields, kind, _text(name))
+
+
+def _text(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise damaged("a name that is no text") from None
+
+
+def _read_entry(fields: Fields, kind: Kind, name: str) -> Entry:
+    number = fields.byte()
+    if number not in list(Change):
+        raise damaged(f"{name!r}: change of kind {number}")
+    change = Change(number)
+    if change == Change.REMOVED:
+        return Entry(name, change)
+    place = fields.byte() if change == Change.VERBATIM else None
+    if place is not None and place >= len(DTYPES):
+        raise damaged(f"{name!r}: dtype {place}")
+    shape = tuple(fields.varint() for _ in range(fields.byte()))
+    if (values := math.prod(shape)) > MOST_VALUES:
+        raise damaged(f"{name!r}: shape {shape}")
+    if place is not None:
+        return Entry(name, change, shape, dtype=DTYPES[place])
+    rows, runs = 0, [values]
+    if change == Change.GROWN:
+        rows = fields.varint()
+        if not shape or rows >= shape[0]:
+            raise damaged(f"{name!r}: grown from {rows} rows to shape {shape}")
+        runs = [rows * math.prod(shape[1:]), (shape[0] - rows) * math.prod(shape[1:])]
+    segments = tuple(_read_segment(fields, kind, name, run) for run in runs)
+    return Entry(name, change, shape, segments, rows)
+
+
+def _read_segment(fields: Fields, kind: Kind, name: str, values: int) -> Segment:
+    """With codes that are counted, not yet filled in."""
+    count, form = fields.varint(), fields.byte()
+    if count > values or form not in list(Form):
+        raise damaged(f"{name!r}: {count} values of {values}, form {form}")
+    scale = SCALE.unpack(fields.take(SCALE.size))[0] if _has_scale(kind, count) else 1.0
+    if not math.isfinite(scale):
+        raise damaged(f"{name!r}: scale {scale}")
+    # One number in the memory, however many there will be.
+    counted = np.broadcast_to(np.uint32(0), count)
+    gaps = counted if form == Form.SPARSE and count < values else counted[:0]
+    return Segment(values, Form(form), scale, counted, gaps)
+
+
+def _check_sizes(entries: Iterable[Entry], size: int, hashes: int) -> None:
+    """Whatever the base model does not vouch for is bounded by the bytes that there are."""
+    fresh = 0
+    for entry in entries:
+        new = {Change.FRESH: 0, Change.GROWN: 1}.get(entry.change)
+        fresh += entry.segments[new].values if new is not None else 0
+        if not hashes and any(segment.form != Form.SPARSE for segment in entry.segments):
+            raise damaged(f"{entry.name!r}: hashed, and there are no hash functions")
+    if fresh > FRESH_PER_BYTE * size:
+        raise damaged(f"{fresh} fresh values in {size} bytes")
+
+
+def _content_size(entry: Entry) -> int:
+    if entry.change != Change.VERBATIM:
+        return 0
+    return math.prod(entry.shape) * ITEM_SIZES[DTYPES.index(entry.dtype)]
+
+
+def _filled(entries: Sequence[Entry], coded: memoryview) -> Iterator[Entry]:
+    """The entries with their gaps and codes."""
+    segments = [segment for entry in entries for segment in entry.segments]
+    streams = _streams(segments)
+    counts = [[len(getattr(segments[place], what)) for place, what in each] for each in streams]
+    decoded = entropy.decode(coded, [sum(count) for count in counts])
+    found: dict[tuple[int, str], np.ndarray] = {}
+    for stream, count, numbers in zip(streams, counts, decoded, strict=True):
+        found.update(zip(stream, np.split(numbers, np.cumsum(count)[:-1]), strict=False))
+    place = 0
+    for entry in entries:
+        filled = []
+        for segment in entry.segments:
+            gaps, codes = found[place, "gaps"], found[place, "codes"]
+            filled.append(replace(segment, gaps=gaps, codes=codes))
+            place += 1
+        yield replace(entry, segments=tuple(filled))

@@ -1,0 +1,236 @@
+"""What fits, and what is lost: against brute force and numpy."""
+
+import lzma
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import generations
+
+from fedspeech.diff import budget, methods, wire
+from fedspeech.diff.budget import make, parse
+from fedspeech.diff.values import Kind
+from fedspeech.errors import DiffError
+from fedspeech.tensors import sha256, size
+
+HASH = partial(methods.Hashed, seed=9)
+
+
+def pair(seed: int, values: int = 40_000) -> tuple[dict, dict]:
+    """Two layers, and what batch normalization measured, of very different size."""
+    draw = np.random.default_rng(seed)
+    old = {
+        "a.weight": draw.normal(0, 0.1, (values // 200, 100)),
+        "b.weight": draw.normal(0, 0.5, (values // 200, 100)),
+        "norm.running_var": draw.gamma(4, 20, 200),
+    }
+    new = {name: array * (1 + 0.02 * draw.laplace(size=array.shape)) for name, array in old.items()}
+    return tuple(
+        {name: torch.from_numpy(array.astype(np.float32)) for name, array in model.items()}
+        for model in (old, new)
+    )
+
+
+def lost(made, old, new) -> float:
+    """By plain numpy: each tensor in units of its root mean square."""
+    left = total = 0.0
+    for name, tensor in new.items():
+        after, before = tensor.double().numpy(), old[name].double().numpy()
+        unit = np.mean(after**2)
+        left += ((made.result[name].double().numpy() - after) ** 2).sum() / unit
+        total += ((after - before) ** 2).sum() / unit
+    return left / total
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes"),
+    [
+        ("500kB", 500_000),
+        ("64KiB", 65_536),
+        ("1.5 MB", 1_500_000),
+        ("70000", 70_000),
+        ("12B", 12),
+        ("10x", 100_000),
+        ("2.5x", 400_000),
+        (" 1MiB ", 1_048_576),
+        (".5GB", 500_000_000),
+    ],
+)
+def test_budgets_in_words(text, bytes):
+    assert parse(text, 1_000_000) == bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "10 x 3", "0", "-5", "1e6", "5 kb", "10X", "five", "0.0x"]
+)
+def test_budgets_that_make_no_sense(text):
+    with pytest.raises(DiffError, match=r"budget: expected bytes .* or a ratio .*, found "):
+        parse(text, 1000)
+
+
+@pytest.mark.parametrize("ratio", [1.5, 4, 10, 30, 100])
+@pytest.mark.parametrize("method", [methods.Sparse, HASH], ids=["sparse", "hash"])
+def test_a_budget_is_kept_to_the_byte_and_used(method, ratio):
+    old, new = pair(0)
+    most = int(size(new) / ratio)
+    made = make(old, new, most, method)
+    assert len(made.data) <= most
+    # Less is used only where there is no more to send: not even as many cells as values suffice.
+    if ratio >= 10:
+        assert len(made.data) > 0.97 * most
+    assert made.lost == pytest.approx(lost(made, old, new), rel=1e-5, abs=1e-12)
+
+
+@settings(max_examples=25)
+@given(st.integers(200, 60_000), st.sampled_from([methods.Sparse, HASH]))
+def test_no_diff_is_larger_than_its_budget(most, method):
+    old, new = generations()
+    try:
+        made = make(old, new, most, method)
+    except DiffError as error:
+        assert f"a budget of {most} bytes is too small: the least is " in str(error)
+    else:
+        assert len(made.data) <= most
+
+
+@pytest.mark.parametrize("method", [methods.Sparse, HASH], ids=["sparse", "hash"])
+def test_the_least_possible_is_told_and_possible(method):
+    old, new = generations()
+    with pytest.raises(DiffError) as told:
+        make(old, new, 50, method)
+    least = int(str(told.value).split()[-2])
+    assert str(told.value) == f"a budget of 50 bytes is too small: the least is {least} bytes"
+    assert len(make(old, new, least, method).data) <= least
+    with pytest.raises(DiffError, match="too small"):
+        make(old, new, least - 1, method)
+
+
+@pytest.mark.parametrize("ratio", [8, 25])
+def test_no_other_precision_loses_much_less(ratio):
+    """Brute force: every precision, and the most that fits by going through all amounts."""
+    old, new = pair(1, 2000)
+    most = size(new) // ratio
+    made = make(old, new, most)
+    best = math.inf
+    for kind in Kind:
+        for share in np.linspace(0.01, 1, 100):
+            one = make(old, new, None, kind=kind, share=float(share))
+            if len(one.data) <= most:
+                best = min(best, one.lost)
+    search = budget._Search(old, budget.compare(old, new), methods.Sparse, None)
+    for precision in budget.STEPS[::4]:
+        for amount in range(20, search.most, 40):
+            diff = search.diff(amount, precision)
+            if len(wire.encode(diff)) <= most:
+                best = min(best, search.lost(diff))
+    assert made.lost < 1.03 * best
+
+
+def test_more_bytes_never_lose_more():
+    old, new = pair(2)
+    losses = [make(old, new, most).lost for most in (3000, 6000, 12_000, 24_000, 48_000)]
+    assert losses == sorted(losses, reverse=True) and losses[0] > 2 * losses[-1]
+
+
+def test_a_share_is_the_largest_changes():
+    old, new = pair(3)
+    made = make(old, new, share=0.1)
+    parts = {n: (new[n] - old[n]).double() / new[n].double().square().mean().sqrt() for n in new}
+    flat = torch.cat([p.abs().flatten() for p in parts.values()])
+    least = flat.sort(descending=True).values[round(0.1 * len(flat)) - 1] * (1 - 1e-6)
+    for name, part in parts.items():
+        changed = made.result[name] != old[name]
+        assert torch.equal(changed, part.abs() >= least)
+    sent = sum(len(s.codes) for e in wire.decode(made.data).entries for s in e.segments)
+    assert sent == round(0.1 * len(flat))
+
+
+def test_a_share_of_cells_is_that_of_the_matrices():
+    old, new = pair(4)
+    diff = wire.decode(make(old, new, None, HASH, share=0.05).data)
+    cells = {e.name: len(e.segments[0].codes) for e in diff.entries}
+    assert cells == {"a.weight": 1000, "b.weight": 1000, "norm.running_var": 200}
+
+
+def test_a_share_and_a_budget_choose_the_precision():
+    old, new = pair(5)
+    made = make(old, new, 6000, share=0.1)
+    sent = sum(len(s.codes) for e in wire.decode(made.data).entries for s in e.segments)
+    assert len(made.data) <= 6000 and 3900 < sent <= 4020
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_kind_of_values_is_kept_to(kind):
+    old, new = pair(6)
+    made = make(old, new, 30_000, kind=kind)
+    assert wire.decode(made.data).kind == kind and len(made.data) <= 30_000
+
+
+def test_fine_values_where_there_is_room_and_coarse_ones_where_not():
+    old, new = pair(7)
+    plenty, little = (make(old, new, size(new) // ratio) for ratio in (1.05, 40))
+    assert wire.decode(plenty.data).kind == Kind.FP32 and plenty.lost < 1e-12
+    assert wire.decode(little.data).kind == Kind.INT8
+
+
+def test_learned_arrays_are_sent_as_they_are():
+    old, new = pair(8)
+    fitted = wire.decode(make(old, new, None, HASH, share=0.1).data)
+    arrays = {
+        entry.name: np.arange(100, dtype=np.float32) / 1e4
+        for entry in fitted.entries
+        if entry.name.endswith("weight")
+    }
+    learned = make(old, new, None, partial(methods.Learned, arrays=arrays, seed=9))
+    diff = wire.decode(learned.data)
+    for entry in diff.entries:
+        if entry.name in arrays:
+            patterns = arrays[entry.name].view(np.uint32)
+            assert entry.segments[0].codes.tolist() == (patterns << 1).tolist()
+    # Under a budget they are stored less precisely, and nothing else changes.
+    small = make(old, new, 900, partial(methods.Learned, arrays=arrays, seed=9))
+    assert len(small.data) <= 900
+    assert [len(e.segments[0].codes) for e in wire.decode(small.data).entries[:2]] == [100, 100]
+
+
+@pytest.mark.parametrize("hashes", [0, 17])
+def test_the_number_of_hash_functions_is_bounded(hashes):
+    with pytest.raises(DiffError, match=f"hash functions: expected 1 to 16, found {hashes}"):
+        make(*pair(0), None, partial(methods.Hashed, seed=0, hashes=hashes))
+
+
+@pytest.mark.parametrize("method", [methods.Sparse, HASH], ids=["sparse", "hash"])
+def test_the_same_models_give_the_same_bytes(method):
+    old, new = pair(9)
+    first = make(old, new, 9000, method)
+    again = make(dict(reversed(old.items())), {n: t.clone() for n, t in new.items()}, 9000, method)
+    assert first.data == again.data and sha256(first.result) == sha256(again.result)
+
+
+def test_sparse_keeps_more_of_a_difference_than_hash_when_nothing_is_learned():
+    """The largest of independent changes hold most of their square; sums of cells do not."""
+    old, new = pair(10)
+    assert make(old, new, 8000).lost < make(old, new, 8000, HASH).lost
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_smaller_than_a_general_compressor_of_the_same_difference(kind):
+    """xz gets what a diff without a format would be: the pruned difference, stored as ours is."""
+    old, new = pair(11)
+    made = make(old, new, None, kind=kind, share=0.1)
+    flat = []
+    for name in sorted(new):
+        difference = (made.result[name] - old[name]).numpy().ravel()
+        if kind == Kind.INT8:
+            difference = np.rint(difference / np.abs(difference).max() * 127).astype(np.int8)
+        if kind == Kind.FP16:
+            difference = difference.astype(np.float16)
+        if kind == Kind.BF16:
+            difference = (difference.view(np.uint32) + 2**15 >> 16).astype(np.uint16)
+        flat.append(difference)
+    packed = lzma.compress(np.concatenate(flat).tobytes(), preset=9)
+    assert len(made.data) < 0.95 * len(packed)

@@ -1,0 +1,87 @@
+"""The test vectors of FORMAT.md, read by our code and by a plain reader."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference_diff
+import torch
+from numpy.testing import assert_array_equal
+
+from fedspeech.diff import budget, entropy, hashed, methods, wire
+from fedspeech.diff.apply import apply
+from fedspeech.diff.contents import Form
+from fedspeech.diff.values import Kind
+from fedspeech.tensors import sha256
+
+TEXT = (Path(wire.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+VECTORS = TEXT.split("## Test vectors")[1]
+STREAM, SPARSE, HASHED = (
+    bytes.fromhex(block) for block in re.findall(r"(?:^    (?:[0-9a-f]{2} ?)+$\n?)+", VECTORS, re.M)
+)
+BASE = {
+    "b": torch.zeros(2),
+    "n": torch.tensor(3),
+    "w": torch.tensor([[1, -2, 3], [-0.5, 0.25, 8]]),
+}
+NEW = {
+    "b": torch.tensor([0.5, 0]),
+    "n": torch.tensor(4),
+    "w": torch.tensor([[1, -2.5, 3], [-0.5, 0.25, 9]]),
+}
+
+
+def test_the_hash():
+    lines = re.findall(r"k = (\d) +a = (\w{8}) +b = (\w{8}) +([\d ]+)", VECTORS)
+    assert len(lines) == 3
+    for number, factor, offset, cells in lines:
+        key = hashed.keys(1, "a.weight", 0, 3)[int(number)]
+        assert key == (int(factor, 16), int(offset, 16))
+        wanted = [int(cell) for cell in cells.split()]
+        assert hashed.cells(key, 0, 8, 1000).tolist() == wanted
+        plain = [reference_diff.cell(1, "a.weight", 0, int(number), i, 1000) for i in range(8)]
+        assert plain == wanted
+
+
+def test_the_stream():
+    numbers = [0, 1, 2, 3, 0, 0, 300]
+    assert entropy.encode([np.array(numbers, np.uint32)]) == STREAM
+    assert entropy.decode(STREAM, [7])[0].tolist() == numbers
+    assert reference_diff.streams(reference_diff.Bytes(STREAM), [7]) == [numbers]
+    kept, frequencies = reference_diff.table(reference_diff.Bytes(STREAM))
+    assert (kept, frequencies) == (0, {0: 109, 1: 37, 2: 73, 9: 37})
+
+
+def test_the_base():
+    assert sha256(BASE) in VECTORS
+
+
+@pytest.mark.parametrize("data", [SPARSE, HASHED], ids=["sparse", "hashed"])
+def test_both_diffs_apply_to_the_base(data):
+    result = apply(BASE, data)
+    plain = reference_diff.apply({name: t.numpy() for name, t in BASE.items()}, data)
+    for name, tensor in result.items():
+        assert_array_equal(tensor.numpy(), plain[name])
+
+
+def test_the_sparse_diff_is_what_the_text_says():
+    diff = wire.decode(SPARSE)
+    segment = diff.entries[2].segments[0]
+    assert diff.kind == Kind.INT8
+    assert [s.gaps.tolist() for s in (diff.entries[0].segments[0], segment)] == [[0], [1, 3]]
+    assert segment.codes.tolist() == [127, 254]
+    assert segment.scale == np.array(0x3C010204, np.uint32).view(np.float32)
+    wanted = NEW["w"].clone()
+    wanted[0, 1] = float(np.float32(-2) + np.float32(-64) * np.float32(segment.scale))
+    assert torch.equal(apply(BASE, SPARSE)["w"], wanted)
+    assert budget.make(BASE, NEW, kind=Kind.INT8).data == SPARSE
+
+
+def test_the_hashed_diff_is_what_the_text_says():
+    diff = wire.decode(HASHED)
+    segment = diff.entries[2].segments[0]
+    assert (diff.kind, diff.hashes, diff.seed) == (Kind.FP16, 2, 1)
+    assert (segment.form, len(segment.codes)) == (Form.MULTIPLICATIVE, 2)
+    made = budget.make(BASE, NEW, None, lambda c: methods.Hashed(c, 1, 2), Kind.FP16, 0.34)
+    assert made.data == HASHED

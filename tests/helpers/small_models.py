@@ -1,0 +1,41 @@
+"""Two generations of a small model in which everything that can happen to a tensor happens."""
+
+import numpy as np
+import torch
+
+
+def generations(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(old, new)."""
+    draw = np.random.default_rng(seed)
+
+    def normal(*shape: int, scale: float = 0.1) -> torch.Tensor:
+        return torch.from_numpy(scale * draw.standard_normal(shape).astype(np.float32))
+
+    old = {
+        "dense.bias": torch.zeros(24),
+        "dense.weight": normal(24, 30),
+        "gone": normal(4),
+        "norm.count": torch.tensor(3),
+        "norm.running_var": normal(24, scale=30).abs() + 5,
+        "output.bias": normal(6),
+        "output.weight": normal(6, 24),
+        "same": normal(50, 50),
+        "zero.weight": torch.zeros(12, 10),
+    }
+    new = {name: tensor.clone() for name, tensor in old.items() if name != "gone"}
+    new["dense.bias"] = normal(24, scale=0.01)
+    new["dense.weight"] += normal(24, 30, scale=0.01)
+    new["fresh.scalar"] = torch.tensor(0.25)
+    new["fresh.weight"] = normal(5, 7)
+    new["norm.count"] = torch.tensor(4)
+    new["norm.running_var"] *= 1.1
+    new["output.bias"] = torch.cat([old["output.bias"], normal(2)])
+    new["output.weight"] = torch.cat(
+        [old["output.weight"] + normal(6, 24, scale=0.01), normal(2, 24)]
+    )
+    new["zero.weight"] = normal(12, 10)
+    return old, new
+
+
+def arrays(model: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in model.items()}
