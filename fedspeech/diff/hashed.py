@@ -71,7 +71,7 @@ def sums(array: np.ndarray, keys: Sequence[Key], first: int, last: int) -> np.nd
 def apply(base: np.ndarray, array: np.ndarray, keys: Sequence[Key], additive: bool) -> np.ndarray:
     """W_new of a segment: all float32, `base` of shape (values,), A of shape (cells,)."""
     new = np.empty_like(base)
-    for first, last in _blocks(len(base)):
+    for first, last in blocks(len(base)):
         change = sums(array, keys, first, last)
         if not additive:
             change *= np.abs(base[first:last])
@@ -107,7 +107,7 @@ def _scattered(
 ) -> np.ndarray:
     """For each cell the sum of the weights of the values that fall into it; float64."""
     total = np.zeros(size)
-    for first, last in _blocks(len(base), FIT_BLOCK):
+    for first, last in blocks(len(base), FIT_BLOCK):
         weight = weights(first, last)
         for key in keys:
             total += np.bincount(cells(key, first, last, size), weight, size)
@@ -133,6 +133,7 @@ def _solved(
     return found
 
 
-def _blocks(count: int, block: int = BLOCK) -> Iterator[tuple[int, int]]:
+def blocks(count: int, block: int = BLOCK) -> Iterator[tuple[int, int]]:
+    """First and last (exclusive) of runs of at most `block` values."""
     for first in range(0, count, block):
         yield first, min(first + block, count)

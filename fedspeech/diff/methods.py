@@ -127,7 +127,10 @@ class Hashed(Method):
 
 
 class Learned(Hashed):
-    """The arrays that a training found (float32, by tensor); everything else is sent sparse."""
+    """The arrays that a training found (float32, by tensor); everything else is sent sparse.
+
+    Raises DiffError for a tensor whose rows have grown: it has no array for the new ones.
+    """
 
     def __init__(
         self,
@@ -139,6 +142,8 @@ class Learned(Hashed):
     ) -> None:
         self._arrays = arrays
         super().__init__(comparison, seed, hashes, additive)
+        if grown := [part.name for part in self._hashed if part.number]:
+            raise DiffError(f"tensor {grown[0]} has grown; it cannot be learned as an array")
         self.least = self.most = sum(len(arrays[part.name]) for part in self._hashed)
 
     def _has_array(self, part: Part) -> bool:
