@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow import slow
 from small_models import generations
 
 from fedspeech.diff import budget, methods, wire
@@ -109,6 +110,7 @@ def test_the_least_possible_is_told_and_possible(method):
         make(old, new, least - 1, method)
 
 
+@slow
 @pytest.mark.parametrize("ratio", [8, 25])
 def test_no_other_precision_loses_much_less(ratio):
     """Brute force: every precision, and the most that fits by going through all amounts."""
