@@ -18,6 +18,7 @@ from clients.race import DeviceRace
 from clients.speaker import Speaker
 from fedspeech import protocol
 from fedspeech.config.training import PersonalSettings
+from fedspeech.device.store import GENERIC
 from fedspeech.errors import CorpusError
 from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors
@@ -86,16 +87,26 @@ def _speaker(context: Context) -> Speaker:
     return speaker.open_folder(folder(context))
 
 
-def _tensors(message: Message, name: str) -> Tensors | None:
+def _model(me: Speaker, message: Message, name: str) -> Tensors | None:
+    """The model that a message brings, whole or as diffs from one that is held; None without."""
     record = message.content.array_records.get(name)
-    return None if record is None else protocol.unpack(record)
+    return None if record is None else protocol.unpack_onto(record, me.held)
+
+
+def _candidate(me: Speaker, record: ArrayRecord) -> Tensors:
+    """Another speaker's P - G."""
+    if protocol.holds_diffs(record):
+        return me.difference(protocol.unpack_onto(record, me.held))
+    return protocol.unpack(record)
 
 
 def receive(me: Speaker, message: Message) -> dict[str, Any]:
-    """Take over what a `train.personalize` brings; what it asks."""
+    """Take over what a `train.personalize` brings; what is to be fine-tuned."""
     asked = protocol.text(message.content)
     me.describe_model(asked.pop("description"))
-    me.receive_generic(asked["generation"], _tensors(message, "generic"))
+    asked.pop("budget", None)  # of what is sent, not of what is fine-tuned
+    if me.store.hash(GENERIC) != asked["generation"]:
+        me.receive_generic(asked["generation"], _model(me, message, "generic"))
     return asked
 
 
@@ -110,9 +121,13 @@ def describe(message: Message, context: Context) -> Message:
 def personalize(message: Message, context: Context) -> Message:
     """Fine-tune P_s on train_s and send its difference from G."""
     me = _speaker(context)
-    asked = receive(me, message)
-    difference, said = me.personalize(asked)
-    return Message(protocol.content(said, difference=protocol.pack(difference)), reply_to=message)
+    budget = protocol.text(message.content).get("budget")
+    difference, said = me.personalize(receive(me, message))
+    if budget is None:
+        record = protocol.pack(difference)
+    else:
+        record = protocol.pack_diffs([me.personal_diff(budget["bytes"], budget["method"])])
+    return Message(protocol.content(said, difference=record), reply_to=message)
 
 
 @app.query("word_errors")
@@ -121,10 +136,10 @@ def word_errors(message: Message, context: Context) -> Message:
     me, asked = _speaker(context), protocol.text(message.content)
     records = message.content.array_records
     if "race" in asked:
-        said = DeviceRace(me, asked).answer(lambda name: protocol.unpack(records[name]))
+        said = DeviceRace(me, asked).answer(lambda name: _candidate(me, records[name]))
         return Message(protocol.content(said), reply_to=message)
     names = sorted(asked["candidates"])
-    counts = me.judge((protocol.unpack(records[name]) for name in names), asked["part"])
+    counts = me.judge((_candidate(me, records[name]) for name in names), asked["part"])
     said = {
         "errors": {name: int(c.errors.sum()) for name, c in zip(names, counts, strict=True)},
         "words": int(me.words(asked["part"]).sum()),
@@ -135,8 +150,10 @@ def word_errors(message: Message, context: Context) -> Message:
 
 @app.train("install")
 def install(message: Message, context: Context) -> Message:
-    """Keep M_s."""
-    said = {"installed": _speaker(context).install(_tensors(message, "model"))}
+    """Keep M_s, unless it is here: killed before it answered, a device is asked once more."""
+    me, expected = _speaker(context), protocol.text(message.content)["model"]
+    held = me.has_installed(expected)
+    said = {"installed": expected if held else me.install(_model(me, message, "model"))}
     return Message(protocol.content(said), reply_to=message)
 
 
@@ -144,7 +161,7 @@ def install(message: Message, context: Context) -> Message:
 def evaluate_personal(message: Message, context: Context) -> Message:
     """Word errors on test_s by alpha, and the alpha that this device would take."""
     me, asked = _speaker(context), protocol.text(message.content)
-    base = me.base_model(asked["model"], _tensors(message, "model"))
+    base = me.base_model(asked["model"], _model(me, message, "model"))
     counts = me.test_errors(base, asked["alphas"], asked["personal"])
     said = {
         "words": counts[0].words.tolist(),

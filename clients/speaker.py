@@ -14,6 +14,8 @@ from fedspeech.config.model import AugmentationSettings
 from fedspeech.config.training import PersonalSettings
 from fedspeech.corpus.cuts import text_of
 from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, VALIDATION, Store
+from fedspeech.diff.budget import make
+from fedspeech.diff.methods import METHODS
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.evaluation import Counts
 from fedspeech.features import Utterance
@@ -31,6 +33,7 @@ class Speaker:
         self.folder = folder
         about = self._read_about()
         self.name = str(about["speaker"])
+        self._budgets = about.get("budgets", {})
         pool = about.get("pool")
         self.store = Store(folder / "models", folder / pool if pool else None)
 
@@ -42,13 +45,14 @@ class Speaker:
             raise CorpusError(f"{path}: no speaker's speech here: {error}") from None
 
     def describe(self) -> dict[str, Any]:
-        """Pseudonym, how much speech trains, and the hash of the generation held."""
+        """Pseudonym, how much speech trains, the hash of the generation held, and own budgets."""
         train = self._cuts[TRAIN]
         return {
             "speaker": self.name,
             "seconds": round(sum(cut.duration for cut in train), 3),
             "utterances": len(train),
             "generation": self.store.hash(GENERIC) or "",
+            "budgets": self._budgets,
         }
 
     def receive_generic(self, generation: str, model: Tensors | None) -> None:
@@ -60,6 +64,13 @@ class Speaker:
                 f"expected generation {generation[:12]}, "
                 f"this device holds {str(self.store.hash(GENERIC))[:12]}"
             )
+
+    def held(self, name: str) -> Tensors:
+        """G or the M_s that is installed, by its hash. Raises ModelError where it is neither."""
+        for role in (GENERIC, BASE):
+            if self.store.hash(role) == name:
+                return self.store.get(role)
+        raise ModelError(f"expected to hold {name[:12]}, this device does not")
 
     def describe_model(self, description: Mapping[str, Any]) -> None:
         """Note the architecture, features and vocabulary of G."""
@@ -114,12 +125,22 @@ class Speaker:
 
     def keep_tuned(self, asked: Mapping[str, Any], judge: FineTuned, tuned: FineTuned) -> None:
         """Keep what came of `tunings`."""
-        difference = dict(subtract(tuned.model.items(), self.store.get(GENERIC)))
+        difference = self.difference(tuned.model)
+        personal = sha256(dict(add(self.store.get(GENERIC).items(), difference)))
         self.store.put_together(
             {VALIDATION: judge.model, DIFFERENCE: difference},
             asked=dict(asked),
-            answered={"losses": tuned.losses, "skipped": tuned.skipped},
+            answered={"losses": tuned.losses, "skipped": tuned.skipped, "personal": personal},
         )
+
+    def difference(self, model: Tensors) -> Tensors:
+        """What has to be added to G to get a model."""
+        return dict(subtract(sorted(model.items()), self.store.get(GENERIC)))
+
+    def personal_diff(self, budget: int, method: str) -> bytes:
+        """P_s as the diff from G that fits the budget and loses least. Raises DiffError."""
+        generic = self.store.get(GENERIC)
+        return make(generic, self.personal(), budget, METHODS[method](sha256(generic))).data
 
     def _installed(self, expected: str) -> Tensors:
         if (held := self.store.hash(BASE)) != expected:
@@ -133,6 +154,10 @@ class Speaker:
     def install(self, model: Tensors | None) -> str:
         """Keep M_s (None: G, which is held); its hash. Raises ModelError where it does not fit."""
         return self.store.put(BASE, self._fitting(model))
+
+    def has_installed(self, expected: str) -> bool:
+        """Whether the M_s with this hash is here, undamaged."""
+        return self.store.hash(BASE) == expected and self.store.holds(BASE)
 
     def base_model(self, expected: str, model: Tensors | None) -> Tensors:
         """M_s as it was sent (None: G, which is held), without keeping it.

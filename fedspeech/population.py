@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fedspeech import tensors
+from fedspeech.diff.apply import apply
 from fedspeech.tensors import Tensors, TensorStream
 
 BLOCK_VALUES = 2**22
@@ -31,6 +32,14 @@ class Population:
         """The file of P_s."""
         return self.folder / "personal" / f"{speaker}.safetensors"
 
+    def diff_path(self, speaker: str) -> Path:
+        """The file of the diff from G to P_s."""
+        return self.folder / "personal" / f"{speaker}.diff"
+
+    def pushed(self, speaker: str) -> Path:
+        """The folder of the line of what was pushed to a speaker's device."""
+        return self.folder / "pushed" / speaker
+
     def generic(self) -> TensorStream:
         """G as a stream."""
         return tensors.stream(self.generic_path)
@@ -47,8 +56,30 @@ class Population:
         """Write G + difference as P_s. Raises ModelError unless it is finite and fits G."""
         generic = dict(self.generic())
         tensors.check_like(difference, generic)
-        tensors.write(self.personal_path(speaker), dict(tensors.add(generic.items(), difference)))
+        self.diff_path(speaker).unlink(missing_ok=True)
+        self._write(speaker, dict(tensors.add(generic.items(), difference)))
+
+    def keep_diff(self, speaker: str, data: bytes) -> None:
+        """Write what a diff makes of G as P_s, and the diff beside it.
+
+        Raises ModelError unless it fits G, DiffError as `fedspeech.diff.apply` does.
+        """
+        generic = dict(self.generic())
+        model = apply(generic, data)
+        tensors.check_like(model, generic)
+        tensors.write_whole(self.diff_path(speaker), lambda part: part.write_bytes(data))
+        self._write(speaker, model)
+
+    def _write(self, speaker: str, model: Tensors) -> None:
+        tensors.write(self.personal_path(speaker), model)
         self._total = None
+
+    def diff(self, speaker: str) -> bytes | None:
+        """The diff from G to P_s, where that is how P_s came."""
+        try:
+            return self.diff_path(speaker).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def total(self, speakers: Sequence[str]) -> TensorStream:
         """The sum of some personal models in float64, kept for the next time."""

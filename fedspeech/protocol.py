@@ -7,35 +7,43 @@ leaves a client: audio, features, transcripts, hypotheses, file names, the speak
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedspeech.errors import ModelError
+from fedspeech.diff.apply import apply_all
+from fedspeech.diff.budget import parse
+from fedspeech.errors import DiffError, ModelError
 from fedspeech.tensors import Tensors
 
 DESCRIBE = "query.describe"
 """Down: nothing. Up: speaker (pseudonym), seconds, utterances, generation."""
 PERSONALIZE = "train.personalize"
-"""Down: description, round (and the one that it began in), seed, settings, generation, and where to
-start; G where the device lacks it. Up: P_s - G, losses, skipped."""
+"""Down: description, round (and the one that it began in), seed, settings, generation, where to
+start, and the budget; G where the device lacks it, as diffs where it holds an earlier generation.
+Up: P_s - G, or a diff from G to P_s; losses, skipped, and the hash of P_s."""
 WORD_ERRORS = "query.word_errors"
 """Down: candidates' P - G; part. Up: errors of each candidate, words.
 Of a race, down: a few candidates, then the hashes of all; k, confidence, budget, seed, round, how
 many and which candidates race, and whether it ends. Up: nothing before it ends; then errors and
 words of each candidate, the kept ones, and how many decodings that took."""
 INSTALL = "train.install"
-"""Down: base, alpha, hash of M_s; M_s unless it is G. Up: the hash of what was installed."""
+"""Down: base, alpha, hash of M_s; M_s unless it is G, whole or as a diff from what is held. Up: the
+hash of what was installed."""
 EVALUATE = "evaluate.personal"
-"""Down: base, hashes of M_s and P_s, alphas, choose; M_s unless it is G. Up: words and errors of
-each utterance of test_s by alpha; chosen alpha. The device does not keep this M_s."""
+"""Down: base, hashes of M_s and P_s, alphas, choose; M_s unless it is G, whole or as a
+diff from G. Up: words and errors of each utterance of test_s by alpha; chosen alpha. The device
+does not keep this M_s."""
 PLAIN_TRAIN, PLAIN_EVALUATE = "train", "evaluate"
 """Flower's own routes, for its own strategies: equal keys down and up."""
 
 TEXT = "text"
+DIFFS = "fedspeech.diff."
+"""Begins the names of the arrays of a record that holds diffs instead of tensors."""
 NUMBER_BYTES = 8
 EXAMPLES = "num-examples"
 """What Flower's strategies weight an answer by."""
@@ -49,6 +57,8 @@ class Member(NamedTuple):
     seconds: float
     utterances: int
     generation: str
+    budgets: Mapping[str, str] = {}
+    """What the device allows for itself, by `fedspeech.budgets`' names."""
 
 
 def content(text: Mapping[str, Any], **arrays: ArrayRecord) -> RecordDict:
@@ -76,6 +86,35 @@ def read_text(record: ConfigRecord) -> dict[str, Any]:
 def pack(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Tensors as a Flower record, in the order of their names."""
     return ArrayRecord({name: tensors[name] for name in sorted(tensors)})
+
+
+def pack_diffs(diffs: Sequence[bytes]) -> ArrayRecord:
+    """Encoded diffs as a Flower record, in their order."""
+    return ArrayRecord(
+        {
+            f"{DIFFS}{number:04}": Array(np.frombuffer(data, np.uint8))
+            for number, data in enumerate(diffs)
+        }
+    )
+
+
+def holds_diffs(record: ArrayRecord) -> bool:
+    """Whether a record holds diffs, and not tensors."""
+    return bool(record) and all(name.startswith(DIFFS) for name in record)
+
+
+def unpack_diffs(record: ArrayRecord) -> list[bytes]:
+    """The encoded diffs of a record. Raises ModelError where a value is not an array."""
+    return [tensor.numpy().tobytes() for tensor in unpack(record).values()]
+
+
+def unpack_onto(record: ArrayRecord, models: Callable[[str], Tensors]) -> Tensors:
+    """The model of a record: its tensors, or what its diffs lead to; `models` gives by its hash the
+    one that they are for. Raises ModelError, or DiffError as `fedspeech.diff.apply` does.
+    """
+    if holds_diffs(record):
+        return apply_all(models, unpack_diffs(record))
+    return unpack(record)
 
 
 def unpack(record: ArrayRecord) -> Tensors:
@@ -151,13 +190,24 @@ class Described(Answer):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     utterances: Count
     generation: str
+    budgets: dict[Literal["generic", "base", "personal"], str] = {}
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raise ValueError where a budget is none."""
+        for what, text in self.budgets.items():
+            try:
+                parse(text, full=1)
+            except DiffError as error:
+                raise ValueError(f"budgets.{what}: {error}") from None
 
 
 class Personalized(Answer):
-    """To `train.personalize`: mean loss of each epoch, and utterances that could not be spelled."""
+    """To `train.personalize`: mean loss of each epoch, utterances that could not be spelled, and
+    the hash of P_s as the device holds it."""
 
     losses: Annotated[list[float], Field(min_length=1)]
     skipped: Count
+    personal: str
 
 
 class Raced(Answer):

@@ -1,8 +1,9 @@
-"""Files about devices, by the ids of their speakers: when each is there, and how fast it is.
+"""Files about devices, by the ids of their speakers: when each is there, how fast it is, and what
+its network bears.
 
-speaker,from,until          speaker,factor
-anna,1,3                    anna,0.5
-anna,7,7                    bert,2.0
+speaker,from,until          speaker,factor          speaker,generic,base,personal
+anna,1,3                    anna,0.5                anna,1MB,100kB,100kB
+anna,7,7                    bert,2.0                bert,,50kB,20x
 """
 
 import csv
@@ -10,9 +11,11 @@ import math
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
-from fedspeech.errors import ConfigError
+from fedspeech.diff.budget import parse
+from fedspeech.errors import ConfigError, DiffError
 
 SPANS, FACTORS = ("speaker", "from", "until"), ("speaker", "factor")
+BUDGETS = ("speaker", "generic", "base", "personal")
 
 
 def spans(path: Path, known: Set[str]) -> dict[str, list[range]]:
@@ -55,6 +58,26 @@ def factors(path: Path, known: Set[str]) -> dict[str, float]:
         if speaker in found:
             raise ConfigError(f"{where}: speaker {speaker} has a factor already")
         found[speaker] = factor
+    return found
+
+
+def budgets(path: Path, known: Set[str]) -> dict[str, dict[str, str]]:
+    """The budgets of each speaker's device, by what they are for; an empty field is none.
+
+    `known` are the speakers of the corpus. Raises ConfigError, naming file and line, where a line
+    names another one, names one again, or has a field that is no budget.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for where, (speaker, *fields) in _rows(path, BUDGETS, known):
+        given = {what: text for what, text in zip(BUDGETS[1:], fields, strict=True) if text}
+        for what, text in given.items():
+            try:
+                parse(text, full=1)
+            except DiffError as error:
+                raise ConfigError(f"{where}: {what}: {error}") from None
+        if speaker in found:
+            raise ConfigError(f"{where}: speaker {speaker} has budgets already")
+        found[speaker] = given
     return found
 
 

@@ -1,7 +1,7 @@
 """The server's way through a run: corpus, G, federation, results, report."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +11,20 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedspeech import config as configuration
-from fedspeech import corpus, models, participation, protocol, report, rules, tensors
+from fedspeech import corpus, models, participation, protocol, report, rules, tensors, traces
 from fedspeech.aggregation import AggregationRule
+from fedspeech.budgets import Budgets
 from fedspeech.config import Config
 from fedspeech.corpus import partition as cutting
 from fedspeech.corpus import statistics
-from fedspeech.corpus.partition import Partition
+from fedspeech.corpus.partition import Client, Partition, pseudonym
 from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
+from fedspeech.releases import Releases
 from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.simulation import devices, sizing
+from fedspeech.tensors import Tensors
 from server import attendance, generic, improve, ledger, results
 from server.attended_grid import AttendedGrid
 from server.detail import detail
@@ -29,6 +32,7 @@ from server.generic import Generic
 from server.journal import Journal
 from server.metrics import Metrics
 from server.recorded_grid import Keeper, RecordedGrid
+from server.releases import release
 from server.roster import describe
 from server.stages import Stages
 from strategies.personalization import Personalization
@@ -68,6 +72,8 @@ class _Speech:
     table: list[dict[str, Any]]
     rounds: tuple[Round, ...]
     """Who takes part in each round."""
+    budgets: Mapping[str, Mapping[str, str]]
+    """Of each speaker's device, as `budget.speakers` has them."""
 
 
 def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
@@ -76,11 +82,26 @@ def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
     _warn_of_left_out(partition.left_out)
     rounds = attendance.plan(settings, partition.clients, set(cutting.by_speaker(speech)))
     improve.check(settings.federation, attendance.of(IMPROVE, rounds))
+    budgets = _read_budgets(settings, partition.clients, set(cutting.by_speaker(speech)))
     run.write_environment(settings.seed, statistics.fingerprint(speech))
     devices.lay_out(partition.clients, run.devices, settings.seed)
     if settings.federation.participation is not None:
         attendance.keep(rounds, run)
-    return _Speech(partition, statistics.table(partition), rounds)
+    return _Speech(partition, statistics.table(partition), rounds, budgets)
+
+
+def _read_budgets(
+    settings: Config, clients: Sequence[Client], known: Set[str]
+) -> dict[str, dict[str, str]]:
+    """The lines of `budget.speakers`, by the pseudonyms of the clients."""
+    if settings.budget.speakers is None:
+        return {}
+    found = traces.budgets(Path(settings.budget.speakers), known)
+    return {
+        pseudonym(settings.seed, client.speaker): found[client.speaker]
+        for client in clients
+        if client.speaker in found
+    }
 
 
 @dataclass(frozen=True)
@@ -104,15 +125,11 @@ class _Run:
             recorded.know(members)
             rounds = attendance.of(PERSONALIZATION, self.speech.rounds)
             _warn_of_large_groups(found, len({s for one in rounds for s in one.answers}))
-            population = self._improve(recorded, trained, members)
+            population = Population(self.run.models)
+            line = self._release(recorded, trained, members, population)
             strategy = Personalization(
-                found,
-                population,
-                trained.description,
-                members,
-                self.settings,
-                self.journal,
-                rounds,
+                *(found, population, trained.description, members, self.settings),
+                *(self.journal, rounds, line, self._budgets(members, trained.model)),
             )
             recorded.keep(protocol.PERSONALIZE, Keeper(strategy.keep, strategy.still_there))
             speakers = {member.node: member.speaker for member in members}
@@ -138,19 +155,29 @@ class _Run:
             self.metrics.fine_tuning(speaker, int(reply.metadata.group_id), losses)
         return detail(reply)
 
-    def _improve(
-        self, recorded: RecordedGrid, trained: Generic, members: Sequence[Member]
-    ) -> Population:
-        population = Population(self.run.models)
+    def _release(
+        self,
+        recorded: RecordedGrid,
+        trained: Generic,
+        members: Sequence[Member],
+        population: Population,
+    ) -> Releases:
+        """Improve G where the settings say so, and make it the last release of its line."""
         rounds = attendance.of(IMPROVE, self.speech.rounds)
         grid: Grid = recorded
         if rounds and self.settings.federation.participation is not None:
             nodes = {member.speaker: member.node for member in members}
             grid = AttendedGrid(recorded, nodes, rounds, self.settings.federation.quorum)
         model = improve.run(grid, trained.model, trained.description, self.settings)
-        tensors.write(population.generic_path, model)
+        line = release(self.settings, model, population)
         trained.description.write(population.generic_path.with_suffix(".json"))
-        return population
+        return line
+
+    def _budgets(self, members: Sequence[Member], model: Tensors) -> Budgets:
+        """Of the run, with what a device's line in a file says and what it says itself."""
+        lines = self.speech.budgets
+        own = {m.speaker: (m.budgets, lines.get(m.speaker, {})) for m in members}
+        return Budgets(self.settings.budget, tensors.size(model), own)
 
     def _write(
         self, strategy: Personalization, trained: Generic, seconds: dict[str, float]

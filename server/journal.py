@@ -21,6 +21,15 @@ CREATE TABLE IF NOT EXISTS messages (
     answer TEXT,
     arrays TEXT
 );
+CREATE TABLE IF NOT EXISTS unanswered (
+    id TEXT PRIMARY KEY,
+    position INTEGER,
+    round INTEGER,
+    speaker TEXT,
+    kind TEXT,
+    bytes_down INTEGER,
+    bytes_up INTEGER
+);
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, state TEXT);
 """
 
@@ -80,6 +89,13 @@ class Journal:
         ]  # fmt: skip
         self._write("INSERT OR REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
+    def add_unanswered(self, *rows: Row) -> None:
+        """Count messages that brought an error or nothing; they are asked again."""
+        values = [
+            (r.id, r.position, r.round, r.speaker, r.kind, r.bytes_down, r.bytes_up) for r in rows
+        ]
+        self._write("INSERT OR REPLACE INTO unanswered VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
     def last_round(self) -> dict[str, Any] | None:
         """What `end_round` was told of the last round that ended, or None."""
         rows = self._select("SELECT state FROM rounds ORDER BY round DESC LIMIT 1")
@@ -91,12 +107,16 @@ class Journal:
         self._write("INSERT OR REPLACE INTO rounds VALUES (?, ?)", [(round, said)])
 
     def ledger(self) -> Iterator[tuple[int, str, str, str, int]]:
-        """(round, speaker, direction, kind, bytes) of every message, in the order of asking."""
+        """(round, speaker, direction, kind, bytes) of every message, in the order of asking.
+
+        One that was asked again counts once: so a run that was resumed has the same ledger.
+        """
+        columns = "round, speaker, kind, bytes_down, bytes_up, position, id"
         rows = self._select(
-            "SELECT round, speaker, kind, bytes_down, bytes_up FROM messages "
-            "ORDER BY round, position, speaker, id"
+            f"SELECT {columns} FROM messages UNION ALL SELECT {columns} FROM unanswered "
+            "WHERE id NOT IN (SELECT id FROM messages) ORDER BY round, position, speaker, id"
         )
-        for round, speaker, kind, down, up in rows:
+        for round, speaker, kind, down, up, _, _ in rows:
             yield round, speaker, "down", kind, down
             yield round, speaker, "up", kind, up
 

@@ -16,7 +16,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedspeech import progress, protocol, tensors
-from fedspeech.errors import ModelError
+from fedspeech.errors import DiffError, ModelError
 from fedspeech.protocol import Member
 from fedspeech.tensors import Tensors
 from server.journal import Journal, Row
@@ -154,7 +154,7 @@ class RecordedGrid(WrappedGrid):
                 reason = Error(ErrorCode.NODE_UNAVAILABLE, f"no answer within {timeout:g} s")
                 for message_id in list(self._underway):
                     late = self._underway.pop(message_id)
-                    late.error = Message(reason, reply_to=late.light)
+                    self._refuse(late, reason)
                 return
             time.sleep(POLL_SECONDS)
         self._take_all(replies, shown)
@@ -181,29 +181,23 @@ class RecordedGrid(WrappedGrid):
     def _take(self, one: Asked, reply: Message) -> None:
         """Put away what a reply carries, and note its row or its error."""
         if reply.has_error():
-            one.error = Message(reply.error, reply_to=one.light)
-            return
-        metadata = one.light.metadata
-        try:
-            protocol.check_answer(metadata.message_type, one.light.content, reply.content)
-            answer, arrays = self._put_away(one, reply.content)
-        except ModelError as error:
-            refused = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error))
-            one.error = Message(refused, reply_to=one.light)
+            self._refuse(one, reply.error, len((reply.error.reason or "").encode()))
             return
         bytes_up = protocol.size(reply.content)
+        try:
+            protocol.check_answer(one.kind, one.light.content, reply.content)
+            answer, arrays = self._put_away(one, reply.content)
+        except (ModelError, DiffError) as error:
+            refused = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error))
+            self._refuse(one, refused, bytes_up)
+            return
         self._underway.learn(one.kind, bytes_up)
-        one.row = Row(
-            id=one.id,
-            position=one.position,
-            round=one.round,
-            speaker=one.speaker,
-            kind=metadata.message_type,
-            bytes_down=one.bytes_down,
-            bytes_up=bytes_up,
-            answer=answer,
-            arrays=arrays,
-        )
+        one.row = _row(one, bytes_up, answer, arrays)
+
+    def _refuse(self, one: Asked, error: Error, bytes_up: int = 0) -> None:
+        """Answer with an error; what was sent for it counts all the same."""
+        one.error = Message(error, reply_to=one.light)
+        self._journal.add_unanswered(_row(one, bytes_up, {}, ""))
 
     def _put_away(self, one: Asked, content: RecordDict) -> tuple[dict[str, Any], str]:
         """What the journal remembers of a reply, and the file of its tensors if it has one."""
@@ -231,6 +225,20 @@ class RecordedGrid(WrappedGrid):
             kept = tensors.read(self._folder / one.row.arrays)
             content[one.row.answer[ARRAYS]["name"]] = protocol.pack(kept)
         return Message(content, reply_to=one.light)
+
+
+def _row(one: Asked, bytes_up: int, answer: dict[str, Any], arrays: str) -> Row:
+    return Row(
+        id=one.id,
+        position=one.position,
+        round=one.round,
+        speaker=one.speaker,
+        kind=one.kind,
+        bytes_down=one.bytes_down,
+        bytes_up=bytes_up,
+        answer=answer,
+        arrays=arrays,
+    )
 
 
 def _name(message: Message) -> str:

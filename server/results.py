@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 from fedspeech.config import Config
 from fedspeech.evaluation import interval, mean_rate, pooled_rate, resample
 from fedspeech.rules import GENERIC
-from strategies.outcome import Outcome
+from strategies.outcome import Outcome, at_budget
 
 DIGITS = 6
 Cell = tuple[str, float | str]
@@ -99,7 +99,13 @@ def assemble(
 ) -> dict[str, Any]:
     """All of results.json out of what was found; `participation` where the settings speak of it."""
     federation = config.federation
-    table = Table(outcome, federation.bases, federation.alphas, config.seed)
+    budgeted = [
+        at_budget(base, budget)
+        for base in federation.bases
+        for budget in config.budget.compare
+        if base != GENERIC
+    ]
+    table = Table(outcome, [*federation.bases, *budgeted], federation.alphas, config.seed)
     correlations, pairs = layer_correlations(outcome)
     chosen_base = federation.chosen_base or _default_base(federation.bases)
     return {
@@ -116,7 +122,8 @@ def assemble(
             for base, alpha in table.order
             if base in federation.bases and (alpha == CHOSEN or alpha in federation.alphas)
         ],
-        "differences": _differences(table),
+        "differences": _differences(table, federation.bases),
+        **_budgets(table, outcome, config),
         "chosen_alpha": _chosen(table, outcome, chosen_base),
         "layer_correlation": correlations,
         "pairs": pairs,
@@ -156,9 +163,53 @@ def layer_correlations(outcome: Outcome) -> tuple[list[dict[str, Any]], int]:
     return found, len(pairs)
 
 
-def _differences(table: Table) -> list[dict[str, Any]]:
+def _budgets(table: Table, outcome: Outcome, config: Config) -> dict[str, Any]:
+    """Each base as it was pushed within each budget: the bytes of one push, and the cells.
+
+    The first row of a base is that of `table`; `change` is the paired difference from it. Nothing
+    where no budget was set.
+    """
+    settings = config.budget
+    if settings.base is None and settings.speakers is None and not settings.compare:
+        return {}
     rows = []
-    for base in table.bases:
+    for base in config.federation.bases:
+        for budget in (None, *(settings.compare if base != GENERIC else ())):
+            name = at_budget(base, budget)
+            alphas = [*table.alphas, *([CHOSEN] if name in outcome.chosen else [])]
+            rows.append(
+                {
+                    "base": base,
+                    "budget": budget or settings.base,
+                    **_took(outcome, name, table.speakers),
+                    "table": [
+                        {
+                            "alpha": alpha,
+                            **table.figures((name, alpha)),
+                            "change": table.difference((name, alpha), (base, alpha)),
+                        }
+                        for alpha in alphas
+                    ],
+                }
+            )
+    return {"budgets": rows}
+
+
+def _took(outcome: Outcome, name: str, speakers: Sequence[str]) -> dict[str, float]:
+    """Bytes of a push, mean and most, and the mean share of the change that was lost."""
+    took = [
+        by_speaker[s] for (base, _), by_speaker in outcome.pushed.items() if base == name
+        for s in speakers
+    ]  # fmt: skip
+    sizes = [one.bytes for one in took] or [0]
+    lost = sum(one.lost for one in took) / max(len(took), 1)
+    mean = sum(sizes) / len(sizes)
+    return {**_rounded({"bytes": mean, "lost": lost}), "most_bytes": max(sizes)}
+
+
+def _differences(table: Table, bases: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for base in bases:
         for alpha in (table.best_alpha(base), CHOSEN):
             if (base, alpha) not in table.errors:
                 continue

@@ -54,7 +54,7 @@ def _refused(reply: Message) -> str | None:
 
 def _first_said(journal: Journal, asked: Message, reply: Message) -> dict[str, Any]:
     """What this speaker's device said of itself when the run first asked it."""
-    said = {name: protocol.text(reply.content)[name] for name in protocol.Described.model_fields}
+    said = protocol.Described.model_validate(protocol.text(reply.content)).model_dump()
     id = protocol.identity(asked, said["speaker"])
     if (row := journal.get(id)) is not None:
         return row.answer

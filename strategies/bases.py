@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedspeech import protocol
@@ -12,9 +12,10 @@ from fedspeech.config import Config
 from fedspeech.errors import ModelError, RuleError
 from fedspeech.models.description import ModelDescription
 from fedspeech.population import Population
-from fedspeech.tensors import Tensors, TensorStream, check_like, sha256, size
+from fedspeech.tensors import Tensors, TensorStream, check_like, size
 from strategies.exchange import Exchange
-from strategies.outcome import Decodings
+from strategies.outcome import Decodings, Pushed, at_budget
+from strategies.pushes import Pushes, Records
 from strategies.questions import Questions
 from strategies.view import Federation, SpeakerView
 
@@ -26,7 +27,7 @@ class BaseModels:
     """Runs each rule once a round, for all speakers together, and sends out what comes of it.
 
     `installed` is the hash of the model that each device was sent last; `decodings` says what each
-    base had decoded in this round.
+    base had decoded in this round; `pushed` what its models took that were sent to be judged.
     """
 
     def __init__(
@@ -37,11 +38,14 @@ class BaseModels:
         config: Config,
         exchange: Exchange,
         questions: Questions,
+        pushes: Pushes,
     ) -> None:
         self.installed: dict[str, str] = {}
         self.decodings: dict[str, Decodings] = {}
+        self.pushed: dict[tuple[str, float | None], dict[str, Pushed]] = {}
         self._rules, self._population, self._description = rules, population, description
         self._config, self._exchange, self._questions = config, exchange, questions
+        self._pushes = pushes
         self._views: dict[str, dict[str, SpeakerView]] = {}
 
     def forget(self) -> None:
@@ -87,21 +91,25 @@ class BaseModels:
             self._views[base] = self._decide(grid, round, base, to)
 
     def models(
-        self, base: str, alpha: float | None
-    ) -> Iterator[tuple[str, str, dict[str, ArrayRecord]]]:
-        """Speaker, hash, and M_s as a message carries it (nothing where it is G), one by one.
+        self, base: str, alpha: float | None, at: str | None = None
+    ) -> Iterator[tuple[str, str, Records]]:
+        """Speaker, hash of what the device will have, and M_s as a message carries it, one by one.
 
-        Where the server mixes, its mix at `alpha` instead of M_s. Raises RuleError where the rule
-        gives tensors that cannot be used.
+        Where the server mixes, its mix at `alpha` instead of M_s; `at` is one more budget. Raises
+        RuleError where the rule gives tensors that cannot be used.
         """
+        took = self.pushed.setdefault((at_budget(base, at), alpha), {})
+        for speaker, model in self._built(base, alpha):
+            name, records, took[speaker] = self._pushes.once(speaker, model, at)
+            yield speaker, name, records
+
+    def _built(self, base: str, alpha: float | None) -> Iterator[tuple[str, Tensors]]:
+        """M_s, or the mix, of everybody who is still there."""
         generic = dict(self._population.generic())
-        generation = sha256(generic)
         views = iter(list(self._still_there(base).items()))
         together = max(1, BUILT_TOGETHER_BYTES // size(generic))
         while some := dict(itertools.islice(views, together)):
-            for speaker, model in self._build(base, some, alpha, generic):
-                name = sha256(model)
-                yield speaker, name, {} if name == generation else {"model": protocol.pack(model)}
+            yield from self._build(base, some, alpha, generic)
 
     def _decide(
         self, grid: Grid, round: int, base: str, to: Collection[str] | None
@@ -124,7 +132,8 @@ class BaseModels:
     def _installs(
         self, grid: Grid, round: int, base: str, alpha: float | None
     ) -> Iterator[Message]:
-        for speaker, name, sent in self.models(base, alpha):
+        for speaker, model in self._built(base, alpha):
+            name, sent, _ = self._pushes.to_keep(speaker, model, self.installed.get(speaker))
             # Base and alpha make the same model in another round another question.
             said = {"base": base, "alpha": alpha, "model": name, "held": not sent}
             content = protocol.content(said, **sent)

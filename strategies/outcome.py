@@ -19,6 +19,21 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Pushed:
+    """What it took to bring a model to one device: the bytes of the diff (of the whole where there
+    is no budget; 0 where it is held), and the share of the change's square that the diff lost.
+    """
+
+    bytes: int
+    lost: float = 0.0
+
+
+def at_budget(base: str, budget: str | None) -> str:
+    """What a base is called where its M_s is pushed within one more budget."""
+    return base if budget is None else f"{base} at {budget}"
+
+
+@dataclass(frozen=True)
 class Decodings:
     """Utterances of train_s that devices decoded with other speakers' models, for one base.
 
@@ -56,6 +71,8 @@ class Outcome:
     """What the rules had decoded in the last round, by base."""
     distances: dict[str, np.ndarray] = field(default_factory=dict)
     """Distances between personal models, float64 (speakers, speakers), by layer."""
+    pushed: dict[tuple[str, float | None], dict[str, Pushed]] = field(default_factory=dict)
+    """What M_s took, by (base, the alpha at which the server has mixed) and speaker."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Utterances of train_s that the vocabulary cannot spell, by speaker; they taught nothing."""
     failures: list[Failure] = field(default_factory=list)

@@ -21,17 +21,21 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedspeech import protocol, seeding
 from fedspeech.aggregation import AggregationRule
+from fedspeech.budgets import PERSONAL, Budgets
 from fedspeech.config import Config
-from fedspeech.errors import ModelError, RunError
+from fedspeech.diff.wire import result_of
+from fedspeech.errors import DiffError, ModelError, RunError
 from fedspeech.models.description import ModelDescription
 from fedspeech.participation import Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
+from fedspeech.releases import Releases
 from fedspeech.rules import GENERIC
 from fedspeech.tensors import sha256
 from strategies.bases import BaseModels
 from strategies.exchange import Exchange
-from strategies.outcome import Failure, Outcome
+from strategies.outcome import Failure, Outcome, at_budget
+from strategies.pushes import Pushes, Records
 from strategies.questions import Questions
 from strategies.view import Candidates
 
@@ -46,16 +50,30 @@ class Rounds(Protocol):
         """Note it; `state` is what JSON can say."""
 
 
+class Personal(NamedTuple):
+    """The hashes of P_s as the server has it and as the device does: a diff may lose some of it."""
+
+    here: str
+    there: str
+
+
 class Judged(NamedTuple):
     """What devices are asked about: a base, their alphas and the cells' alphas, and a choice.
 
-    `mixed` is the alpha at which the server has mixed already, None where the devices mix.
+    `mixed` is the alpha at which the server has mixed already, None where the devices mix; `at` is
+    one more budget of what is pushed.
     """
 
     base: str
     mixed: float | None
     cells: Mapping[float, float]
     choose: Sequence[float]
+    at: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the base as it is pushed."""
+        return at_budget(self.base, self.at)
 
 
 class Personalization(Strategy):
@@ -70,6 +88,8 @@ class Personalization(Strategy):
         config: Config,
         rounds: Rounds,
         plan: Sequence[Round],
+        releases: Releases,
+        budgets: Budgets,
     ) -> None:
         self.rules = dict(rules)
         self.outcome = Outcome()
@@ -78,11 +98,14 @@ class Personalization(Strategy):
         self._exchange = Exchange(members, config.federation.quorum, self.outcome.failures)
         self._questions = Questions(population, self._exchange, config.seed)
         self._generation = sha256(dict(population.generic()))
+        self._budgets = budgets
+        self._pushes = Pushes(population, releases, budgets, config.budget.method)
         self._bases = BaseModels(
-            self.rules, population, description, config, self._exchange, self._questions
+            *(self.rules, population, description, config),
+            *(self._exchange, self._questions, self._pushes),
         )
-        self._personal: dict[str, str] = {}
-        """The hash of the P_s that each speaker sent last."""
+        self._personal: dict[str, Personal] = {}
+        """The P_s that each speaker sent last."""
         self._judged = Judged(GENERIC, None, {}, ())
 
     def summary(self) -> None:
@@ -127,14 +150,15 @@ class Personalization(Strategy):
             return 0
         self._bases.installed = dict(state["installed"])
         self._exchange.restore(state["active"], [Failure(**one) for one in state["failures"]])
-        self._personal, self.outcome.skipped = dict(state["personal"]), dict(state["skipped"])
+        self._personal = {s: Personal(*hashes) for s, hashes in state["personal"].items()}
+        self.outcome.skipped = dict(state["skipped"])
         self._check_kept(self._plan[state["round"]])
         return int(state["round"])
 
     def _check_kept(self, next: Round) -> None:
         """Raise RunError unless the P_s of those who sit the next round out are what they sent."""
         for speaker in sorted(set(self._exchange.active) - set(next.answers)):
-            if not self._holds(speaker, self._personal[speaker]):
+            if not self._holds(speaker, self._personal[speaker].here):
                 raise RunError(
                     f"{self._population.personal_path(speaker)}: missing or damaged, and the round "
                     "that it is from has ended; without it the run cannot be resumed"
@@ -170,13 +194,27 @@ class Personalization(Strategy):
         for speaker, member in list(self._exchange.active.items()):
             if speaker not in answers:
                 continue
-            held = speaker in self._personal or member.generation == self._generation
-            sent = {} if held else {"generic": arrays}
+            try:
+                sent = self._bring_generic(speaker, member.generation, arrays)
+            except DiffError as refusal:
+                self._exchange.drop(speaker, server_round, protocol.PERSONALIZE, str(refusal))
+                continue
             late = {} if (began := answers[speaker]) == server_round else {"began": began}
-            own = {"start": self._start(speaker), **late}
+            own = {"start": self._start(speaker), "budget": self._budget_of(speaker), **late}
             content = protocol.content({**said, **own}, **sent)
             kind = protocol.PERSONALIZE
             yield self._exchange.message(grid, server_round, kind, speaker, content)
+
+    def _bring_generic(self, speaker: str, held: str, whole: ArrayRecord) -> Records:
+        if speaker in self._personal or held == self._generation:
+            return {}
+        return self._pushes.generic(speaker, held, whole)
+
+    def _budget_of(self, speaker: str) -> dict[str, Any] | None:
+        """What a device is told of the diff in which it sends P_s; None: send it whole."""
+        budget = self._budgets.of(speaker, PERSONAL)
+        method = self._config.budget.method
+        return None if budget is None else {"bytes": budget, "method": method}
 
     def _start(self, speaker: str) -> dict[str, Any] | None:
         """Where a round begins: G (None), later alpha * P_s + (1 - alpha) * what is installed."""
@@ -196,7 +234,8 @@ class Personalization(Strategy):
         for speaker, content in self._exchange.answers(server_round, kind, replies):
             said = protocol.text(content)
             self.outcome.skipped[speaker] = said["skipped"]
-            self._personal[speaker] = said["personal"]
+            whole = self._budget_of(speaker) is None
+            self._personal[speaker] = Personal(said["kept"], said["kept" if whole else "personal"])
             answered.add(speaker)
         if one.asked:
             there, what = len(answered.intersection(one.asked)), "that were asked answered in time"
@@ -213,18 +252,29 @@ class Personalization(Strategy):
         difference = content.array_records.get("difference")
         if difference is None:
             raise ModelError("the reply carries no difference")
-        self._population.keep(speaker, protocol.unpack(difference))
-        said = {**protocol.text(content), "personal": self._personal_hash(speaker)}
-        return protocol.content(said)
+        if protocol.holds_diffs(difference):
+            self._keep_diff(speaker, *protocol.unpack_diffs(difference))
+        else:
+            self._population.keep(speaker, protocol.unpack(difference))
+        return protocol.content({**protocol.text(content), "kept": self._personal_hash(speaker)})
+
+    def _keep_diff(self, speaker: str, data: bytes, *more: bytes) -> None:
+        budget = self._budgets.of(speaker, PERSONAL)
+        if more or budget is None or len(data) > budget:
+            raise ModelError(f"a diff of {len(data)} bytes, expected one of at most {budget}")
+        self._population.keep_diff(speaker, data)
 
     def still_there(self, speaker: str, content: RecordDict) -> bool:
         """Whether the P_s that a remembered reply speaks of is on disk, undamaged."""
-        return self._holds(speaker, protocol.text(content)["personal"])
+        return self._holds(speaker, protocol.text(content)["kept"])
 
     def _holds(self, speaker: str, personal: str) -> bool:
         try:
-            return personal == self._personal_hash(speaker)
-        except ModelError:
+            data = self._population.diff(speaker)
+            came = data is None and self._budgets.of(speaker, PERSONAL) is None
+            came |= data is not None and result_of(data) == personal
+            return came and personal == self._personal_hash(speaker)
+        except (ModelError, DiffError):
             return False
 
     def _personal_hash(self, speaker: str) -> str:
@@ -233,16 +283,23 @@ class Personalization(Strategy):
     # Base models.
 
     def _compare(self, grid: Grid, round: int, base: str) -> None:
+        """Judge a base as the budgets have it, and within each budget that is compared."""
+        self._bases.decide(grid, round, base)
+        within = self._config.budget.compare if base != GENERIC else ()
+        for at in (None, *within):
+            for judged in self._judgements(base, at):
+                self._judge(grid, round, judged)
+
+    def _judgements(self, base: str, at: str | None) -> Iterator[Judged]:
         alphas = self._config.federation.alphas
         tested = tuple(alpha for alpha in alphas if alpha != 1.0)
         if base == GENERIC:  # alpha = 1 is P_s whatever the base: it is judged here, once
             tested = tuple(sorted({0.0, *alphas, 1.0}))
-        self._bases.decide(grid, round, base)
         if not self._bases.mixed_on_server(base):
-            self._judge(grid, round, Judged(base, None, {a: a for a in tested}, alphas))
+            yield Judged(base, None, {alpha: alpha for alpha in tested}, alphas, at)
             return
         for alpha in tested:
-            self._judge(grid, round, Judged(base, alpha, {0.0: alpha}, ()))
+            yield Judged(base, alpha, {0.0: alpha}, (), at)
 
     # Judging.
 
@@ -258,11 +315,11 @@ class Personalization(Strategy):
     ) -> Iterator[Message]:
         """One `evaluate.personal` for each speaker; its M_s goes along."""
         judged = self._judged
-        for speaker, name, sent in self._bases.models(judged.base, judged.mixed):
+        for speaker, name, sent in self._bases.models(judged.base, judged.mixed, judged.at):
             said = {
-                "base": judged.base,
+                "base": judged.name,
                 "model": name,
-                "personal": self._personal[speaker],
+                "personal": self._personal[speaker].there,
                 "alphas": list(judged.cells),
                 "choose": list(judged.choose),
             }
@@ -273,7 +330,7 @@ class Personalization(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """File the answers; the word error rate over all of them, in percent, by alpha."""
-        base, cells = self._judged.base, self._judged.cells
+        base, cells = self._judged.name, self._judged.cells
         words, wrong = 0, dict.fromkeys(cells.values(), 0)
         for speaker, content in self._exchange.answers(server_round, protocol.EVALUATE, replies):
             said = protocol.text(content)
@@ -318,4 +375,5 @@ class Personalization(Strategy):
     def _finish(self) -> None:
         self.outcome.speakers = tuple(self._exchange.active)
         self.outcome.decodings = dict(self._bases.decodings)
+        self.outcome.pushed = dict(self._bases.pushed)
         self.outcome.peers = {base: self._bases.peers(base) for base in self.rules}

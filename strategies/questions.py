@@ -169,4 +169,5 @@ class Questions:
     def _read(self, candidate: str) -> ArrayRecord:
         difference = self._population.difference(candidate)
         self._hashes[candidate] = sha256(difference)
-        return protocol.pack(difference)
+        data = self._population.diff(candidate)
+        return protocol.pack(difference) if data is None else protocol.pack_diffs([data])

@@ -18,13 +18,16 @@ BELOW = {
     "errors": set(),
     "seeding": set(),
     "tensors": {"errors"},
-    "config": {"errors"},
+    # A budget is written the same way in the settings and on the command line.
+    "config": {"errors", "diff"},
     "diff": {"tensors", "errors"},
     "racing": set(),
     "aggregation": {"racing", "tensors", "seeding", "errors"},
     "participation": {"config", "seeding", "errors"},
-    "traces": {"errors"},
-    "protocol": {"tensors", "errors"},
+    "traces": {"diff", "errors"},
+    "protocol": {"diff", "tensors", "errors"},
+    "releases": {"diff", "tensors", "errors"},
+    "budgets": {"config", "diff", "errors"},
     "device": {"diff", "models", "features", "decoding", *COMMON},
     "training": {"models", "features", "corpus", "decoding", "evaluation", "diff", *COMMON},
     "privacy": {"models", "features", "evaluation", *COMMON},
@@ -48,7 +51,10 @@ BELOW = {
 
 FLOWER = (
     *("clients", "server", "fedspeech.protocol", "fedspeech.simulation"),
-    *(f"strategies.{name}" for name in ("personalization", "bases", "exchange", "questions")),
+    *(
+        f"strategies.{name}"
+        for name in (*("personalization", "bases", "exchange", "questions", "pushes"),)
+    ),
 )
 RAY = ("fedspeech.simulation", "fedspeech.training.parallel")
 RULES = tuple(f"strategies.{n}" for n in ("generic", "mean", "kbest", "dendrogram", "random"))

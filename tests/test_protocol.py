@@ -175,7 +175,18 @@ GOOD = [
         {},
         {"speaker": "s01", "seconds": 280, "utterances": 3, "generation": ""},
     ),
-    (protocol.PERSONALIZE, {}, {"losses": [1.5, float("nan")], "skipped": 0}),
+    (
+        protocol.DESCRIBE,
+        {},
+        {
+            "speaker": "s01",
+            "seconds": 280,
+            "utterances": 3,
+            "generation": "",
+            "budgets": {"base": "10x", "personal": "40 kB"},
+        },
+    ),
+    (protocol.PERSONALIZE, {}, {"losses": [1.5, float("nan")], "skipped": 0, "personal": "ab"}),
     (
         protocol.WORD_ERRORS,
         {"candidates": {"a": "", "b": ""}, "part": "train"},
@@ -211,6 +222,8 @@ def test_what_was_asked_for_is_accepted(kind, asked, said):
         (protocol.DESCRIBE, {"speaker": "s01\n"}, "speaker: String should match"),
         (protocol.DESCRIBE, {"seconds": float("nan")}, "seconds: Input should be"),
         (protocol.DESCRIBE, {"utterances": -1}, "utterances: Input should be greater"),
+        (protocol.DESCRIBE, {"budgets": {"base": "ten"}}, "budgets.base: budget: expected bytes"),
+        (protocol.DESCRIBE, {"budgets": {"all": "10x"}}, "budgets.all"),
         (protocol.PERSONALIZE, {"losses": []}, "losses: List should have at least 1"),
         (protocol.PERSONALIZE, {"skipped": "3"}, "skipped: Input should be a valid integer"),
         (protocol.WORD_ERRORS, {"errors": {"a": 0}}, "expected the errors of each candidate"),

@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator
 
 from fedspeech.config import settings_file
+from fedspeech.config.budget import BudgetSettings
 from fedspeech.config.corpus import CorpusSettings, PartitionSettings
 from fedspeech.config.engine import EngineSettings
 from fedspeech.config.federation import FederationSettings
@@ -39,6 +40,7 @@ class Config(Settings):
     federation: FederationSettings = FederationSettings()
     rules: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of each aggregation rule, by its name; `class = "package:Class"` names its code."""
+    budget: BudgetSettings = BudgetSettings()
     engine: EngineSettings = EngineSettings()
 
     @field_validator("name")

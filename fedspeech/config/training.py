@@ -61,6 +61,10 @@ class GenericSettings(Optimization):
     """Of PyTorch, while G is trained on a processor; another number gives other roundings."""
     model: str | None = None
     """A safetensors file to take as G instead of training one."""
+    releases: str | None = None
+    """A folder that keeps the generations of G from run to run. This run's G becomes the next one,
+    as a diff within `budget.generic`; a device that holds an earlier one is sent what leads to it.
+    """
 
 
 class PersonalSettings(Optimization):

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -10,6 +11,9 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
+
+from fedspeech.diff.budget import parse
+from fedspeech.errors import DiffError
 
 
 def _expecting(expected: str) -> WrapValidator:
@@ -48,6 +52,18 @@ Sample = Annotated[
 Available = Annotated[
     Share | str, _expecting("a rate (above 0, at most 1) or the name of a file with a trace")
 ]
+
+
+def _budget(text: str) -> str:
+    try:
+        parse(text, full=1)
+    except DiffError as error:
+        raise ValueError(str(error).removeprefix("budget: ").partition(", found")[0]) from None
+    return text
+
+
+Budget = Annotated[str, AfterValidator(_budget)]
+"""As `fedspeech.diff.budget.parse` reads it."""
 
 
 class Settings(BaseModel):

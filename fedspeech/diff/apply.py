@@ -1,7 +1,7 @@
 """A diff applied to the model that it was made for: its base's hash before, its result's after."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,19 @@ def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
     new = dict(update(sorted(old.items()), diff))
     check_result(diff, sha256(new))
     return new
+
+
+def apply_all(
+    models: Callable[[str], Mapping[str, torch.Tensor]], diffs: Sequence[bytes]
+) -> Tensors:
+    """The model that some diffs lead to, one after another, from the one that the first is for.
+
+    `models` gives that one by its hash. Raises as `apply` does.
+    """
+    model = dict(models(wire.base_of(diffs[0])))
+    for data in diffs:
+        model = apply(model, data)
+    return model
 
 
 def check_base(diff: Diff, found: str) -> None:

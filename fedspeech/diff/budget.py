@@ -8,7 +8,7 @@ one that loses least. Nothing is estimated: what is held against the budget is `
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import torch
 
 from fedspeech.diff import wire
 from fedspeech.diff.apply import segment_values, update
-from fedspeech.diff.compare import Comparison, compare
+from fedspeech.diff.compare import Comparison, compare, equal
 from fedspeech.diff.contents import Diff, Segment
 from fedspeech.diff.methods import Method, Sparse
 from fedspeech.diff.values import Kind
@@ -74,14 +74,16 @@ def make(
     method: Callable[[Comparison], Method] = Sparse,
     kind: Kind | None = None,
     share: float | None = None,
+    fresh: Collection[str] = (),
 ) -> Made:
     """The diff from old to new of at most `budget` bytes that loses least.
 
     `share` fixes the share of values that are sent (1 - sparsity), or of cells. `kind` fixes how
-    values are stored; without a budget it is fp32, and without a share everything is sent. Raises
-    DiffError where the budget is too small, or a value is NaN or infinite.
+    values are stored; without a budget it is fp32, and without a share everything is sent. Tensors
+    that `fresh` names start from zero. Raises DiffError where the budget is too small, or a value
+    is NaN or infinite.
     """
-    search = _Search(old, compare(old, new), method, share)
+    search = _Search(old, compare(old, new, fresh), method, share)
     if budget is None:
         diff = search.diff(search.most, Precision(Kind.FP32 if kind is None else kind))
     else:
@@ -92,6 +94,21 @@ def make(
             raise DiffError(f"tensor {name} would get values that a float32 does not hold")
     data = wire.encode(replace(diff, result=sha256(result)))
     return Made(data, result, search.lost(diff))
+
+
+def exact(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> bytes | None:
+    """A diff that gives the new model to the bit, or None where there is none.
+
+    w + (v - w) is not v for every pair of float32 values. Tensors in which it is not start from
+    zero, and only a zero with a minus cannot be had from there.
+    """
+    fresh: list[str] = []
+    for _ in range(2):
+        made = make(old, new, fresh=fresh)
+        fresh = [name for name, tensor in new.items() if not equal(made.result[name], tensor)]
+        if not fresh:
+            return made.data
+    return None
 
 
 class _Search:

@@ -1,7 +1,7 @@
 """What differs between two models, cut into the segments that a diff encodes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,27 +56,32 @@ def _idle(entry: Entry) -> bool:
     return entry.change == Change.CHANGED and not any(len(s.codes) for s in entry.segments)
 
 
-def compare(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> Comparison:
+def compare(
+    old: Mapping[str, torch.Tensor],
+    new: Mapping[str, torch.Tensor],
+    fresh: Collection[str] = (),
+) -> Comparison:
     """Every tensor that differs. Raises DiffError where a value is NaN or infinite.
 
     A float32 tensor of the same shape has one part. One whose first dimension has grown has two:
-    the old rows, and the new ones, whose base is zero. Any other float32 tensor that is new, or has
-    another shape or dtype, starts from zero. Whatever is not float32 is sent verbatim.
+    the old rows, and the new ones, whose base is zero. Any other float32 tensor that is new, has
+    another shape or dtype, or is named in `fresh`, starts from zero. Whatever is not float32 is
+    sent verbatim.
     """
     entries: list[Entry] = []
     parts: list[Part] = []
     for name in sorted({*old, *new}):
         if name not in new:
             entries.append(Entry(name, Change.REMOVED))
-        elif name not in old or not _equal(old[name], new[name]):
-            entry, found = _compare(name, old.get(name), new[name])
+        elif name not in old or not equal(old[name], new[name]):
+            entry, found = _compare(name, None if name in fresh else old.get(name), new[name])
             entries.append(entry)
             parts += found
     values = sum(tensor.numel() for tensor in new.values() if tensor.dtype == torch.float32)
     return Comparison(tuple(entries), tuple(parts), values)
 
 
-def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether they are the same to the bit."""
     same = left.dtype == right.dtype and left.shape == right.shape
     return same and torch.equal(_bytes(left), _bytes(right))

@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -164,3 +165,11 @@ def _root_mean_square(arrays: Iterable[np.ndarray]) -> float:
         squares += float(np.sum(np.square(array, dtype=np.float64)))
         count += len(array)
     return math.sqrt(squares / count) if squares else 1.0
+
+
+METHODS: dict[str, Callable[[str], Callable[[Comparison], Method]]] = {
+    "sparse": lambda base: Sparse,
+    "hash": lambda base: partial(Hashed, seed=hashed.seed_of(base)),
+}
+"""Ways to encode what was not learned, by name, for a base of some hash: from it follow the hash
+functions, so that they are other ones in every generation."""

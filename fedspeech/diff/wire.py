@@ -126,6 +126,16 @@ def decode(data: bytes) -> Diff:
     return Diff(base.hex(), result.hex(), Kind(kind), filled, hashes, seed)
 
 
+def base_of(data: bytes) -> str:
+    """The hash of the model that a diff is for. Raises DiffError where the diff is damaged."""
+    return _checked(data)[0].hex()
+
+
+def result_of(data: bytes) -> str:
+    """The hash of the model that a diff gives. Raises DiffError where the diff is damaged."""
+    return _checked(data)[1].hex()
+
+
 def _checked(data: bytes) -> tuple[bytes, bytes, int, int, int]:
     """The fixed fields after the length; what comes first says whether the rest is whole."""
     if data[: len(MAGIC)] != MAGIC or len(data) < PREFIX.size:

@@ -58,6 +58,18 @@ def dendrogram(tree: Dendrogram) -> str:
     )
 
 
+def wer_against_bytes(results: Results) -> str:
+    """What the smallest push costs."""
+    least = min((row for row in results.budgets if row.bytes), key=lambda row: row.bytes)
+    change = least.told.change
+    return (
+        "WER against the bytes of one push of M_s; the band is the 95 % interval, dotted is P_s. "
+        f"The smallest push, {size(round(least.bytes))} of {size(results.bytes.full_model)} "
+        f"({least.base}), changes the WER by {signed(change.mean, 2)} points "
+        f"({signed(change.low, 2)} to {signed(change.high, 2)})."
+    )
+
+
 def sent(ledger: Sequence[LedgerRow], full_model: int) -> str:
     """Bytes by kind and direction."""
     totals = {"down": 0, "up": 0}

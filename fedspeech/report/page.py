@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from fedspeech.report import figures, markup, run_tables, tables, template
+from fedspeech.report import budgets, figures, markup, run_tables, tables, template
 from fedspeech.report.canvas import css
 from fedspeech.report.results import Results
 from fedspeech.report.run_folder import RunFolder, read
@@ -63,6 +63,7 @@ def _tables(run: RunFolder) -> dict[str, str]:
         "failures": markup.joined(
             [markup.table(tables.failures(results), answered), _participation(results)]
         ),
+        "budgets": _budgets(results),
         "sent": markup.table(run_tables.sent(run.ledger)),
         "time": markup.table(run_tables.timing(run.timing), "The run has no timing.json."),
     }
@@ -79,6 +80,24 @@ def _participation(results: Results) -> str:
     )
 
 
+def _wer_against_bytes(results: Results) -> str:
+    """Nothing where the run has no budgets."""
+    if not results.budgets:
+        return ""
+    plot = budgets.wer_against_bytes(results)
+    return markup.figure(plot, "WER against bytes", "the run compares no budgets.")
+
+
+def _budgets(results: Results) -> str:
+    grids = markup.joined([markup.table(one) for one in budgets.grids(results)])
+    return markup.joined(
+        [
+            markup.table(budgets.table(results)),
+            markup.details("Every mix within every budget", grids),
+        ]
+    )
+
+
 def _figures(run: RunFolder) -> dict[str, str]:
     results = run.results
     sent = figures.sent(run.ledger, results.bytes.full_model)
@@ -88,6 +107,7 @@ def _figures(run: RunFolder) -> dict[str, str]:
         "figure_3": markup.figure(figures.wer_against_alpha(results), "Figure 3", none),
         "gain": markup.figure(figures.gain(results), "WER gain per speaker", none),
         "dendrogram": markup.figure(figures.dendrogram(results), "Dendrogram", none),
+        "wer_against_bytes": _wer_against_bytes(results),
         "bytes": markup.figure(sent, "Bytes sent", "the run has no entries in ledger.csv."),
         "training": markup.figure(figures.training(results), "Training of G", none),
     }

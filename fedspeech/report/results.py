@@ -109,6 +109,34 @@ class Decodings(Record):
     cut: int = 0
 
 
+class BudgetedCell(Wer):
+    """A base pushed within a budget, mixed at one alpha; `change` is the paired difference from
+    the same base and alpha without that budget."""
+
+    alpha: Alpha
+    change: Interval
+
+
+class Budgeted(Record):
+    """A base as it was pushed within one budget (None: as a whole).
+
+    `bytes` of one push, the mean and the most over speakers; `lost` is the share of the squared
+    change that the diff does not bring.
+    """
+
+    base: str
+    budget: str | None
+    bytes: float
+    most_bytes: int
+    lost: float
+    table: tuple[BudgetedCell, ...]
+
+    @property
+    def told(self) -> BudgetedCell:
+        """The cell at the alphas that the devices chose, else the one with the lowest WER."""
+        return min(self.table, key=lambda cell: (cell.alpha != "chosen", cell.mean))
+
+
 class SpeakerResult(Record):
     """One speaker's WER on its `test_s`; `words` of that part, `seconds` of `train_s`."""
 
@@ -194,6 +222,7 @@ class Results(Record):
     layer_correlation: tuple[LayerCorrelation, ...] = ()
     pairs: int = 0
     dendrogram: Dendrogram | None = None
+    budgets: tuple[Budgeted, ...] = ()
     decodings: dict[str, Decodings] = {}
     peers: dict[str, dict[str, tuple[str, ...]]] = {}
     per_speaker: tuple[SpeakerResult, ...]

@@ -79,6 +79,10 @@ $dendrogram
 <section>
 <h2>Network, training and time</h2>
 <div class="pair">
+$wer_against_bytes
+<div>
+$budgets
+</div>
 $bytes
 <div>
 $sent

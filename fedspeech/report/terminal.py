@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedspeech.report import run_tables, tables
+from fedspeech.report import budgets, run_tables, tables
 from fedspeech.report.results import Results, check
 from fedspeech.report.run_tables import size
 from fedspeech.report.tables import Estimate, Table
@@ -24,6 +24,7 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     console.print(Text(title, style="bold"))
     for table in (tables.corpus(found), tables.models(found), tables.bases(found)):
         _print(table, console)
+    _print(budgets.table(found), console)
     sent = found.bytes
     totals = (
         f"{size(sent.down)} down, {size(sent.up)} up; one whole model is {size(sent.full_model)}"

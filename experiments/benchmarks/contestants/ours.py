@@ -15,11 +15,14 @@ from experiments.benchmarks.harness import Channel
 from experiments.benchmarks.workload import Job, Workload
 from fedspeech import protocol, tensors
 from fedspeech.aggregation import AggregationRule
+from fedspeech.budgets import Budgets
 from fedspeech.config import Config
+from fedspeech.config.budget import BudgetSettings
 from fedspeech.models.description import ModelDescription
 from fedspeech.participation import PERSONALIZATION, Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
+from fedspeech.releases import Releases
 from fedspeech.run_folder import RunFolder
 from fedspeech.simulation.launch import make_grid
 from server.journal import Journal
@@ -28,7 +31,10 @@ from server.roster import describe
 from strategies.bases import BaseModels
 from strategies.exchange import Exchange
 from strategies.personalization import Personalization
+from strategies.pushes import Pushes
 from strategies.questions import Questions
+
+NO_BUDGETS = Budgets(BudgetSettings(), 0, {})
 
 
 class Engine(NamedTuple):
@@ -82,7 +88,11 @@ def strategy_of(
     """The strategy of a run with one round, in which everybody takes part."""
     asked = {member.speaker: 0.0 for member in members}
     rounds = [Round(PERSONALIZATION, 1, asked, arrived={}, absent={}, seconds=0.0)]
-    return Personalization({}, population, about, members, settings, journal, rounds)
+    line = Releases(population.folder / "releases")
+    line.begin(population.generic_path)
+    return Personalization(
+        *({}, population, about, members, settings, journal, rounds), *(line, NO_BUDGETS)
+    )
 
 
 def base_models(
@@ -95,7 +105,8 @@ def base_models(
     settings, exchange = Config(), Exchange(members, 1.0, [])
     exchange.admit(member.speaker for member in members)
     questions = Questions(population, exchange, settings.seed)
-    return BaseModels(rules, population, about, settings, exchange, questions)
+    pushes = Pushes(population, Releases(population.folder / "releases"), NO_BUDGETS, "sparse")
+    return BaseModels(rules, population, about, settings, exchange, questions, pushes)
 
 
 def personalize(strategy: Personalization, grid: RecordedGrid, generic: ArrayRecord) -> None:

@@ -1,0 +1,37 @@
+"""The most bytes that a diff to or from one device may have: the least of all that speak of it."""
+
+from collections.abc import Mapping, Sequence
+
+from fedspeech.config.budget import BudgetSettings
+from fedspeech.diff.budget import parse
+
+GENERIC, BASE, PERSONAL = "generic", "base", "personal"
+"""What a budget is for: a generation of G, M_s (or a mix), P_s."""
+
+
+class Budgets:
+    """Budgets in bytes. `full` are the bytes of a whole model, of which a ratio is a share.
+
+    `own` are, by speaker, the budgets that its line in a file or its device itself tells.
+    """
+
+    def __init__(
+        self,
+        settings: BudgetSettings,
+        full: int,
+        own: Mapping[str, Sequence[Mapping[str, str]]],
+    ) -> None:
+        self._full, self._own = full, own
+        run = {
+            GENERIC: settings.generic,
+            BASE: settings.base,
+            PERSONAL: settings.personal,
+        }
+        self._run = {what: text for what, text in run.items() if text is not None}
+
+    def of(self, speaker: str, what: str, at: str | None = None) -> int | None:
+        """The budget of one speaker's device, None where there is none; `at` is one more."""
+        said = [self._run, *self._own.get(speaker, ())]
+        texts = [each[what] for each in said if what in each]
+        budgets = [parse(text, self._full) for text in [*texts, *([at] if at else [])]]
+        return min(budgets, default=None)

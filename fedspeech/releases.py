@@ -1,0 +1,131 @@
+"""A line of models that follow one another: the first as a whole, each later one as a diff.
+
+A folder with `line.json`: `[{"model": HASH, "file": "0000.safetensors"}, {"model": HASH, "file":
+"0001.diff", "of": HASH}, …]`. The first model may lie outside the folder.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedspeech import tensors
+from fedspeech.diff.apply import apply
+from fedspeech.diff.budget import exact
+from fedspeech.errors import DiffError, ModelError
+from fedspeech.tensors import Tensors, write_whole
+
+LINE = "line.json"
+Way = tuple[int, Sequence[bytes] | None]
+"""Bytes in all, and the diffs that are sent, or None for the whole model."""
+
+
+class Releases:
+    """The models of one line, by their hashes. Raises ModelError where a file is damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[str, list[Way]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The hashes, the first model's first."""
+        return tuple(str(one["model"]) for one in self._line())
+
+    def begin(self, path: Path) -> str:
+        """Start the line with the model in a safetensors file, which stays where it is."""
+        name = tensors.sha256(tensors.read(path))
+        self._known.clear()
+        self._write([{"model": name, "file": os.path.relpath(path, self.folder)}])
+        return name
+
+    def add(self, after: str, result: str, data: bytes, of: str = "") -> None:
+        """Let the model that a diff gives follow the one it is for; what came after that is gone.
+
+        `of` is the hash of the model that the diff comes near to. Raises ModelError where `after`
+        is not of the line.
+        """
+        self._known.clear()
+        line = self._line()
+        place = self._place(after) + 1
+        file = f"{place:04}.diff"
+        write_whole(self.folder / file, lambda part: part.write_bytes(data))
+        self._write([*line[:place], {"model": result, "file": file, "of": of}])
+
+    def made_of(self, name: str) -> str | None:
+        """The release that stands for a model: itself, or what a diff made of it; None without."""
+        found = [one["model"] for one in self._line() if name in (one["model"], one.get("of"))]
+        return found[-1] if found else None
+
+    def model(self, name: str) -> Tensors:
+        """A model of the line: the first one with the diffs that lead to it applied."""
+        line, place = self._line(), self._place(name)
+        model = tensors.read(self.folder / line[0]["file"])
+        if tensors.sha256(model) != line[0]["model"]:
+            raise ModelError(f"{self.folder / line[0]['file']}: damaged: its hash differs")
+        for data in self._diffs(line[1 : place + 1]):
+            model = apply(model, data)
+        return model
+
+    def deliver(self, held: str, budget: int | None) -> tuple[bytes, ...] | None:
+        """What brings a device that holds `held` to the last model: diffs, or None for the whole.
+
+        The chain of diffs or one direct diff, whichever has fewer bytes; the whole where that has
+        fewest or `held` is not of the line. No diff is larger than the budget, nor is the whole
+        model. Raises DiffError where nothing is within it.
+        """
+        if held not in self._known:
+            self._known[held] = list(self._ways(held))
+        ways = self._known[held]
+        within = [way for way in ways if budget is None or _largest(way) <= budget]
+        if not within:
+            least = min(_largest(way) for way in ways)
+            raise DiffError(
+                f"it holds {held[:12] or 'no generation'}; what leads from there to "
+                f"{self.names[-1][:12]} has {least} bytes, and its budget is {budget} bytes"
+            )
+        _, diffs = min(within, key=lambda way: way[0])
+        return None if diffs is None else tuple(diffs)
+
+    def _ways(self, held: str) -> Iterator[Way]:
+        last = self.names[-1]
+        model = self.model(last)
+        yield tensors.size(model), None
+        if held not in self.names:
+            return
+        chain = self._diffs(self._line()[self._place(held) + 1 :])
+        yield sum(map(len, chain)), chain
+        if len(chain) > 1 and (data := exact(self.model(held), model)) is not None:
+            yield len(data), [data]
+
+    def _diffs(self, line: Sequence[dict[str, Any]]) -> list[bytes]:
+        try:
+            return [(self.folder / one["file"]).read_bytes() for one in line]
+        except OSError as error:
+            raise ModelError(f"{self.folder}: a release is missing: {error}") from None
+
+    def _place(self, name: str) -> int:
+        names = self.names
+        if name not in names:
+            raise ModelError(f"{self.folder}: no release {name[:12]}")
+        return names.index(name)
+
+    def _line(self) -> list[dict[str, Any]]:
+        path = self.folder / LINE
+        try:
+            return list(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{path}: not readable: {error}") from None
+
+    def _write(self, line: Sequence[dict[str, Any]]) -> None:
+        text = json.dumps(line, indent=1) + "\n"
+        write_whole(self.folder / LINE, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _largest(way: Way) -> int:
+    """The bytes of the largest single thing that is sent."""
+    full, diffs = way
+    return full if diffs is None else max(map(len, diffs), default=0)

@@ -1,0 +1,58 @@
+"""The line of G's generations: what this run's G is released as."""
+
+from pathlib import Path
+
+from fedspeech import tensors
+from fedspeech.config import Config
+from fedspeech.diff.budget import make, parse
+from fedspeech.diff.methods import METHODS
+from fedspeech.errors import DiffError, ModelError
+from fedspeech.population import Population
+from fedspeech.releases import Releases
+from fedspeech.tensors import Tensors, check_like, sha256, size
+
+FIRST = "0000.safetensors"
+
+
+def release(settings: Config, model: Tensors, population: Population) -> Releases:
+    """Make G the last release of its line, and write it as the population's G.
+
+    Without `generic.releases` the line is the run's own and begins with G. In a line that other
+    runs began G follows the last release as a diff within `budget.generic`: then the run goes on
+    with what that diff gives, which is what devices will hold. Raises DiffError where the budget is
+    too small, ModelError where the line is of another model.
+    """
+    if settings.generic.releases is None:
+        tensors.write(population.generic_path, model)
+        line = Releases(population.folder / "releases")
+        line.begin(population.generic_path)
+        return line
+    line = Releases(Path(settings.generic.releases).absolute())
+    tensors.write(population.generic_path, _released(settings, model, line))
+    return line
+
+
+def _released(settings: Config, model: Tensors, line: Releases) -> Tensors:
+    name = sha256(model)
+    if not line.names:
+        tensors.write(line.folder / FIRST, model)
+        line.begin(line.folder / FIRST)
+        return model
+    if (done := line.made_of(name)) is not None:
+        return line.model(done)
+    last = line.names[-1]
+    before = line.model(last)
+    try:
+        check_like(model, before)
+    except ModelError as error:
+        raise ModelError(
+            f"generic.releases: {line.folder} is a line of another model: {error}"
+        ) from None
+    text = settings.budget.generic
+    budget = None if text is None else parse(text, size(model))
+    try:
+        made = make(before, model, budget, METHODS[settings.budget.method](last))
+    except DiffError as error:
+        raise DiffError(f"budget.generic: {error}") from None
+    line.add(last, sha256(made.result), made.data, of=name)
+    return made.result

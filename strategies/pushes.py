@@ -1,0 +1,88 @@
+"""How models reach devices: whole, or as diffs from what is held there, within budgets."""
+
+from typing import NamedTuple
+
+from flwr.app import ArrayRecord
+
+from fedspeech import protocol
+from fedspeech.budgets import BASE, GENERIC, Budgets
+from fedspeech.diff.budget import Made, make
+from fedspeech.diff.methods import METHODS
+from fedspeech.population import Population
+from fedspeech.releases import Releases
+from fedspeech.tensors import Tensors, sha256, size
+from strategies.outcome import Pushed
+
+Records = dict[str, ArrayRecord]
+"""What a message carries of a model; nothing where the device holds it."""
+
+
+class Push(NamedTuple):
+    """A model on its way: the hash of what the device will have, its records, what they took."""
+
+    name: str
+    records: Records
+    took: Pushed
+
+
+class Pushes:
+    """Decides for each model and device what is sent. Raises DiffError where nothing may be."""
+
+    def __init__(
+        self, population: Population, releases: Releases, budgets: Budgets, method: str
+    ) -> None:
+        self._population, self._releases = population, releases
+        self._budgets, self._method = budgets, method
+        self._generic: tuple[str, Tensors] = "", {}
+
+    def generic(self, speaker: str, held: str, whole: ArrayRecord) -> Records:
+        """The last release of G for a device that holds another one, or none."""
+        diffs = self._releases.deliver(held, self._budgets.of(speaker, GENERIC))
+        return {"generic": whole if diffs is None else protocol.pack_diffs(diffs)}
+
+    def once(self, speaker: str, model: Tensors, at: str | None) -> Push:
+        """M_s to be judged and forgotten, as a diff from G; `at` is one more budget."""
+        budget = self._budgets.of(speaker, BASE, at)
+        return self._whole(model) if budget is None else self._push(self._made(model, budget))
+
+    def _push(self, made: Made) -> Push:
+        name, (generation, _) = sha256(made.result), self._held_generic()
+        if name == generation:
+            return Push(name, {}, Pushed(0, made.lost))
+        records = {"model": protocol.pack_diffs([made.data])}
+        return Push(name, records, Pushed(len(made.data), made.lost))
+
+    def _made(self, model: Tensors, budget: int) -> Made:
+        generation, generic = self._held_generic()
+        return make(generic, model, budget, METHODS[self._method](generation))
+
+    def _whole(self, model: Tensors) -> Push:
+        name, (generation, _) = sha256(model), self._held_generic()
+        if name == generation:
+            return Push(name, {}, Pushed(0))
+        return Push(name, {"model": protocol.pack(model)}, Pushed(size(model)))
+
+    def to_keep(self, speaker: str, model: Tensors, held: str | None) -> Push:
+        """M_s to be installed, as a diff from the M_s that is installed (`held`), else from G.
+
+        The server remembers what it has pushed to each device as a line of diffs.
+        """
+        budget = self._budgets.of(speaker, BASE)
+        if budget is None:
+            return self._whole(model)
+        line = Releases(self._population.pushed(speaker))
+        generation, _ = self._held_generic()
+        if held is None or not line.names or line.names[0] != generation:
+            held = line.begin(self._population.generic_path)
+        made = make(line.model(held), model, budget, METHODS[self._method](held))
+        name = sha256(made.result)
+        line.add(held, name, made.data)
+        records = {"model": protocol.pack_diffs([made.data])}
+        return Push(name, records, Pushed(len(made.data), made.lost))
+
+    def _held_generic(self) -> tuple[str, Tensors]:
+        """G and its hash, read once."""
+        if not self._generic[0]:
+            generic = dict(self._population.generic())
+            self._generic = sha256(generic), generic
+        return self._generic
