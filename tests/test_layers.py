@@ -19,7 +19,7 @@ BELOW = {
     "seeding": set(),
     "tensors": {"errors"},
     "config": {"errors"},
-    "diff": {"tensors", "errors"},
+    "diff": {"layout", "tensors", "errors"},
     "racing": set(),
     "aggregation": {"racing", "tensors", "seeding", "errors"},
     "participation": {"config", "seeding", "errors"},
