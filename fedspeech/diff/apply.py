@@ -46,16 +46,22 @@ def apply_file(old: Path, data: bytes, new: Path) -> str:
     written.
     """
     diff = wire.decode(data)
-    check_base(diff, sha256_of(stream(old)))
+    before = layout.read(old)
+    check_base(diff, sha256_of(_mapped_apart(old, before)))
 
     def save(part: Path) -> None:
         digest = hashlib.sha256()
-        model = _hashed(update(stream(old), diff), digest)
-        layout.write(part, _layout(layout.read(old), diff), model)
+        model = _hashed(update(_mapped_apart(old, before), diff), digest)
+        layout.write(part, _layout(before, diff), model)
         check_result(diff, digest.hexdigest())
 
     write_whole(new, save)
     return diff.result
+
+
+def _mapped_apart(path: Path, layout: Layout) -> TensorStream:
+    """The tensors of a file; what was mapped for one goes when it goes, and not at the end."""
+    return (pair for name in layout.tensors for pair in stream(path, [name]))
 
 
 def _layout(old: Layout, diff: Diff) -> Layout:

@@ -69,16 +69,19 @@ def _decoded(data: bytes | memoryview, counts: Sequence[int]) -> list[tuple[np.n
         ),
     )
     decoder.end()
+    words_of = [size for _, size in symbols]
+    # Symbols go as numbers come: together they would be half as much again.
+    reads = (symbols.pop(0)[0] for _ in counts)
     numbers = metered(
         fields,
         (
             _numbers(fields, read, *table[:2]) if table else read
-            for (read, _), (table, _) in zip(symbols, tables, strict=True)
+            for read, (table, _) in zip(reads, tables, strict=True)
         ),
     )
     fields.end()
-    together = zip(numbers, symbols, tables, strict=True)
-    return [(found, tails + words + table) for (found, tails), (_, words), (_, table) in together]
+    together = zip(numbers, words_of, tables, strict=True)
+    return [(found, tails + words + table) for (found, tails), words, (_, table) in together]
 
 
 def bits(numbers: np.ndarray) -> np.ndarray:
