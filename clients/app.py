@@ -2,7 +2,7 @@
 
 import fcntl
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from clients.race import DeviceRace
 from clients.speaker import Speaker
 from fedspeech import protocol
 from fedspeech.config.training import PersonalSettings
-from fedspeech.device.store import GENERIC
+from fedspeech.device.store import BASE, GENERIC
 from fedspeech.errors import CorpusError
 from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors
@@ -87,10 +87,14 @@ def _speaker(context: Context) -> Speaker:
     return speaker.open_folder(folder(context))
 
 
-def _model(me: Speaker, message: Message, name: str) -> Tensors | None:
-    """The model that a message brings, whole or as diffs from one that is held; None without."""
+def _take(message: Message, name: str, update: Callable[[bytes], object]) -> Tensors | None:
+    """The whole model that a message brings, or None; where it brings diffs, each is applied."""
     record = message.content.array_records.get(name)
-    return None if record is None else protocol.unpack_onto(record, me.held)
+    if record is None or not protocol.holds_diffs(record):
+        return None if record is None else protocol.unpack(record)
+    for data in protocol.unpack_diffs(record):
+        update(data)
+    return None
 
 
 def _candidate(me: Speaker, record: ArrayRecord) -> Tensors:
@@ -106,7 +110,8 @@ def receive(me: Speaker, message: Message) -> dict[str, Any]:
     me.describe_model(asked.pop("description"))
     asked.pop("budget", None)  # of what is sent, not of what is fine-tuned
     if me.store.hash(GENERIC) != asked["generation"]:
-        me.receive_generic(asked["generation"], _model(me, message, "generic"))
+        model = _take(message, "generic", lambda data: me.store.update(GENERIC, data))
+        me.receive_generic(asked["generation"], model)
     return asked
 
 
@@ -152,16 +157,20 @@ def word_errors(message: Message, context: Context) -> Message:
 def install(message: Message, context: Context) -> Message:
     """Keep M_s, unless it is here: killed before it answered, a device is asked once more."""
     me, expected = _speaker(context), protocol.text(message.content)["model"]
-    held = me.has_installed(expected)
-    said = {"installed": expected if held else me.install(_model(me, message, "model"))}
-    return Message(protocol.content(said), reply_to=message)
+    if not me.has_installed(expected):
+        model = _take(message, "model", lambda data: me.store.update(BASE, data))
+        if not me.has_installed(expected):
+            me.install(model)
+    return Message(protocol.content({"installed": me.store.hash(BASE)}), reply_to=message)
 
 
 @app.evaluate("personal")
 def evaluate_personal(message: Message, context: Context) -> Message:
     """Word errors on test_s by alpha, and the alpha that this device would take."""
     me, asked = _speaker(context), protocol.text(message.content)
-    base = me.base_model(asked["model"], _model(me, message, "model"))
+    sent = message.content.array_records.get("model")
+    model = None if sent is None else protocol.unpack_onto(sent, me.held)
+    base = me.base_model(asked["model"], model)
     counts = me.test_errors(base, asked["alphas"], asked["personal"])
     said = {
         "words": counts[0].words.tolist(),

@@ -34,12 +34,27 @@ def state(module: torch.nn.Module) -> Tensors:
 
 def sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """The generation's name: SHA-256 over names, dtypes, shapes, little-endian bytes."""
+    return sha256_of(sorted(tensors.items()))
+
+
+def sha256_of(stream: TensorStream) -> str:
+    """`sha256` of a model that is read one tensor at a time."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    for name, tensor in stream:
+        hash_tensor(digest, name, tensor)
     return digest.hexdigest()
+
+
+def hash_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
+    """One more tensor, in the order of names."""
+    digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+    digest.update(raw(tensor))
+
+
+def raw(tensor: torch.Tensor) -> memoryview:
+    """The values' bytes, row by row, little-endian; copied only where they lie otherwise."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def size(tensors: Mapping[str, torch.Tensor]) -> int:

@@ -20,7 +20,7 @@ BELOW = {
     "tensors": {"errors"},
     # A budget is written the same way in the settings and on the command line.
     "config": {"errors", "diff"},
-    "diff": {"tensors", "errors"},
+    "diff": {"layout", "tensors", "errors"},
     "racing": set(),
     "aggregation": {"racing", "tensors", "seeding", "errors"},
     "participation": {"config", "seeding", "errors"},
@@ -174,7 +174,19 @@ def test_a_device_reaches_neither_flower_nor_ray_nor_training():
 
 
 BARE = """
-import importlib, pkgutil, sys
+import importlib, pathlib, pkgutil, sys
+
+def updated():
+    import torch
+    from fedspeech.device.store import GENERIC, Store
+    from fedspeech.diff import budget
+
+    store, old, new = Store(pathlib.Path(sys.argv[1])), {"w": torch.zeros(3)}, {"w": torch.ones(3)}
+    store.put(GENERIC, old)
+    store.update(GENERIC, budget.make(old, new).data)
+    assert store.get(GENERIC)["w"].tolist() == [1, 1, 1]
+    store.rollback(GENERIC)
+    assert store.get(GENERIC)["w"].tolist() == [0, 0, 0]
 
 class Block:
     def find_spec(self, name, path=None, target=None):
@@ -188,15 +200,20 @@ except ModuleNotFoundError:
     import fedspeech.device
     for module in pkgutil.walk_packages(fedspeech.device.__path__, "fedspeech.device."):
         importlib.import_module(module.name)
+    updated()
     loaded = [n for n in sys.modules if n.split(".")[0] in ("flwr", "ray")]
     loaded += [n for n in sys.modules if n.startswith("fedspeech.training")]
     print("fedspeech.device.store" in sys.modules, loaded)
 """
 
 
-def test_a_device_runs_where_neither_flower_nor_ray_is_installed():
+def test_a_device_runs_where_neither_flower_nor_ray_is_installed(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", BARE], capture_output=True, text=True, cwd=ROOT, timeout=120
+        [sys.executable, "-c", BARE, tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
     )
     assert done.stdout == "True []\n", done.stderr
 

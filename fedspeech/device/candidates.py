@@ -1,6 +1,7 @@
 """Other speakers' models that wait on a device's disk until the race between them has ended."""
 
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from fedspeech import tensors
@@ -21,7 +22,8 @@ class Candidates:
     def hold(self, name: str, difference: Tensors) -> None:
         """Keep a difference under its hash. Raises RunError where the disk does not take it."""
         if not self._file(name).exists():
-            write_shared(self._file(name), difference, self._pool)
+            save = partial(tensors.write, tensors=difference)
+            write_shared(self._file(name), save, self._pool)
 
     def get(self, name: str) -> Tensors:
         """The difference with this hash. Raises ModelError where it is missing or damaged."""

@@ -2,16 +2,24 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedspeech import tensors
-from fedspeech.errors import ModelError
-from fedspeech.tensors import Tensors, sha256, write, write_whole
+from fedspeech.diff import wire
+from fedspeech.diff.apply import apply_file
+from fedspeech.errors import DiffError, ModelError
+from fedspeech.tensors import Tensors, sha256, sha256_of, write, write_whole
 
-GENERIC, DIFFERENCE, BASE, VALIDATION = "generic", "difference", "base", "validation"
+GENERIC, DIFFERENCE, BASE, VALIDATION = ROLES = "generic", "difference", "base", "validation"
 """Roles: G; P_s - G; the installed M_s; and what judges alpha (fine-tuned on part of train_s)."""
+KEPT = GENERIC, BASE
+"""Roles whose model stays for `rollback` when a diff brings another."""
+PREVIOUS, DIFFERENCE_FROM = "previous", "difference_from"
+"""Notes of the store itself: what was noted before a role's last update, and P_s - G of which G."""
+STATE = "state.json"
 
 
 class Store:
@@ -24,7 +32,7 @@ class Store:
 
     def __init__(self, folder: Path, pool: Path | None = None) -> None:
         self.folder, self.pool = folder, pool
-        self._path = folder / "state.json"
+        self._path = folder / STATE
 
     def put(self, role: str, model: Tensors, **notes: Any) -> str:
         """Keep a model in a role instead of what was there, and notes with it; its hash.
@@ -37,32 +45,108 @@ class Store:
         """`put` for models that belong to each other: all of them or, killed, none; the hashes."""
         names = {role: sha256(model) for role, model in models.items()}
         for role, name in names.items():
-            if not _intact(self._file(name), name):
-                pool = self.pool if role == GENERIC else None
-                write_shared(self._file(name), models[role], pool)
-        self.note(**names, **notes)
+            if not _intact(self.file(name), name):
+                save = partial(write, tensors=models[role])
+                write_shared(self.file(name), save, self._pool(role))
+        changes = {**names, **notes}
+        state = self.state()
+        if DIFFERENCE in names:
+            changes[DIFFERENCE_FROM] = {**state, **names}.get(GENERIC)
+        if kept := state.get(PREVIOUS):
+            changes[PREVIOUS] = {role: kept[role] for role in kept if role not in names}
+        self.note(**changes)
         self._forget_unnamed()
         return names
 
+    def update(self, role: str, data: bytes, **notes: Any) -> str:
+        """Put the model that a diff gives in a role, and notes with it; its hash.
+
+        The diff is for the model in that role or for another one that is held: M_s may come as a
+        diff from G. G and M_s stay, with what these notes said before, for `rollback`. Raises
+        DiffError where the diff is damaged or for a model that is not held, ModelError where that
+        model is damaged, DiskError where the disk does not take the new one; then nothing changes.
+        """
+        base, result = wire.base_of(data), wire.result_of(data)
+        old, held = self.file(base), self.hash(role)
+        if not old.exists():
+            here = f"the {role} model here is {held}" if held else f"there is no {role} model here"
+            raise DiffError(f"the diff is for the model {base}, and {here}")
+        try:
+            write_shared(self.file(result), partial(apply_file, old, data), self._pool(role))
+        except DiffError:
+            self._check(base, role)
+            raise
+        state = self.state()
+        kept = dict(state.get(PREVIOUS, {}))
+        # A device that was killed before it answered is sent the same diff again.
+        if result != held:
+            kept.pop(role, None)
+        if held not in (None, result) and role in KEPT:
+            kept[role] = {name: state.get(name) for name in (role, *notes)}
+        self.note(**{role: result, **notes, PREVIOUS: kept})
+        self._forget_unnamed()
+        return result
+
+    def rollback(self, role: str) -> str:
+        """Go back to what was in a role, and to its notes, before the last update; its hash.
+
+        Raises ModelError where there is nothing to go back to, or it is damaged.
+        """
+        state = self.state()
+        kept = dict(state.get(PREVIOUS, {}))
+        if (before := kept.pop(role, None)) is None:
+            raise ModelError(f"{self.folder}: there is no {role} model to go back to")
+        self._check(before[role], role)
+        self.note(**{**before, PREVIOUS: kept})
+        self._forget_unnamed()
+        return str(before[role])
+
+    def previous(self, role: str) -> str | None:
+        """The hash of the model that `rollback` would go back to, or None."""
+        before = self.state().get(PREVIOUS, {}).get(role)
+        return None if before is None else str(before[role])
+
     def get(self, role: str) -> Tensors:
-        """The model in a role. Raises ModelError where there is none or it is damaged."""
+        """The model in a role.
+
+        Raises ModelError where there is none, it is damaged, or it is P_s - G of another G.
+        """
         name = self.hash(role)
         if name is None:
             raise ModelError(f"{self.folder}: this device holds no {role} model")
-        model = tensors.read(self._file(name))
+        if role == DIFFERENCE and not self.fits():
+            of, generic = (str(self.state().get(key))[:12] for key in (DIFFERENCE_FROM, GENERIC))
+            raise ModelError(
+                f"{self.folder}: P_s is kept as a difference from {of}, and G is {generic}"
+            )
+        model = tensors.read(self.file(name))
         if sha256(model) != name:
-            raise ModelError(f"{self._file(name)}: the {role} model is damaged (its hash differs)")
+            raise _damaged(self.file(name), role)
         return model
+
+    def fits(self) -> bool:
+        """Whether what is kept of P_s is its difference from the G that is held."""
+        state = self.state()
+        return bool(state.get(DIFFERENCE_FROM) == state.get(GENERIC))
+
+    def _check(self, name: str, role: str) -> None:
+        if not _intact(self.file(name), name):
+            raise _damaged(self.file(name), role)
 
     def hash(self, role: str) -> str | None:
         """The hash of the model in a role, or None."""
         name = self.state().get(role)
-        return name if name is not None and self._file(name).exists() else None
+        return name if name is not None and self.file(name).exists() else None
 
     def holds(self, role: str) -> bool:
-        """Whether the model in a role is there and undamaged; reads it whole."""
+        """Whether the model in a role is there and undamaged; reads it whole.
+
+        P_s - G of another G is not.
+        """
         name = self.hash(role)
-        return name is not None and _intact(self._file(name), name)
+        if name is None or (role == DIFFERENCE and not self.fits()):
+            return False
+        return _intact(self.file(name), name)
 
     def note(self, **notes: Any) -> None:
         """Keep what JSON can say, by its name, all in one step."""
@@ -78,40 +162,50 @@ class Store:
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{self._path}: not readable: {error}") from None
 
-    def _file(self, name: str) -> Path:
+    def _pool(self, role: str) -> Path | None:
+        """Only G is everybody's."""
+        return self.pool if role == GENERIC else None
+
+    def file(self, name: str) -> Path:
+        """Where the model with this hash is, if it is held."""
         return self.folder / f"{name}.safetensors"
 
     def _forget_unnamed(self) -> None:
         """Remove what no role names, and what a killed process left unfinished."""
         state = self.state()
-        named = {state.get(role) for role in (GENERIC, DIFFERENCE, BASE, VALIDATION)}
+        before = state.get(PREVIOUS, {})
+        named = {*map(state.get, ROLES), *(was[role] for role, was in before.items())}
         for path in [*self.folder.glob("*.safetensors"), *self.folder.glob(".*.part")]:
             if path.stem not in named:
                 path.unlink(missing_ok=True)
 
 
-def write_shared(path: Path, model: Tensors, pool: Path | None) -> None:
-    """Write a model, named by its hash, as a link to the one file in `pool` where there is one.
+def write_shared(path: Path, save: Callable[[Path], object], pool: Path | None) -> None:
+    """Let `save` write a model, named by its hash; with a pool there, once, for all to link to.
 
-    Raises RunError where the disk does not take it.
+    Raises what `save` raises.
     """
     if pool is None:
-        write(path, model)
+        save(path)
         return
     shared = pool / path.name
     if not _intact(shared, path.stem):
-        write(shared, model)
+        save(shared)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         os.link(shared, path)
     except OSError:  # the pool is on another disk
-        write(path, model)
+        save(path)
 
 
 def _intact(path: Path, name: str) -> bool:
     """Whether the model with this hash is in the file."""
     try:
-        return path.exists() and sha256(tensors.read(path)) == name
+        return path.exists() and sha256_of(tensors.stream(path)) == name
     except ModelError:
         return False
+
+
+def _damaged(path: Path, role: str) -> ModelError:
+    return ModelError(f"{path}: the {role} model is damaged (its hash differs)")

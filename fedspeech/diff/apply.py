@@ -1,16 +1,28 @@
 """A diff applied to the model that it was made for: its base's hash before, its result's after."""
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from fedspeech import layout
 from fedspeech.diff import hashed, sparse, wire
 from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
 from fedspeech.diff.values import values
 from fedspeech.errors import DiffError
-from fedspeech.tensors import Tensors, TensorStream, sha256
+from fedspeech.layout import Layout
+from fedspeech.tensors import (
+    Tensors,
+    TensorStream,
+    hash_tensor,
+    sha256,
+    sha256_of,
+    stream,
+    write_whole,
+)
 
 
 def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
@@ -37,6 +49,49 @@ def apply_all(
     for data in diffs:
         model = apply(model, data)
     return model
+
+
+def apply_file(old: Path, data: bytes, new: Path) -> str:
+    """`apply` from file to file, in memory for little more than the diff; the new model's hash.
+
+    The new file is there whole and checked, or not at all; it may be the old one. Raises as `apply`
+    does, ModelError where the old file cannot be read and DiskError where the new one cannot be
+    written.
+    """
+    diff = wire.decode(data)
+    before = layout.read(old)
+    check_base(diff, sha256_of(_mapped_apart(old, before)))
+
+    def save(part: Path) -> None:
+        digest = hashlib.sha256()
+        model = _hashed(update(_mapped_apart(old, before), diff), digest)
+        layout.write(part, _layout(before, diff), model)
+        check_result(diff, digest.hexdigest())
+
+    write_whole(new, save)
+    return diff.result
+
+
+def _mapped_apart(path: Path, layout: Layout) -> TensorStream:
+    """The tensors of a file; what was mapped for one goes when it goes, and not at the end."""
+    return (pair for name in layout.tensors for pair in stream(path, [name]))
+
+
+def _layout(old: Layout, diff: Diff) -> Layout:
+    """Of the new model's file; what else the old one says of itself stays."""
+    found = dict(old.tensors)
+    for entry in diff.entries:
+        found[entry.name] = getattr(torch, entry.dtype), entry.shape
+        if entry.change == Change.REMOVED:
+            del found[entry.name]
+    return Layout(found, old.notes)
+
+
+def _hashed(stream: TensorStream, digest: "hashlib._Hash") -> TensorStream:
+    """What passes, and is hashed as it does."""
+    for name, tensor in stream:
+        hash_tensor(digest, name, tensor)
+        yield name, tensor
 
 
 def check_base(diff: Diff, found: str) -> None:

@@ -37,6 +37,10 @@ class Precision(NamedTuple):
     kind: Kind
     step: float = 0.0
 
+    def __str__(self) -> str:
+        step = f" in steps of {self.step:.3g}" if self.step else ""
+        return f"{self.kind.name.lower()}{step}"
+
 
 STEPS = tuple(Precision(Kind.INT8, 2 ** (eighth / 8)) for eighth in range(32, -41, -1))
 """From coarse to fine."""
@@ -75,15 +79,16 @@ def make(
     kind: Kind | None = None,
     share: float | None = None,
     fresh: Collection[str] = (),
+    tried: Callable[[str], object] = lambda _: None,
 ) -> Made:
     """The diff from old to new of at most `budget` bytes that loses least.
 
     `share` fixes the share of values that are sent (1 - sparsity), or of cells. `kind` fixes how
     values are stored; without a budget it is fp32, and without a share everything is sent. Tensors
-    that `fresh` names start from zero. Raises DiffError where the budget is too small, or a value
-    is NaN or infinite.
+    that `fresh` names start from zero. `tried` is told the best so far after each precision. Raises
+    DiffError where the budget is too small, or a value is NaN or infinite.
     """
-    search = _Search(old, compare(old, new, fresh), method, share)
+    search = _Search(old, compare(old, new, fresh), method, share, tried)
     if budget is None:
         diff = search.diff(search.most, Precision(Kind.FP32 if kind is None else kind))
     else:
@@ -120,8 +125,10 @@ class _Search:
         comparison: Comparison,
         method: Callable[[Comparison], Method],
         share: float | None,
+        tried: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._base, self._comparison, self._method = sha256(old), comparison, method(comparison)
+        self._tried = tried
         self.least, self.most = self._method.least, self._method.most
         if share is not None:
             self.least = self.most = self._method.amount(share)
@@ -158,6 +165,8 @@ class _Search:
         def cost(precision: Precision) -> float:
             if precision not in found:
                 found[precision] = self._within(budget, precision)
+                best = min(found, key=lambda one: found[one])
+                self._tried(f"best so far {best}, {found[best][0]:.3g} lost")
             return found[precision][0]
 
         best = min([*precisions[len(steps) :], *_descend(cost, steps)], key=cost)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedspeech.diff import rans
-from fedspeech.diff.fields import Fields, damaged, varint
+from fedspeech.diff.fields import Fields, damaged, metered, varint
 from fedspeech.diff.tails import pack, take
 
 MOST_KEPT = 8
@@ -41,24 +41,47 @@ def decode(data: bytes | memoryview, counts: Sequence[int]) -> list[np.ndarray]:
 
     Raises DiffError where the bytes are none that `encode` gives.
     """
+    return [numbers for numbers, _ in _decoded(data, counts)]
+
+
+def sizes(data: bytes | memoryview, counts: Sequence[int]) -> list[int]:
+    """Bytes of each stream: its table and tails, and its part of the words and of the states.
+
+    What is left of the states is what lanes cost. Raises DiffError as `decode` does.
+    """
+    return [size for _, size in _decoded(data, counts)]
+
+
+def _decoded(data: bytes | memoryview, counts: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+    """Of each stream its numbers and its bytes."""
     if sum(counts) > SYMBOLS_PER_BYTE * len(data):
         raise damaged(f"{sum(counts)} numbers in {len(data)} bytes")
     fields = Fields(data)
-    tables = [_read_table(fields, count) if count else None for count in counts]
+    tables = metered(fields, (_read_table(fields, count) if count else None for count in counts))
     words = fields.varint()
     states = np.frombuffer(fields.take(4 * rans.lanes(sum(counts))), "<u4")
     decoder = rans.Decoder(states, np.frombuffer(fields.take(2 * words), "<u2"))
-    symbols = [
-        decoder.read(count, table[2]) if table else np.empty(0, np.uint16)
-        for count, table in zip(counts, tables, strict=True)
-    ]
+    symbols = metered(
+        decoder,
+        (
+            decoder.read(count, table[2]) if table else np.empty(0, np.uint16)
+            for count, (table, _) in zip(counts, tables, strict=True)
+        ),
+    )
     decoder.end()
-    found = [
-        _numbers(fields, read, *table[:2]) if table else read
-        for read, table in zip(symbols, tables, strict=True)
-    ]
+    words_of = [size for _, size in symbols]
+    # Symbols go as numbers come: together they would be half as much again.
+    reads = (symbols.pop(0)[0] for _ in counts)
+    numbers = metered(
+        fields,
+        (
+            _numbers(fields, read, *table[:2]) if table else read
+            for read, (table, _) in zip(reads, tables, strict=True)
+        ),
+    )
     fields.end()
-    return found
+    together = zip(numbers, words_of, tables, strict=True)
+    return [(found, tails + words + table) for (found, tails), words, (_, table) in together]
 
 
 def bits(numbers: np.ndarray) -> np.ndarray:

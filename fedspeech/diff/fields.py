@@ -1,6 +1,11 @@
 """Bytes and whole numbers in a row, read with every length checked first."""
 
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
 from fedspeech.errors import DiffError
+
+Step = TypeVar("Step")
 
 LONGEST_VARINT = 5
 """Bytes; 35 bits hold every number of the format."""
@@ -52,6 +57,23 @@ class Fields:
         """Raise DiffError unless everything was read."""
         if self.left:
             raise damaged(f"{self.left} bytes more than expected")
+
+
+class Left(Protocol):
+    """Something that is read to its end."""
+
+    @property
+    def left(self) -> int:
+        """Bytes that were not read yet."""
+
+
+def metered(source: Left, steps: Iterable[Step]) -> list[tuple[Step, int]]:
+    """What each step reads from the source, and the bytes that it takes."""
+    found, before = [], source.left
+    for step in steps:
+        found.append((step, before - source.left))
+        before = source.left
+    return found
 
 
 def damaged(what: str) -> DiffError:

@@ -79,6 +79,8 @@ class Hashed(Method):
     ) -> None:
         if not 1 <= hashes <= MOST_HASHES:
             raise DiffError(f"hash functions: expected 1 to {MOST_HASHES}, found {hashes}")
+        if not 0 <= seed < 2**64:
+            raise DiffError(f"seed: expected at least 0 and below 2**64, found {seed}")
         self.seed, self.hashes = seed, hashes
         self._parts, self._additive = comparison.parts, additive
         self._hashed = {part: self._form(part) for part in self._parts if self._has_array(part)}

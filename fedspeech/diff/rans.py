@@ -14,7 +14,7 @@ from fedspeech.diff.fields import damaged
 STATE_BITS, WORD_BITS = 32, 16
 LEAST_STATE = 1 << (STATE_BITS - WORD_BITS)
 SYMBOLS_PER_LANE, MOST_LANES = 1024, 2048
-"""A lane costs 16 bits."""
+"""A lane costs 24 bits: of the 32 of its state, 8 on average say something."""
 
 Stream = tuple[np.ndarray, np.ndarray]
 """Symbols, and the frequency of each possible symbol; frequencies sum to a power of two."""
@@ -62,6 +62,14 @@ class Decoder:
 
     def __init__(self, states: np.ndarray, words: np.ndarray) -> None:
         self._states, self._words, self._at = states.copy(), words, 0
+
+    @property
+    def left(self) -> int:
+        """Bytes of what was not taken yet, of the words and in the states."""
+        # A damaged state may be smaller.
+        states = np.maximum(self._states, LEAST_STATE)
+        held = float(np.sum(np.log2(states / LEAST_STATE)))
+        return (WORD_BITS * (len(self._words) - self._at) + int(held)) // 8
 
     def read(self, count: int, frequencies: np.ndarray) -> np.ndarray:
         """The next stream's symbols, uint16. Raises DiffError where words are missing."""

@@ -52,7 +52,7 @@ def encode(diff: Diff) -> bytes:
     segments = [segment for entry in diff.entries for segment in entry.segments]
     body = [varint(len(diff.entries)), *_entries(diff)]
     body += [entry.content for entry in diff.entries]
-    body += [entropy.encode([_joined(segments, stream) for stream in _streams(segments)])]
+    body += [entropy.encode([_joined(segments, stream) for stream in streams(segments)])]
     size = FIXED.size + sum(map(len, body)) + CHECKSUM.size
     hashes = bytes.fromhex(diff.base), bytes.fromhex(diff.result)
     fixed = FIXED.pack(MAGIC, VERSION, size, *hashes, diff.kind, diff.hashes, diff.seed)
@@ -96,7 +96,7 @@ def _joined(segments: Sequence[Segment], stream: Stream) -> np.ndarray:
     return np.concatenate([*arrays, np.empty(0, np.uint32)])
 
 
-def _streams(segments: Sequence[Segment]) -> list[Stream]:
+def streams(segments: Sequence[Segment]) -> list[Stream]:
     """What is coded together: each large segment by itself, all small ones together."""
     large: list[Stream] = []
     small: tuple[Stream, Stream] = [], []
@@ -117,7 +117,7 @@ def decode(data: bytes) -> Diff:
     base, result, kind, hashes, seed = fixed
     if kind not in list(Kind) or hashes > MOST_HASHES:
         raise damaged(f"values of kind {kind}, {hashes} hash functions")
-    entries = list(_read_entries(fields, Kind(kind)))
+    entries = list(read_entries(fields, Kind(kind), fields.varint()))
     _check_sizes(entries, len(data), hashes)
     entries = [
         replace(entry, content=bytes(fields.take(_content_size(entry)))) for entry in entries
@@ -156,9 +156,10 @@ def _checked(data: bytes) -> tuple[bytes, bytes, int, int, int]:
     return FIXED.unpack_from(data)[3:]
 
 
-def _read_entries(fields: Fields, kind: Kind) -> Iterator[Entry]:
+def read_entries(fields: Fields, kind: Kind, count: int) -> Iterator[Entry]:
+    """One after another, with segments that are counted, not yet filled in."""
     before = b""
-    for number in range(fields.varint()):
+    for number in range(count):
         shared, more = fields.varint(), fields.varint()
         if shared > len(before) or shared + more > LONGEST_NAME:
             raise damaged(f"a name of {shared + more} bytes")
@@ -236,11 +237,11 @@ def _content_size(entry: Entry) -> int:
 def _filled(entries: Sequence[Entry], coded: memoryview) -> Iterator[Entry]:
     """The entries with their gaps and codes."""
     segments = [segment for entry in entries for segment in entry.segments]
-    streams = _streams(segments)
-    counts = [[len(getattr(segments[place], what)) for place, what in each] for each in streams]
+    shared = streams(segments)
+    counts = [[len(getattr(segments[place], what)) for place, what in each] for each in shared]
     decoded = entropy.decode(coded, [sum(count) for count in counts])
     found: dict[tuple[int, str], np.ndarray] = {}
-    for stream, count, numbers in zip(streams, counts, decoded, strict=True):
+    for stream, count, numbers in zip(shared, counts, decoded, strict=True):
         found.update(zip(stream, np.split(numbers, np.cumsum(count)[:-1]), strict=False))
     place = 0
     for entry in entries:

@@ -59,6 +59,7 @@ def test_notes_are_kept_beside_the_models(store):
         "answered": {"losses": [0.5]},
         "extra": "ع",
         DIFFERENCE: sha256(model(0)),
+        "difference_from": None,  # there is no G yet
     }
 
 

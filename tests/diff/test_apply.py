@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import reference_diff
 import torch
+from safetensors.torch import save
 from small_models import arrays, generations
 
 from fedspeech.diff import budget, hashed, methods, wire
-from fedspeech.diff.apply import apply, update
+from fedspeech.diff.apply import apply, apply_file, update
 from fedspeech.diff.contents import Change, Form
 from fedspeech.diff.values import Kind
-from fedspeech.errors import DiffError
-from fedspeech.tensors import sha256
+from fedspeech.errors import DiffError, DiskError, ModelError
+from fedspeech.tensors import read, sha256, write
 
 METHODS = {
     "sparse": methods.Sparse,
@@ -143,6 +144,67 @@ def test_tensors_stream_in_the_order_of_names():
     new = {name: torch.full((2,), 2.0) for name in "abcde"}
     diff = wire.decode(budget.make(old, new).data)
     assert [name for name, _ in update(iter(sorted(old.items())), diff)] == list("abcde")
+
+
+# From file to file.
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The old model's file, where the new one will be, and the diff between them."""
+    old, new = generations()
+    path = tmp_path / "old"
+    path.write_bytes(save(old, {"format": "pt"}))
+    return path, tmp_path / "new", budget.make(old, new, None, METHODS["hash"]).data
+
+
+def test_a_file_is_that_of_the_whole_model(files):
+    old, new, data = files
+    assert apply_file(old, data, new) == wire.result_of(data) == sha256(read(new))
+    # What else the old file says of itself stays: some libraries read no model without it.
+    assert new.read_bytes() == save(apply(read(old), data), {"format": "pt"})
+
+
+def test_the_new_file_may_be_the_old_one(files):
+    old, _, data = files
+    assert sha256(read(old)) == wire.base_of(data)
+    apply_file(old, data, old)
+    assert sha256(read(old)) == wire.result_of(data)
+    with pytest.raises(DiffError, match="the diff is for the model"):
+        apply_file(old, data, old)
+
+
+@pytest.mark.parametrize("wrong", ["base", "result"])
+def test_where_a_hash_is_wrong_nothing_is_written(files, wrong):
+    old, new, data = files
+    new.write_text("what was there")
+    diff = replace(wire.decode(data), **{wrong: "00" * 32})
+    with pytest.raises(DiffError, match="00" * 32):
+        apply_file(old, wire.encode(diff), new)
+    assert new.read_text() == "what was there"
+    assert sorted(path.name for path in old.parent.iterdir()) == ["new", "old"]
+
+
+def test_a_base_that_cannot_be_read_is_told(files):
+    old, new, data = files
+    old.write_bytes(old.read_bytes()[:-5])
+    with pytest.raises(ModelError, match="old: not a readable model"):
+        apply_file(old, data, new)
+
+
+def test_a_disk_that_is_full_keeps_the_old_file(small_disk):
+    folder, resize = small_disk
+    old, new = {"w": torch.zeros(100_000)}, {"w": torch.ones(100_000)}
+    path, data = folder / "model", budget.make(old, new).data
+    resize(600_000)
+    write(path, old)
+    with pytest.raises(DiskError, match=f"cannot write {path}: .*No space left"):
+        apply_file(path, data, path)
+    assert [left.name for left in folder.iterdir()] == ["model"]
+    assert sha256(read(path)) == sha256(old)
+    resize(1_000_000)
+    apply_file(path, data, path)
+    assert sha256(read(path)) == sha256(new)
 
 
 # What is refused.

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,25 +14,6 @@ ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
 SHARES = [number / 10 for number in range(1, 10)] if ALL else [0.45, 0.75]
 """Of what the run takes, as much as there is at first; while P_s come in, and before them."""
 GRIDS = ["in-process", "ray"] if ALL else ["in-process"]
-
-
-@pytest.fixture
-def disk(tmp_path) -> Iterator[tuple[Path, Callable[[int], None]]]:
-    """A file system in memory, and what sets its size in bytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("a small disk cannot be mounted here")
-
-    def resize(size: int) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
-
-    yield folder, resize
-    # What is mapped from it may still be in memory.
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def taken(folder: Path) -> int:
@@ -55,8 +34,10 @@ def assert_whole(folder: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("grid", GRIDS)
-def test_a_full_disk_stops_the_run_and_with_more_room_it_goes_on(corpus, undisturbed, disk, grid):
-    folder, resize = disk
+def test_a_full_disk_stops_the_run_and_with_more_room_it_goes_on(
+    corpus, undisturbed, small_disk, grid
+):
+    folder, resize = small_disk
     experiment = settings(corpus, engine={"grid": grid, "workers": 2})
     total = taken(undisturbed)
     for share in SHARES:

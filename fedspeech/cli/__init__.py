@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fedspeech import __version__
+from fedspeech.cli import device, diff
 from fedspeech.errors import FedSpeechError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ app = typer.Typer(
 )
 corpus_app = typer.Typer(no_args_is_help=True, help="Look at the speech of an experiment.")
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(diff.app, name="diff")
+app.add_typer(device.app, name="device")
 
 File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="The experiment.")]
 Overrides = Annotated[

@@ -35,20 +35,6 @@ def experiment(tones, tmp_path) -> Path:
     return file
 
 
-@pytest.fixture
-def fedspeech(monkeypatch, capsys):
-    """Run the command in this process: (exit status, what it printed, its errors)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedspeech", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
-
-
 def commands(group: click.Group, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = []
     for name, command in group.commands.items():
@@ -62,6 +48,8 @@ ALL = commands(typer.main.get_command(cli.app))
 
 def test_the_commands_are_known():
     assert {("run",), ("demo",), ("report",), ("strategies",), ("corpus", "stats")} <= set(ALL)
+    assert {("diff", name) for name in ("make", "apply", "inspect")} <= set(ALL)
+    assert {("device", name) for name in ("status", "rollback")} <= set(ALL)
 
 
 @pytest.mark.parametrize("command", ALL, ids=" ".join)

@@ -1,0 +1,76 @@
+"""`fedspeech device`: what a device holds, and back to the generation before."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedspeech.cli.listing import say, show
+from fedspeech.errors import ModelError
+
+if TYPE_CHECKING:
+    from fedspeech.device.store import Store
+
+app = typer.Typer(no_args_is_help=True, help="The models that a device holds.")
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a device.")]
+COLUMNS = ("role", "generation", "bytes", "file", "before", "hash")
+SHORT = 12
+"""Letters of a hash that tell generations apart."""
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """Show the models that a device holds, and those that it can go back to.
+
+    Example: `fedspeech device status runs/demo/devices/s0001`
+    """
+    show(COLUMNS, list(_rows(_store(folder))))
+
+
+def _rows(store: "Store") -> Iterator[list[str]]:
+    from fedspeech.device.store import ROLES
+
+    state = store.state()
+    for role in ROLES:
+        if (name := state.get(role)) is not None:
+            size = f"{store.file(name).stat().st_size:,}" if store.hash(role) else ""
+            before = (store.previous(role) or "")[:SHORT]
+            yield [role, name[:SHORT], size, _found(store, role), before, name]
+
+
+def _found(store: "Store", role: str) -> str:
+    from fedspeech.device.store import DIFFERENCE
+
+    if store.hash(role) is None:
+        return "missing"
+    if role == DIFFERENCE and not store.fits():
+        return "of another G"
+    return "whole" if store.holds(role) else "damaged"
+
+
+@app.command()
+def rollback(
+    folder: Folder,
+    role: Annotated[str, typer.Option(help="generic or base.")] = "generic",
+) -> None:
+    """Go back to the model before the last update.
+
+    Example: `fedspeech device rollback runs/demo/devices/s0001`
+    """
+    from fedspeech.device.store import KEPT
+
+    if role not in KEPT:
+        raise ModelError(f"--role: expected {' or '.join(KEPT)}, found {role!r}")
+    say(f"{role}: {_store(folder).rollback(role)}")
+
+
+def _store(folder: Path) -> "Store":
+    """Of a device's folder, or of the one in it where the models are."""
+    from fedspeech.device.store import STATE, Store
+
+    for place in (folder / "models", folder):
+        if (place / STATE).exists():
+            return Store(place)
+    raise ModelError(f"{folder}: no device's models here; expected models/{STATE} or {STATE}")

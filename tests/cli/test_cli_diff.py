@@ -1,0 +1,206 @@
+"""`fedspeech diff`: what it writes and says, and what it refuses."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from small_models import generations
+
+from fedspeech.diff import inspect as inspection
+from fedspeech.diff import wire
+from fedspeech.diff.contents import Form
+from fedspeech.diff.values import Kind
+from fedspeech.tensors import read, sha256, size, write
+
+HASH = "[0-9a-f]{64}"
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """`old` and `new` in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, model in zip(("old", "new"), generations(), strict=True):
+        write(tmp_path / name, model)
+    return generations()
+
+
+def test_make_apply_and_inspect(fedspeech, models, tmp_path):
+    status, out, err = fedspeech("diff", "make", "old", "new", "--budget", "0.8kB", "-o", "x.diff")
+    assert status == 0, err
+    made, gives = out.splitlines()
+    data = (tmp_path / "x.diff").read_bytes()
+    assert 750 < len(data) <= 800
+    ratio, lost = size(models[1]) / len(data), float(re.search(r"; ([\d.]+) % of", made)[1])
+    assert made.startswith(f"x.diff: {len(data):,} bytes, NEW has {ratio:.4g} times as many; ")
+    assert 0 < lost < 100
+    assert re.search(r"^precisions tried: \d+ in .*, best so far int8 in steps of", err, re.M)
+    status, out, err = fedspeech("diff", "apply", "old", "x.diff", "-o", "result")
+    assert (status, err) == (0, "")
+    result = sha256(read(tmp_path / "result"))
+    assert out == f"result: {result}\n" and gives == f"gives {result}"
+    status, out, err = fedspeech("diff", "inspect", "x.diff")
+    assert (status, err) == (0, "")
+    base, gives, values, total, head, *rows = out.splitlines()
+    assert base == f"base    {sha256(models[0])}" and gives == f"result  {result}"
+    assert (values, total.split(",")[0]) == ("values  int8", f"bytes   {len(data)}")
+    assert (
+        head.split()
+        == " ".join(["tensor change form codes of entry positions values / bound"]).split()
+    )
+    assert len(rows) == len(inspection.costs(data))
+    # Every column begins where its heading does.
+    places = [head.index(name) for name in ("entry", "positions", "values", "/ bound", "")]
+    cells = [
+        [
+            row[a:b].strip().replace(",", "")
+            for a, b in zip(places, [*places[1:-1], None], strict=False)
+        ]
+        for row in rows
+    ]
+    assert sum(int(cell) for row in cells for cell in row[:3] if cell) == len(data)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "hashes", "seed", "forms"),
+    [
+        ("--sparsity 0.9", Kind.FP32, 0, 0, {Form.SPARSE}),
+        ("--sparsity 0.9 --values fp16", Kind.FP16, 0, 0, {Form.SPARSE}),
+        ("--method hash --cells 0.1", Kind.FP32, 3, None, set(Form)),
+        (
+            "--method hash --cells 0.1 --hashes 2 --seed 7 --additive --values bf16",
+            *(Kind.BF16, 2, 7, {Form.SPARSE, Form.ADDITIVE}),
+        ),
+    ],
+)
+def test_amounts_can_be_given_as_the_paper_does(
+    fedspeech, models, tmp_path, options, kind, hashes, seed, forms
+):
+    status, _, err = fedspeech("diff", "make", "old", "new", *options.split(), "-o", "x.diff")
+    assert status == 0, err
+    diff = wire.decode((tmp_path / "x.diff").read_bytes())
+    assert (diff.kind, diff.hashes) == (kind, hashes)
+    assert diff.seed == int(sha256(models[0])[:16], 16) if seed is None else diff.seed == seed
+    segments = [s for entry in diff.entries for s in entry.segments]
+    assert {segment.form for segment in segments} == forms
+    if not hashes:
+        floats = sum(t.numel() for t in models[1].values() if t.dtype == torch.float32)
+        changed = sum((segment.codes != 0).sum() for segment in segments)
+        assert changed == pytest.approx(floats / 10, abs=1)
+    matrices = [s for e in diff.entries for s in e.segments if e.name == "dense.weight" and hashes]
+    assert [len(segment.codes) for segment in matrices] == [72] * len(matrices)
+
+
+def test_a_budget_as_a_ratio_is_that_of_the_new_model(fedspeech, models, tmp_path):
+    fedspeech("diff", "make", "old", "new", "--budget", "20x", "-o", "x.diff")
+    most = size(models[1]) // 20
+    assert 0.95 * most < len((tmp_path / "x.diff").read_bytes()) <= most
+
+
+def test_in_a_terminal_it_is_a_table(fedspeech, models, monkeypatch):
+    fedspeech("diff", "make", "old", "new", "-o", "x.diff")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "150")
+    _, out, _ = fedspeech("diff", "inspect", "x.diff")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out)
+    assert re.search(r"│ output.weight \(new rows\) +│ grown +│ sparse +│ 48 +│ 48 +│ 0 ", plain)
+
+
+# What is refused: one line, status 2, nothing written.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("old new --budget five", "budget: expected bytes (500kB, 64KiB) or a ratio (10x), found"),
+        ("old new --budget 50", "a budget of 50 bytes is too small: the least is "),
+        ("old new --values fp8", "values: expected one of fp32, fp16, bf16, int8, found 'fp8'"),
+        ("old new --method spars", "--method: expected sparse or hash, found 'spars'"),
+        ("old new --sparsity 1", "--sparsity: expected at least 0 and below 1, found 1.0"),
+        ("old new --sparsity nan", "--sparsity: expected at least 0 and below 1, found nan"),
+        ("old new --method hash --cells 0", "--cells: expected above 0 and at most 1, found 0.0"),
+        ("old new --cells 0.1", "--cells is an option of --method hash, not of sparse"),
+        ("old new --additive", "--additive is an option of --method hash, not of sparse"),
+        ("old new --method hash --sparsity 0.9", "--sparsity is an option of --method sparse, not"),
+        ("old new --method hash --hashes 17", "hash functions: expected 1 to 16, found 17"),
+        ("old new --method hash --seed -1", "seed: expected at least 0 and below 2**64, found -1"),
+        ("old nothing", "nothing: not a readable model: "),
+        ("old nan", "the new model: 1 of 4 values of tensor w are NaN or infinite"),
+        ("old .", ".: not a readable model: "),
+    ],
+)
+def test_what_cannot_be_made_is_one_message(fedspeech, models, tmp_path, arguments, told):
+    write(tmp_path / "nan", {"w": torch.tensor([1, 2, torch.nan, 4])})
+    status, out, err = fedspeech("diff", "make", *arguments.split(), "-o", "x.diff")
+    message = err.splitlines()[-1]
+    assert (status, out) == (2, "")
+    assert message.startswith(f"fedspeech: {told}")
+    assert sum("fedspeech" in line for line in err.splitlines()) == 1 and "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nan", "new", "old"]
+
+
+@pytest.fixture
+def diff(fedspeech, models, tmp_path) -> bytes:
+    fedspeech("diff", "make", "old", "new", "-o", "x.diff")
+    return (tmp_path / "x.diff").read_bytes()
+
+
+DAMAGE = {
+    "truncated": (lambda data: data[:-7], r"the diff is damaged: \d+ bytes, and its header says"),
+    "flipped": (lambda d: d[:200] + bytes([d[200] ^ 4]) + d[201:], "its checksum does not fit"),
+    "newer": (
+        lambda d: d[:8] + b"\2" + d[9:],
+        "the diff has format version 2, and this program knows versions up to 1; update it",
+    ),
+    "other": (lambda data: b"PK" + data, "this is not a diff: it does not begin as one"),
+    "empty": (lambda data: b"", "this is not a diff"),
+}
+
+
+@pytest.mark.parametrize("command", ["inspect x.diff", "apply old x.diff -o result"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_diff_is_one_message(fedspeech, diff, tmp_path, damage, command):
+    change, told = DAMAGE[damage]
+    (tmp_path / "x.diff").write_bytes(change(diff))
+    status, out, err = fedspeech("diff", *command.split())
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert re.match(f"fedspeech: x.diff: .*{told}", err)
+    assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("new x.diff", rf"x.diff: the diff is for the model {HASH}, and this one is {HASH}"),
+        ("old nothing", "nothing: not a readable diff: No such file or directory"),
+        ("old .", r"\.: not a readable diff: Is a directory"),
+        ("nothing x.diff", "nothing: not a readable model: "),
+        ("old more.diff", "more.diff: the diff changes tensor 'more', which the model lacks"),
+    ],
+)
+def test_what_cannot_be_applied_is_one_message(fedspeech, diff, tmp_path, arguments, told):
+    found = wire.decode(diff)
+    more = tuple(replace(e, name="more") if e.name == "gone" else e for e in found.entries)
+    more = tuple(sorted(more, key=lambda entry: entry.name))
+    (tmp_path / "more.diff").write_bytes(wire.encode(replace(found, entries=more)))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    status, out, err = fedspeech("diff", "apply", *arguments.split(), "-o", "result")
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert re.match(f"fedspeech: {told}", err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_while_applying_leaves_the_old_file(fedspeech, small_disk, tmp_path):
+    folder, resize = small_disk
+    resize(600_000)
+    old, new = {"w": torch.zeros(100_000)}, {"w": torch.ones(100_000)}
+    write(folder / "model", old)
+    write(tmp_path / "new", new)
+    arguments = (folder / "model", tmp_path / "new", "-o", tmp_path / "x.diff")
+    assert fedspeech("diff", "make", *arguments)[0] == 0
+    arguments = (folder / "model", tmp_path / "x.diff", "-o", folder / "model")
+    status, out, err = fedspeech("diff", "apply", *arguments)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert f"cannot write {folder / 'model'}: " in err and "No space left" in err
+    assert sha256(read(folder / "model")) == sha256(old)
+    assert [path.name for path in folder.iterdir()] == ["model"]

@@ -1,0 +1,45 @@
+"""Files written tensor by tensor, beside what safetensors itself writes of the whole."""
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from fedspeech import layout, tensors
+from fedspeech.errors import ModelError
+from fedspeech.layout import DTYPES, Layout
+
+
+def model() -> dict[str, torch.Tensor]:
+    """Every dtype; names that JSON has to escape; nothing, a scalar and rows."""
+    found = {"empty": torch.empty(0, 3), "turned": torch.arange(6.0).reshape(2, 3).T}
+    for dtype in DTYPES:
+        found[f'é"\\\n/{dtype}'] = torch.tensor([[0.0, 1], [2, 1], [0, 3]]).to(dtype)
+        found[f"scalar.{dtype}"] = torch.tensor(1.0).to(dtype)
+    return dict(sorted(found.items()))
+
+
+def layout_of(model, notes) -> Layout:
+    return Layout({name: (t.dtype, tuple(t.shape)) for name, t in model.items()}, notes)
+
+
+@pytest.mark.parametrize("notes", [{}, {"format": "pt"}])
+def test_it_is_the_file_that_safetensors_writes(tmp_path, notes):
+    path, found = tmp_path / "x", model()
+    layout.write(path, layout_of(found, notes), iter(found.items()))
+    whole = {name: tensor.contiguous() for name, tensor in found.items()}
+    assert path.read_bytes() == save(whole, notes or None)
+    assert layout.read(path) == layout_of(found, notes)
+    assert tensors.sha256(tensors.read(path)) == tensors.sha256(found)
+
+
+def test_a_dtype_that_safetensors_lacks_is_told_before_anything_is_written(tmp_path):
+    found = {"a": torch.zeros(2), "w": torch.zeros(2, dtype=torch.complex128)}
+    with pytest.raises(ModelError, match=r"tensor w is torch.complex128; expected torch.bool, "):
+        layout.write(tmp_path / "x", layout_of(found, {}), iter(found.items()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_layout_of_what_is_no_model_is_told(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff" * 100)
+    with pytest.raises(ModelError, match="x: not a readable model"):
+        layout.read(tmp_path / "x")
