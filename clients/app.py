@@ -87,16 +87,6 @@ def _speaker(context: Context) -> Speaker:
     return speaker.open_folder(folder(context))
 
 
-def _take(message: Message, name: str, update: Callable[[bytes], object]) -> Tensors | None:
-    """The whole model that a message brings, or None; where it brings diffs, each is applied."""
-    record = message.content.array_records.get(name)
-    if record is None or not protocol.holds_diffs(record):
-        return None if record is None else protocol.unpack(record)
-    for data in protocol.unpack_diffs(record):
-        update(data)
-    return None
-
-
 def _candidate(me: Speaker, record: ArrayRecord) -> Tensors:
     """Another speaker's P - G."""
     if protocol.holds_diffs(record):
@@ -109,10 +99,20 @@ def receive(me: Speaker, message: Message) -> dict[str, Any]:
     asked = protocol.text(message.content)
     me.describe_model(asked.pop("description"))
     asked.pop("budget", None)  # of what is sent, not of what is fine-tuned
-    if me.store.hash(GENERIC) != asked["generation"]:
-        model = _take(message, "generic", lambda data: me.store.update(GENERIC, data))
-        me.receive_generic(asked["generation"], model)
+    sent = message.content.array_records.get("generic")
+    if sent is not None and me.store.hash(GENERIC) != asked["generation"]:
+        _take(me, sent, GENERIC, me.receive_generic)
+    me.check_generic(asked["generation"])
     return asked
+
+
+def _take(me: Speaker, record: ArrayRecord, role: str, whole: Callable[[Tensors], object]) -> None:
+    """Let a model that came take its role: by diffs from what is held, or as a whole."""
+    if not protocol.holds_diffs(record):
+        whole(protocol.unpack(record))
+        return
+    for data in protocol.unpack_diffs(record):
+        me.store.update(role, data)
 
 
 @app.query("describe")
@@ -157,10 +157,11 @@ def word_errors(message: Message, context: Context) -> Message:
 def install(message: Message, context: Context) -> Message:
     """Keep M_s, unless it is here: killed before it answered, a device is asked once more."""
     me, expected = _speaker(context), protocol.text(message.content)["model"]
-    if not me.has_installed(expected):
-        model = _take(message, "model", lambda data: me.store.update(BASE, data))
-        if not me.has_installed(expected):
-            me.install(model)
+    sent = message.content.array_records.get("model")
+    if sent is None:
+        me.install(None)
+    elif not me.has_installed(expected):
+        _take(me, sent, BASE, me.install)
     return Message(protocol.content({"installed": me.store.hash(BASE)}), reply_to=message)
 
 

@@ -55,10 +55,12 @@ class Speaker:
             "budgets": self._budgets,
         }
 
-    def receive_generic(self, generation: str, model: Tensors | None) -> None:
-        """Take over G unless it is held. Raises ModelError where it is missing or another one."""
-        if model is not None:
-            self.store.put(GENERIC, model)
+    def receive_generic(self, model: Tensors) -> None:
+        """Take over G."""
+        self.store.put(GENERIC, model)
+
+    def check_generic(self, generation: str) -> None:
+        """Raise ModelError unless the G that is held is this one."""
         if self.store.hash(GENERIC) != generation:
             raise ModelError(
                 f"expected generation {generation[:12]}, "

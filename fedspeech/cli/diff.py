@@ -72,7 +72,7 @@ def make(
     most = None if budget is None else budgets.parse(budget, full)
     with _told() as tried:
         way = _way(method, before, hashing)
-        made = budgets.make(before, after, most, way, kind, share, tried)
+        made = budgets.make(before, after, most, way, kind, share, tried=tried)
     tensors.write_whole(out, lambda part: part.write_bytes(made.data))
     size = len(made.data)
     say(

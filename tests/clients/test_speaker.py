@@ -63,11 +63,11 @@ def test_a_folder_without_speech_is_told(tmp_path):
 def test_g_is_taken_over_or_expected(folders, description, generic):
     me = Speaker(folders[1])
     with pytest.raises(ModelError, match=r"expected generation .*, this device holds None"):
-        me.receive_generic(sha256(generic), None)
-    me.receive_generic(sha256(generic), generic)
-    me.receive_generic(sha256(generic), None)
+        me.check_generic(sha256(generic))
+    me.receive_generic(generic)
+    me.check_generic(sha256(generic))
     with pytest.raises(ModelError, match="expected generation abc, this device holds"):
-        me.receive_generic("abc", None)
+        me.check_generic("abc")
     assert me.describe()["generation"] == sha256(generic)
 
 
