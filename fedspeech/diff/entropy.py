@@ -28,7 +28,7 @@ def encode(streams: Sequence[np.ndarray]) -> bytes:
     tables, coded, low = [], [], []
     for numbers in filter(len, streams):
         finest, widths = _symbols(numbers, MOST_KEPT)
-        kept, lowest, frequencies = _fit(finest)
+        _, kept, lowest, frequencies = _fit(finest)
         symbols, widths = _coarser(finest, widths, kept)
         tables.append(_table_bytes(kept, lowest, frequencies))
         coded.append((symbols - np.uint16(lowest), frequencies))
@@ -36,6 +36,13 @@ def encode(streams: Sequence[np.ndarray]) -> bytes:
     states, words = rans.encode(coded)
     number = varint(len(words))
     return b"".join([*tables, number, _bytes(states, "<u4"), _bytes(words, "<u2"), *low])
+
+
+def about(streams: Sequence[np.ndarray]) -> int:
+    """The bytes that `encode` gives, within some in a thousand, at a fraction of its work."""
+    used = [numbers for numbers in streams if len(numbers)]
+    cost = sum(_fit(_symbols(numbers, MOST_KEPT)[0])[0] for numbers in used)
+    return (cost >> 19) + rans.LANE_BYTES * rans.lanes(sum(map(len, used)))
 
 
 def decode(data: bytes | memoryview, counts: Sequence[int]) -> list[np.ndarray]:
@@ -126,8 +133,8 @@ def _lowest_numbers(kept: int) -> np.ndarray:
     return (symbols - (widths << kept)) << widths
 
 
-def _fit(finest: np.ndarray) -> tuple[int, int, np.ndarray]:
-    """Bits kept, lowest symbol and frequencies from there on, of the smallest code.
+def _fit(finest: np.ndarray) -> tuple[int, int, int, np.ndarray]:
+    """Size (`_cost`), bits kept, lowest symbol and frequencies from there on, of the smallest code.
 
     It is told by the symbols with the most bits kept. Of codes that are nearly as small, the one
     with the fewest tails: it is the fastest.
@@ -144,8 +151,8 @@ def _fit(finest: np.ndarray) -> tuple[int, int, np.ndarray]:
         cost = _cost(histogram[lowest:], kept, lowest, frequencies)
         codes.append((cost, kept, lowest, frequencies))
     enough = min(cost for cost, *_ in codes) * (1 + NEARLY)
-    _, kept, lowest, frequencies = next(code for code in reversed(codes) if code[0] <= enough)
-    return kept, lowest, frequencies
+    cost, kept, lowest, frequencies = next(one for one in reversed(codes) if one[0] <= enough)
+    return cost, kept, lowest, frequencies
 
 
 def _scale(count: int) -> int:

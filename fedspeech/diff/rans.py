@@ -14,7 +14,8 @@ from fedspeech.diff.fields import damaged
 STATE_BITS, WORD_BITS = 32, 16
 LEAST_STATE = 1 << (STATE_BITS - WORD_BITS)
 SYMBOLS_PER_LANE, MOST_LANES = 1024, 2048
-"""A lane costs 24 bits: of the 32 of its state, 8 on average say something."""
+LANE_BYTES = 3
+"""What a lane costs: of the 32 bits of its state, 8 on average say something."""
 
 Stream = tuple[np.ndarray, np.ndarray]
 """Symbols, and the frequency of each possible symbol; frequencies sum to a power of two."""
