@@ -48,7 +48,7 @@ def _push(
         # Places for NumPy; it would convert anything else each time.
         block = symbols[first : first + width].astype(np.intp)
         state, divisor = states[: len(block)], frequency[block]
-        over = np.flatnonzero(state >= divisor << np.uint32(STATE_BITS - scale))
+        (over,) = (state >= divisor << np.uint32(STATE_BITS - scale)).nonzero()
         pushed = state[over]
         words.append(pushed.astype(np.uint16))
         state[over] = pushed >> WORD_BITS
@@ -92,7 +92,7 @@ class Decoder:
         return symbols
 
     def _refill(self, state: np.ndarray) -> None:
-        low = np.flatnonzero(state < LEAST_STATE)
+        (low,) = (state < LEAST_STATE).nonzero()
         words = self._words[self._at : self._at + len(low)]
         if len(words) < len(low):
             raise damaged("the coded words end too soon")
