@@ -16,15 +16,20 @@ BLOCK = 2**15
 
 def pack(numbers: np.ndarray, widths: np.ndarray) -> bytes:
     """The lowest `widths` bits (uint8) of the numbers (uint32)."""
-    return b"".join(_packed(numbers[places], width) for width, places in _groups(widths))
+    # Places are ten times as fast as a mask.
+    groups = ((width, numbers[which.nonzero()]) for width, which in _groups(widths))
+    return b"".join(_packed(some, width) for width, some in groups)
 
 
 def take(fields: Fields, numbers: np.ndarray, widths: np.ndarray) -> None:
     """Read what `pack` wrote into the lowest bits of the numbers, which are zero there."""
     for width, which in _groups(widths):
-        some = numbers[which]
-        some |= _unpacked(fields, len(some), width)
-        numbers[which] = some
+        tails = _unpacked(fields, int(which.sum()), width).astype(numbers.dtype, copy=False)
+        taken = 0
+        for first in range(0, len(numbers), BLOCK):
+            (places,) = which[first : first + BLOCK].nonzero()
+            numbers[first : first + BLOCK][places] |= tails[taken : taken + len(places)]
+            taken += len(places)
 
 
 def size(widths: np.ndarray) -> int:
@@ -35,15 +40,11 @@ def size(widths: np.ndarray) -> int:
     )
 
 
-def _groups(widths: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
-    """Each width that there is, but for 0, and where: places (int64), or a slice of all."""
+def _groups(widths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each width that there is, but for 0, and which numbers have it (bool)."""
     for width in range(1, int(widths.max(initial=0)) + 1):
-        # Ten times as fast as a mask for what comes.
-        (places,) = (widths == width).nonzero()
-        if len(places) == len(widths):
-            yield width, slice(None)
-        elif len(places):
-            yield width, places
+        if (which := widths == width).any():
+            yield width, which
 
 
 def _packed(numbers: np.ndarray, width: int) -> bytes:

@@ -40,7 +40,7 @@ ITEM_SIZES = (8, 2, 2, 8, 4, 2, 1, 1, 1, 2, 4, 8, 8, 1, 1)
 
 FRESH_PER_BYTE = 256
 """Values that start from zero: no more in a diff for each of its bytes."""
-LARGE = 1024
+LARGE = 512
 """Codes of a segment that is worth a code of its own."""
 
 Stream = list[tuple[int, str]]
