@@ -53,7 +53,7 @@ FLOWER = (
     *("clients", "server", "fedspeech.protocol", "fedspeech.simulation"),
     *(
         f"strategies.{name}"
-        for name in (*("personalization", "bases", "exchange", "questions", "pushes"),)
+        for name in (*("personalization", "bases", "exchange", "questions", "pushes", "personal"),)
     ),
 )
 RAY = ("fedspeech.simulation", "fedspeech.training.parallel")

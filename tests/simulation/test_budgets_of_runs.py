@@ -315,7 +315,7 @@ def test_whose_budget_allows_neither_diff_nor_whole_is_refused_with_the_reason(c
 
 
 def test_a_budget_too_small_for_the_next_generation_is_told(line, corpus, tmp_path):
-    _, _runs = line
+    line, _ = line
     asked = settings(
         corpus,
         seed=9,
@@ -325,6 +325,13 @@ def test_a_budget_too_small_for_the_next_generation_is_told(line, corpus, tmp_pa
     )
     with pytest.raises(DiffError, match=r"budget\.generic: .* the least is \d+ bytes"):
         simulate(asked, tmp_path / "run-9")
+
+
+def test_a_budget_too_small_for_any_m_names_the_speaker_and_the_least(corpus, tmp_path):
+    asked = settings(corpus, federation={"bases": ["mean"]}, budget={"base": "20B"})
+    told = r"budget of M_s for s\w+: a budget of 20 bytes is too small: the least is \d+ bytes"
+    with pytest.raises(DiffError, match=told):
+        simulate(asked, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
