@@ -72,7 +72,7 @@ class TrainPart(Settings):
         return self
 
 
-class TestPart(Settings):
+class HeldOut(Settings):
     """What of the corpus tests; all the rest trains. Exactly one way."""
 
     speakers: Speakers | None = None
@@ -82,7 +82,7 @@ class TestPart(Settings):
     values: tuple[FieldValue, ...] = ()
 
     @model_validator(mode="after")
-    def _one_way(self) -> "TestPart":
+    def _one_way(self) -> "HeldOut":
         if (self.speakers is None) == (self.field is None):
             raise ValueError("expected either speakers, or field and values")
         if (self.field is None) != (not self.values):

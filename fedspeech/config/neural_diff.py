@@ -6,9 +6,9 @@ Macoskey, Strimel, Rastrow, "Learning a Neural Diff for Speech Models", 2021 (ar
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fedspeech.config.corpus import CorpusSettings, TestPart
+from fedspeech.config.corpus import CorpusSettings, HeldOut
 from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
 from fedspeech.config.training import Optimization
 from fedspeech.config.values import (
@@ -128,7 +128,7 @@ class NeuralDiffConfig(Settings):
     seeds: tuple[Whole, ...] = (0, 1, 2)
     """Everything is trained with each of them; the intervals' draws follow from the first."""
     corpus: CorpusSettings = CorpusSettings()
-    test: TestPart = TestPart(speakers=8)
+    test: HeldOut = HeldOut(speakers=8)
     features: FeatureSettings = FeatureSettings()
     recognition: RecognitionSettings | None = None
     understanding: UnderstandingSettings | None = None
@@ -147,9 +147,14 @@ class NeuralDiffConfig(Settings):
     def _one_task(self) -> "NeuralDiffConfig":
         if (self.recognition is None) == (self.understanding is None):
             raise ValueError("expected either a section recognition or a section understanding")
-        for name in ("seeds", "methods", "ratios"):
-            _each_once(name, getattr(self, name))
         return self
+
+    @field_validator("seeds", "methods", "ratios")
+    @classmethod
+    def _each_once(cls, listed: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not listed or len(set(listed)) < len(listed):
+            raise ValueError("expected at least one, and each once")
+        return listed
 
     @model_validator(mode="after")
     def _arrays_fit(self) -> "NeuralDiffConfig":
@@ -170,8 +175,3 @@ class NeuralDiffConfig(Settings):
         """Every speed at which training speech is heard."""
         trainings = (self.training, self.sparse, self.hash)
         return tuple(speed for one in trainings for speed in one.augmentation.speeds)
-
-
-def _each_once(name: str, listed: tuple[Any, ...]) -> None:
-    if not listed or len(set(listed)) < len(listed):
-        raise ValueError(f"{name}: expected at least one, and each once; found {list(listed)}")

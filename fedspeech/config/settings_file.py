@@ -78,6 +78,8 @@ def where(keys: Sequence[str], paths: Sequence[Path], overrides: Sequence[str]) 
 def _line(path: Path, keys: Sequence[str]) -> str:
     """`:LINE` of the setting, as near as a scan of headers and keys finds it, or nothing."""
     names = [key for key in keys if not key.isdigit()]
+    if not names:
+        return ""
     section: list[str] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

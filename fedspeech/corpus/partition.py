@@ -10,7 +10,7 @@ from typing import Any
 from lhotse import CutSet, MonoCut
 
 from fedspeech import seeding
-from fedspeech.config.corpus import PartitionSettings, TestPart, TrainPart
+from fedspeech.config.corpus import HeldOut, PartitionSettings, TrainPart
 from fedspeech.corpus.cuts import speaker_of
 from fedspeech.errors import ConfigError, CorpusError
 
@@ -67,7 +67,7 @@ def partition(corpus: CutSet, settings: PartitionSettings) -> Partition:
 
 
 def train_and_test(
-    corpus: Iterable[MonoCut], settings: TestPart
+    corpus: Iterable[MonoCut], settings: HeldOut
 ) -> tuple[list[MonoCut], list[MonoCut]]:
     """What trains and what tests, by speaker, each in the corpus's order; nobody is in both.
 

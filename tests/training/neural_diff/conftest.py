@@ -1,10 +1,14 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedspeech import corpus
 from fedspeech.config import NeuralDiffConfig
+from fedspeech.training.neural_diff import tasks
+from fedspeech.training.neural_diff.task import Task
 
 QUICK = {
     "epochs": 2,
@@ -45,12 +49,9 @@ def understanding(recognition, tone_corpus, tmp_path_factory) -> Callable[..., d
     """Settings of a contrastive model's three generations; utterances are single words."""
     folder = tone_corpus(tmp_path_factory.mktemp("phrases"), 4, rounds=2, most_words=1)
     manifest = folder / "manifest.jsonl"
-    lines = manifest.read_text().splitlines()
-    with_meaning = [
-        line[:-1] + ', "meaning": ' + line.split('"text": ')[1].split(",")[0] + "}"
-        for line in lines
-    ]
-    manifest.write_text("\n".join(with_meaning) + "\n")
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    lines = [json.dumps(entry | {"meaning": entry["text"]}) + "\n" for entry in entries]
+    manifest.write_text("".join(lines))
 
     def make(**changed: Any) -> dict[str, Any]:
         settings = recognition(corpus={"path": str(folder)}, ratios=[20.0])
@@ -60,6 +61,13 @@ def understanding(recognition, tone_corpus, tmp_path_factory) -> Callable[..., d
         return settings | changed
 
     return make
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory) -> Callable[[NeuralDiffConfig], Task]:
+    """The task of some settings, with its features in a folder of this session."""
+    folder = tmp_path_factory.mktemp("features")
+    return lambda settings: tasks.task(settings, corpus.load(settings.corpus), folder)
 
 
 @pytest.fixture(scope="session")
