@@ -507,6 +507,18 @@ def test_cells_that_could_never_fit_are_refused_before_anything_runs(file):
     assert alone.values == "fp32"
 
 
+def test_domains_and_what_tests_replace_those_of_the_file_below(file):
+    file((DOMAINS % "'z'") + "[test]\nspeakers = 2\n", "below.toml")
+    above = (
+        "extends = 'below.toml'\n[understanding.domains]\nc = [1]\nd = [2]\n"
+        "[test]\nfield = 'part'\nvalues = ['x']\n"
+    )
+    settings = load(file(above))
+    assert settings.understanding.domains == {"c": (1,), "d": (2,)}
+    assert settings.understanding.field == "intent"
+    assert (settings.test.speakers, settings.test.values) == (None, ("x",))
+
+
 def test_a_run_of_diffs_is_the_same_after_it_was_written_out(file):
     settings = load(file(DOMAINS % "'z'"), ["seeds=[4, 5]"])
     assert isinstance(settings, NeuralDiffConfig)
