@@ -95,10 +95,11 @@ def _finished(
                 "a worker died (killed, or out of memory); what is finished is kept: "
                 "go on with --resume"
             ) from None
-        finally:
-            # Nobody waits for trainings whose run is over.
+        except BaseException:
+            # Nobody waits for the trainings of a run that is over.
             for process in multiprocessing.active_children():
                 process.terminate()
+            raise
 
 
 def _told(run: Path, cell: Cell) -> str:

@@ -68,10 +68,10 @@ def _module(task: Task, cell: Cell, base: Tensors | None) -> torch.nn.Module:
     """Freshly drawn, alike for all cells of a seed, or the base with its new rows drawn."""
     with seeding.scoped(cell.seed, 0, "", "neural diff, initialization"):
         module = task.model(cell.generation)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if base is not None:
-                tensor[: len(base[name])] = base[name]
+    tensors = module.state_dict()
+    for name, before in (base or {}).items():
+        known = tensors[name][: len(before)] if before.dim() else tensors[name]
+        known.copy_(before)
     return module
 
 

@@ -34,6 +34,20 @@ def command(file: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-c", code, "run", str(file), "--out", str(out), *more]
 
 
+def workers(run: subprocess.Popen) -> list[int]:
+    """The process ids of a run's workers."""
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    return [pid for pid, line in lines.items() if b"spawn_main" in line]
+
+
+def until(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def whole(file, environment, tmp_path_factory) -> Path:
     """The run that nothing happened to, with two workers."""
@@ -77,10 +91,11 @@ def test_killed_and_resumed_with_one_worker_it_is_the_same_to_the_byte(
 ):
     out = tmp_path / "run"
     with subprocess.Popen(command(file, out), env=environment, stderr=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 120
-        while len(list(out.glob("cells/*.json"))) < 5 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: len(list(out.glob("cells/*.json"))) >= 5)
+        left = workers(run)
         run.send_signal(signal.SIGKILL)
+    assert len(left) == 2
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), 20)
     before = {path: path.stat().st_mtime_ns for path in out.glob("cells/*.json")}
     assert 5 <= len(before) < 26 and not (out / "results.json").exists()
     again = command(file, out, "--resume", "--set", "engine.workers=1")
@@ -91,6 +106,31 @@ def test_killed_and_resumed_with_one_worker_it_is_the_same_to_the_byte(
         assert path.stat().st_mtime_ns == written  # not trained again
     for path in (whole / "models").rglob("*.*"):
         assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("whom", "how", "status", "said"),
+    [
+        ("a worker", signal.SIGKILL, 2, "fedspeech: a worker died (killed, or out of memory)"),
+        ("the run", signal.SIGINT, 130, "stopped; what is finished is kept. Go on with:"),
+    ],
+)
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    file, environment, tmp_path, whom, how, status, said
+):
+    out = tmp_path / "run"
+    started = time.monotonic()
+    with subprocess.Popen(
+        command(file, out), env=environment, stderr=subprocess.PIPE, text=True
+    ) as run:
+        until(lambda: len(list(out.glob("cells/*.json"))) >= 2)
+        left = workers(run)
+        os.kill(left[0] if whom == "a worker" else run.pid, how)
+        _, errors = run.communicate(timeout=30)
+    assert run.returncode == status
+    assert said in errors and "--resume" in errors and "Traceback" not in errors
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), 20)
+    assert time.monotonic() - started < 60
 
 
 def test_a_second_run_into_the_folder_is_refused(whole, file, environment, monkeypatch):
