@@ -9,7 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedspeech.config.corpus import CorpusSettings, HeldOut
-from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
+from fedspeech.config.model import (
+    FeatureSettings,
+    ModelSettings,
+    PersonalAugmentation,
+    UnitSettings,
+)
 from fedspeech.config.training import Optimization
 from fedspeech.config.values import (
     FieldValue,
@@ -75,6 +80,8 @@ class FullTraining(Optimization):
     decay: Literal["exponential", "cosine"] = "cosine"
     warmup: Fraction = 0.1
     clean: Fraction = 0.1
+    augmentation: PersonalAugmentation = PersonalAugmentation()
+    """Little, as in fine-tuning: so many trainings have few updates each."""
 
 
 class DiffTraining(Optimization):
@@ -85,6 +92,7 @@ class DiffTraining(Optimization):
     learning_rate: PositiveFloat = 1e-3
     final_learning_rate: PositiveFloat = 2e-5
     decay: Literal["exponential", "cosine"] = "cosine"
+    augmentation: PersonalAugmentation = PersonalAugmentation()
 
 
 class SparseTraining(DiffTraining):

@@ -45,9 +45,10 @@ class Cell(NamedTuple):
 def plan(settings: NeuralDiffConfig, generations: int) -> list[Cell]:
     """Every cell, each after its base; generation 0 is shipped whole, so that it is BL alone."""
     pairs = [(method, ratio) for method in settings.methods for ratio in settings.ratios]
-    found = [Cell(seed, 0, "BL") for seed in settings.seeds]
-    for t in range(1, generations):
-        for seed in settings.seeds:
+    found = []
+    for seed in settings.seeds:
+        found.append(Cell(seed, 0, "BL"))
+        for t in range(1, generations):
             found += [Cell(seed, t, "diff", *pair) for pair in pairs]
             found += [Cell(seed, t, "BLC", *pair) for pair in pairs]
             found += [Cell(seed, t, "BL"), Cell(seed, t, "BL∞")]

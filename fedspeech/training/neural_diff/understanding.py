@@ -1,6 +1,6 @@
 """Setting 2 of the paper: phrases in domains, of which each generation knows one more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,41 +59,31 @@ class Understanding(Task):
         test: Sequence[MonoCut],
         folder: Path,
     ) -> None:
-        self._features, self._understanding = settings.features, understanding
-        train_domains = _domains(train, understanding)
-        test_domains = _domains(test, understanding)
+        names, first = list(understanding.domains), understanding.first
+        self._features = settings.features
+        self._added = [names[:first], *([name] for name in names[first:])]
+        known = [set(names[: first + t]) for t in range(len(self._added))]
+        domains = _domains(train, understanding)
+        _check(domains, understanding)
         spoken = features.prepare(train, settings.features, settings.speeds, folder)
         heard = features.prepare(test, settings.features, (), folder)
-        last = len(understanding.domains) - understanding.first + 1
-        self._train = [self._known(spoken, train_domains, t) for t in range(last)]
-        self._test = [self._known(heard, test_domains, t) for t in range(last)]
-        names = list(understanding.domains)
-        phrases = [
-            _phrases(train, train_domains, names[: understanding.first + t]) for t in range(last)
-        ]
-        self._phrases = _growing(phrases, understanding)
+        self._train = [_of(spoken, domains, some) for some in known]
+        self._test = [_of(heard, _domains(test, understanding), some) for some in known]
+        self._phrases = _growing(_phrases(train, domains, self._added), understanding)
         for utterance in self._test[-1]:
             self._phrases[-1].encode(utterance.text)
-
-    def _known(
-        self, utterances: Sequence[Utterance], domains: Sequence[str], generation: int
-    ) -> list[Utterance]:
-        known = set(list(self._understanding.domains)[: self._understanding.first + generation])
-        return [u for u, domain in zip(utterances, domains, strict=True) if domain in known]
 
     @property
     def generations(self) -> list[dict[str, Any]]:
         """The domains that are added, with the number of phrases that are known."""
-        names, first = list(self._understanding.domains), self._understanding.first
-        added = [names[:first], *([name] for name in names[first:])]
         return [
             {
-                "label": ("" if t == 0 else "+ ") + ", ".join(added[t]),
+                "label": ("" if t == 0 else "+ ") + ", ".join(added),
                 "phrases": len(self._phrases[t].numbers),
                 "train_utterances": len(self._train[t]),
                 "test_utterances": len(self._test[t]),
             }
-            for t in range(len(added))
+            for t, added in enumerate(self._added)
         ]
 
     def model(self, generation: int) -> torch.nn.Module:
@@ -110,17 +100,14 @@ class Understanding(Task):
     @torch.inference_mode()
     def errors(self, model: torch.nn.Module, known: int, generation: int) -> dict[str, Counts]:
         """Utterances whose nearest phrase is a wrong one; each counts as one word."""
-        phrases, utterances = (
-            self._phrases[known].told(model.to(place())).eval(),
-            self._test[generation],
-        )
+        phrases, utterances = self._phrases[known], self._test[generation]
+        told = phrases.told(model.to(place())).eval()
         wrong = []
         for start in range(0, len(utterances), BATCH):
             some = utterances[start : start + BATCH]
             batch = features.batch(some, self._features).to(place())
-            nearest = phrases(batch.features, batch.lengths)[0].argmin(1).tolist()
-            numbers = self._phrases[known].numbers
-            wrong += [numbers.get(u.text) != n for u, n in zip(some, nearest, strict=True)]
+            nearest = told(batch.features, batch.lengths)[0].argmin(1).tolist()
+            wrong += [phrases.numbers.get(u.text) != n for u, n in zip(some, nearest, strict=True)]
         counts = Counts(np.array(wrong, dtype=np.int64), np.ones(len(wrong), dtype=np.int64))
         return by_speaker(utterances, counts)
 
@@ -129,21 +116,37 @@ def _domains(cuts: Sequence[MonoCut], settings: UnderstandingSettings) -> list[s
     """The domain of each utterance; "" where it belongs to none."""
     domains = {value: name for name, values in settings.domains.items() for value in values}
     found = [field_of(cut, settings.field, "understanding.field") for cut in cuts]
-    for value, name in domains.items():
-        if value not in found:
-            raise ConfigError(
-                f"understanding.domains.{name}: no utterance has {settings.field} = {value!r}"
-            )
     return [domains.get(value, "") for value in found]
 
 
-def _phrases(cuts: Sequence[MonoCut], domains: Sequence[str], known: Sequence[str]) -> list[str]:
-    """What is said in the known domains, domain by domain: those that are added come last."""
-    said: dict[str, set[str]] = {name: set() for name in known}
+def _check(domains: Sequence[str], settings: UnderstandingSettings) -> None:
+    for name, values in settings.domains.items():
+        if name not in domains:
+            raise ConfigError(
+                f"understanding.domains.{name}: no training speech has {settings.field} = "
+                f"{', '.join(map(repr, values))}"
+            )
+
+
+def _of(
+    utterances: Sequence[Utterance], domains: Sequence[str], known: Set[str]
+) -> list[Utterance]:
+    return [u for u, domain in zip(utterances, domains, strict=True) if domain in known]
+
+
+def _phrases(
+    cuts: Sequence[MonoCut], domains: Sequence[str], added: Sequence[Sequence[str]]
+) -> list[list[str]]:
+    """What is said in the known domains, for each generation: what is added comes last."""
+    said: dict[str, set[str]] = {}
     for cut, domain in zip(cuts, domains, strict=True):
-        if domain in said:
-            said[domain].add(text_of(cut))
-    return list(dict.fromkeys(phrase for name in known for phrase in sorted(said[name])))
+        said.setdefault(domain, set()).add(text_of(cut))
+    known: list[str] = []
+    found = []
+    for name in (name for names in added for name in names):
+        known += [phrase for phrase in sorted(said[name]) if phrase not in known]
+        found.append(list(known))
+    return found[len(added[0]) - 1 :]
 
 
 def _growing(

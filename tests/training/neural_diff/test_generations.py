@@ -64,10 +64,11 @@ def test_f_0_is_wrong_about_every_phrase_that_it_does_not_know(understanding, se
     assert set(later.words) == {1}
 
 
-def test_a_value_that_nobody_says_is_refused(understanding, settings, task):
+def test_a_domain_that_nobody_speaks_of_is_refused(understanding, settings, task):
     given = understanding()
-    given["understanding"]["domains"]["fourth"] = ["lo", "zu"]
-    with pytest.raises(ConfigError, match=r"domains\.fourth: no utterance has meaning = 'zu'"):
+    given["understanding"]["domains"]["fourth"] = ["zu", "ze"]
+    said = r"domains\.fourth: no training speech has meaning = 'zu', 'ze'"
+    with pytest.raises(ConfigError, match=said):
         task(settings(given))
 
 
