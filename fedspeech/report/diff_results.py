@@ -11,7 +11,7 @@ class Row(Wer):
     """One model of one generation; rates are means over the seeds, and of these over speakers.
 
     `bytes` are what was sent with each seed, `full` those of a whole model, and `sent` is the share
-    of the model's values that were sent. Regret is the rate minus BL's.
+    of its matrices' values that were sent. Regret is the rate minus BL's.
     """
 
     model: Literal["BL", "BL∞", "BLC", "diff"]

@@ -48,8 +48,8 @@ def sizes(results: DiffResults) -> Table:
             spread = f"{size(min(sent))} to {size(max(sent))}"
             rows.append((name, spread, f"{least:.1f}x", f"{1 / values:.1f}x"))
     notes = (
-        "by bytes: those of a whole model over those of the largest container; by values: all "
-        "values over those that are sent, or cells, which is how the paper counts.",
+        "by bytes: those of a whole model over those of the largest container; by values: those of "
+        "the matrices over those of them that are sent, or cells, which is how the paper counts.",
     )
     columns = ("model", "bytes", "by bytes", "by values")
     return Table("What is sent", columns, tuple(rows), notes=notes)

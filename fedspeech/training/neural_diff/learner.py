@@ -35,7 +35,7 @@ class Outcome:
     full: int
     """Bytes of the whole model."""
     sent: float
-    """The share of all values that are sent; a cell of a hashed diff is one value."""
+    """The share of the matrices' values that are sent, as the paper counts; a cell is one value."""
     loss: float
     """The mean in the last epoch, per utterance."""
 
@@ -145,6 +145,7 @@ def _train(loop: Loop, cell: Cell) -> float:
 
 
 def _sent(data: bytes, model: Tensors) -> float:
-    segments = [segment for entry in wire.decode(data).entries for segment in entry.segments]
-    total = sum(tensor.numel() for tensor in model.values())
-    return sum(len(segment.codes) for segment in segments) / total
+    matrices = {name: tensor.numel() for name, tensor in model.items() if tensor.dim() > 1}
+    entries = [entry for entry in wire.decode(data).entries if entry.name in matrices]
+    codes = sum(len(segment.codes) for entry in entries for segment in entry.segments)
+    return codes / sum(matrices.values())

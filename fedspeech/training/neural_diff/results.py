@@ -86,7 +86,7 @@ def _rate(figures: Mapping[str, Any]) -> float:
 
 
 def assemble(settings: NeuralDiffConfig, task: Task, figures: Figures) -> dict[str, Any]:
-    """All of results.json; rates in percent, `sent` a share of the model's values.
+    """All of results.json; rates in percent, `sent` a share of the matrices' values.
 
     `regret` is a cell's rate minus that of BL in its generation, `minus_blc` a diff's minus that of
     the BLC of its method and ratio.
