@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedspeech import config as configuration
-from fedspeech.config import Config
+from fedspeech.config import Experiment
 from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.tensors import write_whole
 
@@ -62,7 +62,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.results = path / "results.json"
 
-    def open(self, settings: Config, resume: bool) -> None:
+    def open(self, settings: Experiment, resume: bool) -> None:
         """Take the folder for a run with these settings and write config.toml.
 
         Raises RunError where it holds another run, another process writes in it, or the disk does
@@ -91,7 +91,7 @@ class RunFolder:
             raise RunError(f"{self.path}: cannot write there: {error}") from None
         _held[self.path] = lock, not self.config.exists()
 
-    def _check_same(self, settings: Config, resume: bool) -> None:
+    def _check_same(self, settings: Experiment, resume: bool) -> None:
         if not resume:
             raise RunError(
                 f"{self.path}: there is a run already; go on with it (--resume), "
