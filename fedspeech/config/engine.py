@@ -17,12 +17,14 @@ class EngineSettings(Settings):
     cpus_per_worker: Positive = 1
     """Also the threads that PyTorch may use in a worker."""
     gpus_per_worker: NonNegative = 0.0
-    """0.25: four workers share a GPU."""
+    """0.25: four workers share a GPU. 0: Ray hides them, and workers train on processors."""
     simulated_gpus: Count = 0
     """GPUs that Ray is told of on a machine without one."""
     cohort: Together = "auto"
-    """Speakers that are fine-tuned as one stack of models; `auto` is as many as the memory of a GPU
-    holds, and 1 on a processor, where plain loops are faster. Another size gives other roundings.
+    """Speakers that are fine-tuned as one stack of models; `auto` is as many as a worker's share of
+    a GPU holds, and 1 where workers train on processors (`gpus_per_worker`), where plain loops are
+    faster, or on a cluster with GPUs that this machine has none of. Another size gives other
+    roundings.
     """
     retries: Count = 2
     """How often a message is tried again on a new worker after its worker died."""

@@ -5,8 +5,9 @@ import logging
 import torch
 
 from fedspeech import machine, models
-from fedspeech.accelerator import place
+from fedspeech.accelerator import trains_on_gpu
 from fedspeech.config import Config
+from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import ConfigError
 
 log = logging.getLogger("fedspeech")
@@ -30,7 +31,12 @@ def settle(settings: Config) -> Config:
     Raises ConfigError where a given size does not fit the memory: another size would give other
     roundings, so none is taken instead.
     """
-    asked, most = settings.engine.cohort, most_together(settings)
+    _warn_of_idle_gpus(settings.engine)
+    asked = settings.engine.cohort
+    if trains_on_gpu(settings.engine) and not torch.cuda.is_available():
+        # A cluster's GPUs, whose memory is not known here.
+        return with_cohort(settings, 1) if asked == "auto" else settings
+    most = most_together(settings)
     if asked == "auto":
         return with_cohort(settings, _auto(settings, most))
     if asked > max(1, most):
@@ -49,7 +55,7 @@ def with_cohort(settings: Config, size: int) -> Config:
 
 
 def _auto(settings: Config, most: int) -> int:
-    if place().type != "cuda":
+    if not trains_on_gpu(settings.engine):
         log.info("cohorts of 1: on a processor plain loops are faster than a stack")
         return 1
     with torch.device("meta"):
@@ -59,13 +65,20 @@ def _auto(settings: Config, most: int) -> int:
 
 def most_together(settings: Config) -> int:
     """How many speakers one worker's memory holds; may be 0."""
-    if place().type == "cuda":
+    engine = settings.engine
+    if trains_on_gpu(engine):
         there = torch.cuda.get_device_properties(0).total_memory
-        share = settings.engine.gpus_per_worker or 1.0
-        memory = there * min(1.0, share)
+        memory = there * (min(1.0, engine.gpus_per_worker) if engine.grid == "ray" else 1.0)
     else:
-        memory = machine.memory_limit_bytes() / settings.engine.workers
+        memory = machine.memory_limit_bytes() / engine.workers
     return int(SHARE * memory / bytes_each(settings))
+
+
+def _warn_of_idle_gpus(engine: EngineSettings) -> None:
+    if torch.cuda.is_available() and not trains_on_gpu(engine):
+        log.warning(
+            "engine.gpus_per_worker = 0: workers train on processors, the GPUs here stay idle"
+        )
 
 
 def bytes_each(settings: Config) -> int:

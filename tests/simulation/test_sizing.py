@@ -1,3 +1,6 @@
+import logging
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,12 +10,12 @@ from fedspeech.errors import ConfigError
 from fedspeech.simulation import sizing
 
 
-def settings(cohort="auto", model="tdnn-tiny", batch=16, workers=2) -> Config:
+def settings(cohort="auto", model="tdnn-tiny", batch=16, workers=2, **engine) -> Config:
     return Config.model_validate(
         {
             "model": {"name": model},
             "personal": {"batch_size": batch},
-            "engine": {"cohort": cohort, "workers": workers},
+            "engine": {"cohort": cohort, "workers": workers, **engine},
         }
     )
 
@@ -48,3 +51,36 @@ def test_a_size_that_fits_stays(monkeypatch):
 def test_one_speaker_is_never_too_many(monkeypatch):
     monkeypatch.setattr(machine, "memory_limit_bytes", lambda: 2**20)
     assert sizing.settle(settings(cohort=1)).engine.cohort == 1
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> None:
+    """A GPU that holds 10.5 speakers with the tiny model; this process sees it."""
+    memory = int(10.5 * sizing.bytes_each(settings()) / sizing.SHARE)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = SimpleNamespace(total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found)
+
+
+@pytest.mark.parametrize(
+    ("engine", "size"),
+    [
+        ({"grid": "ray"}, 1),
+        ({"grid": "ray", "gpus_per_worker": 0.5}, 5),
+        ({"grid": "ray", "gpus_per_worker": 1.0}, 10),
+        ({"grid": "ray", "gpus_per_worker": 2.0}, 10),
+        ({"grid": "in-process"}, 10),
+    ],
+)
+def test_the_size_follows_from_the_gpu_that_a_worker_sees(gpu, engine, size, caplog):
+    assert sizing.settle(settings(**engine)).engine.cohort == size
+    idle = [one.message for one in caplog.records if one.levelno == logging.WARNING]
+    said = "engine.gpus_per_worker = 0: workers train on processors, the GPUs here stay idle"
+    assert idle == ([said] if size == 1 else [])
+
+
+def test_where_only_the_cluster_has_gpus_nothing_is_guessed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    engine = {"ray_address": "head:6379", "gpus_per_worker": 1.0}
+    assert sizing.settle(settings(**engine)).engine.cohort == 1
+    assert sizing.settle(settings(cohort=300, **engine)).engine.cohort == 300
