@@ -25,13 +25,16 @@ COPIES = 4
 its product, its rectifier and its normalization, and a gradient."""
 
 
-def settle(settings: Config) -> Config:
-    """The settings with the size of cohorts as a number.
+def settle(settings: Config, before: int | None = None) -> Config:
+    """The settings with the size of cohorts as a number; `before` is that of a run to be resumed.
 
     Raises ConfigError where a given size does not fit the memory: another size would give other
-    roundings, so none is taken instead.
+    roundings, so none is taken instead. Also where GPUs are simulated beside real ones: workers
+    would not train where they seem to.
     """
-    _warn_of_idle_gpus(settings.engine)
+    _check_gpus(settings.engine)
+    if settings.engine.cohort == "auto" and before is not None:
+        settings = with_cohort(settings, before)
     asked = settings.engine.cohort
     if trains_on_gpu(settings.engine) and not torch.cuda.is_available():
         # A cluster's GPUs, whose memory is not known here.
@@ -74,8 +77,16 @@ def most_together(settings: Config) -> int:
     return int(SHARE * memory / bytes_each(settings))
 
 
-def _warn_of_idle_gpus(engine: EngineSettings) -> None:
-    if torch.cuda.is_available() and not trains_on_gpu(engine):
+def _check_gpus(engine: EngineSettings) -> None:
+    if not torch.cuda.is_available():
+        return
+    if engine.simulated_gpus and engine.grid == "ray":
+        raise ConfigError(
+            f"engine.simulated_gpus: {engine.simulated_gpus} on a machine with "
+            f"{torch.cuda.device_count()} real ones, expected 0: models would depend on which "
+            "workers get a real one"
+        )
+    if not trains_on_gpu(engine):
         log.warning(
             "engine.gpus_per_worker = 0: workers train on processors, the GPUs here stay idle"
         )

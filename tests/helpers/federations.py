@@ -74,8 +74,8 @@ def simulate(
     around: Callable[[Grid], Grid] = lambda grid: grid,
 ) -> Path:
     """What `fedspeech run --resume` does, with another client app, or another grid around."""
-    settings = sizing.settle(settings)
     run = RunFolder(folder)
+    settings = sizing.settle(settings, run.cohort())
     run.open(settings, resume=True)
     try:
         grid = make_grid(settings, run, client)

@@ -84,3 +84,22 @@ def test_where_only_the_cluster_has_gpus_nothing_is_guessed(monkeypatch):
     engine = {"ray_address": "head:6379", "gpus_per_worker": 1.0}
     assert sizing.settle(settings(**engine)).engine.cohort == 1
     assert sizing.settle(settings(cohort=300, **engine)).engine.cohort == 300
+
+
+def test_a_run_that_is_resumed_keeps_its_cohorts(gpu):
+    """Another share of the GPU would make `auto` another size, and the user never set one."""
+    half = settings(grid="ray", gpus_per_worker=0.5)
+    assert sizing.settle(half, before=3).engine.cohort == 3
+    assert sizing.settle(settings(cohort=4, grid="ray", gpus_per_worker=0.5), 3).engine.cohort == 4
+    with pytest.raises(ConfigError, match=r"engine\.cohort: 10 speakers .* 5 would"):
+        sizing.settle(half, before=10)
+
+
+def test_gpus_are_not_simulated_beside_real_ones(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError) as told:
+        sizing.settle(settings(grid="ray", gpus_per_worker=0.5, simulated_gpus=2))
+    assert str(told.value) == (
+        "engine.simulated_gpus: 2 on a machine with 1 real ones, expected 0: models would depend "
+        "on which workers get a real one"
+    )
