@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedspeech import progress
 from fedspeech.config import Config
 from fedspeech.run_folder import RunFolder
 from fedspeech.simulation import sizing
@@ -87,6 +89,19 @@ def simulate(
     finally:
         run.close()
     return folder
+
+
+def watch_stages(patch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """From now on: the name of each stage that ends, its total, and how much of it was done."""
+    stages: list[tuple[str, int, int]] = []
+    finish = progress.Stage.finish
+
+    def note(stage: progress.Stage) -> None:
+        stages.append((stage._name, stage._total, stage._done))
+        finish(stage)
+
+    patch.setattr(progress.Stage, "finish", note)
+    return stages
 
 
 def made(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,17 @@ import faulty_client
 import numpy as np
 import pytest
 import torch
-from federations import LONG, Around, assert_same, ledger, made, results, settings, simulate
+from federations import (
+    LONG,
+    Around,
+    assert_same,
+    ledger,
+    made,
+    results,
+    settings,
+    simulate,
+    watch_stages,
+)
 from slow import slow
 
 from clients import cohort
@@ -70,9 +80,16 @@ def experiment(six, files):
 
 
 @pytest.fixture(scope="module")
-def partly(experiment, tmp_path_factory) -> Path:
-    """A run that nothing interrupts."""
-    return simulate(experiment, tmp_path_factory.mktemp("partly") / "run")
+def watched(experiment, tmp_path_factory) -> tuple[Path, list[tuple[str, int, int]]]:
+    """A run that nothing interrupts, and its stages."""
+    with pytest.MonkeyPatch.context() as patch:
+        stages = watch_stages(patch)
+        return simulate(experiment, tmp_path_factory.mktemp("partly") / "run"), stages
+
+
+@pytest.fixture(scope="module")
+def partly(watched) -> Path:
+    return watched[0]
 
 
 def of_kind(folder: Path, kind: str) -> dict[int, dict[str, int]]:
@@ -94,6 +111,15 @@ def test_who_is_asked_in_which_round(partly):
     assert set(installed) == {1, 2}
     judged = of_kind(partly, protocol.EVALUATE)
     assert {number: set(by) for number, by in judged.items()} == {3: set(CLIENTS) - {"t08"}}
+
+
+def test_each_stage_knows_from_the_start_how_many_are_asked(watched):
+    _, stages = watched
+    tuned = [total for name, total, _ in stages if name == protocol.PERSONALIZE]
+    assert tuned == [len(one) for one in ROUNDS]
+    assert [total for name, total, _ in stages if "install" in name] == [len(i) for i in INSTALLED]
+    assert {name for name, _, _ in stages} > {"query.word_errors", "evaluate.personal mean"}
+    assert all(total == done for _, total, done in stages)
 
 
 def test_g_goes_along_when_a_speaker_is_asked_first(partly):

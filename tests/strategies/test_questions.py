@@ -5,7 +5,15 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from federations import GENERIC_SPEAKERS, Around, ledger, results, settings, simulate
+from federations import (
+    GENERIC_SPEAKERS,
+    Around,
+    ledger,
+    results,
+    settings,
+    simulate,
+    watch_stages,
+)
 from flwr.app import Error, Message
 
 from fedspeech import corpus as corpora
@@ -84,8 +92,12 @@ def raced(crowd, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(questions, "CANDIDATES_PER_MESSAGE", 2)
         patch.setattr(Population, "difference", read)
+        stages = watch_stages(patch)
         settings = experiment(crowd, pair_decodings=1)
         folder, asked = run(settings, tmp_path_factory.mktemp("raced") / "run")
+    told = [total for name, total, done in stages if total == done and "word_errors" in name]
+    # Of each three times two candidates nobody lacks both; then the ends, and the pair of Figure 2.
+    assert told == [3 * CLIENTS, CLIENTS, 1]
     return folder, asked, reads
 
 
