@@ -1,6 +1,8 @@
 """How many speakers are fine-tuned as one stack: settled once, before anything runs."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -8,7 +10,7 @@ from fedspeech import machine, models
 from fedspeech.accelerator import trains_on_gpu
 from fedspeech.config import Config
 from fedspeech.config.engine import EngineSettings
-from fedspeech.errors import ConfigError
+from fedspeech.errors import ConfigError, RunError
 
 log = logging.getLogger("fedspeech")
 
@@ -46,9 +48,34 @@ def settle(settings: Config, before: int | None = None) -> Config:
         raise ConfigError(
             f"engine.cohort: {asked} speakers with a {settings.model.name} each do not fit the "
             f"memory of a worker ({bytes_each(settings) / 2**20:,.0f} MiB for each speaker); "
-            f"{max(1, most)} would"
+            f"{_would(most)}"
         )
     return settings
+
+
+def _would(most: int) -> str:
+    return f"{most} would" if most else "not even one would"
+
+
+@contextmanager
+def measured(count: int) -> Iterator[None]:
+    """Let so many speakers be fine-tuned as a stack in the block.
+
+    Raises RunError where a GPU's memory runs out. The size that it names follows from what each
+    speaker had taken by then, which is not yet all of it: hence the same share as before the run.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        each = torch.cuda.max_memory_allocated() / count
+        there = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        most = min(count - 1, int(SHARE * there / each))
+        raise RunError(
+            f"a cohort of {count} speakers does not fit the memory of a worker (each had taken "
+            f"{each / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB); {_would(most)} (engine.cohort)"
+        ) from None
 
 
 def with_cohort(settings: Config, size: int) -> Config:

@@ -4,10 +4,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedspeech import machine, models
+import clients.cohort
+from fedspeech import machine, models, protocol
 from fedspeech.config import Config
-from fedspeech.errors import ConfigError
+from fedspeech.config.engine import EngineSettings
+from fedspeech.errors import ConfigError, RunError
 from fedspeech.simulation import sizing
+from fedspeech.simulation.in_process import InProcessGrid
 
 
 def settings(cohort="auto", model="tdnn-tiny", batch=16, workers=2, **engine) -> Config:
@@ -46,6 +49,12 @@ def test_a_size_that_fits_stays(monkeypatch):
         assert sizing.settle(settings(cohort=5)).engine.cohort == 5
         with pytest.raises(ConfigError, match=r"engine\.cohort: 6 speakers .* 5 would"):
             sizing.settle(settings(cohort=6))
+
+
+def test_where_not_even_one_fits_none_is_named(monkeypatch):
+    monkeypatch.setattr(machine, "memory_limit_bytes", lambda: 2**20)
+    with pytest.raises(ConfigError, match=r"2 speakers .* not even one would$"):
+        sizing.settle(settings(cohort=2, grid="ray"))
 
 
 def test_one_speaker_is_never_too_many(monkeypatch):
@@ -103,3 +112,38 @@ def test_gpus_are_not_simulated_beside_real_ones(gpu, monkeypatch):
         "engine.simulated_gpus: 2 on a machine with 1 real ones, expected 0: models would depend "
         "on which workers get a real one"
     )
+
+
+@pytest.fixture
+def full(gpu, monkeypatch) -> None:
+    """Memory runs out: the stack has 6 GiB, other processes 1 GiB, 0.5 GiB of 8 are free."""
+    taken = iter([2**40])  # by what was there before the block
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: next(taken))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(taken, 6 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 13 * 2**29)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**29, 2**33))
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        # 0.6 of 7 GiB: 22 times 192 MiB; or as many times 3 GiB, or 6 GiB.
+        (32, "32 speakers does not fit the memory of a worker (each had taken 192 MiB of 7,168"),
+        (2, "2 speakers does not fit the memory of a worker (each had taken 3,072 MiB of 7,168"),
+        (1, "1 speakers does not fit the memory of a worker (each had taken 6,144 MiB of 7,168"),
+    ],
+)
+def test_memory_that_runs_out_names_a_size_by_what_was_taken(full, monkeypatch, count, told):
+    def runs_out(cohort):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(clients.cohort, "prepare", runs_out)
+    engine = EngineSettings(grid="in-process", cohort=32)
+    grid = InProcessGrid("clients.app:app", lambda: [{}] * count, engine)
+    for node in grid.get_node_ids():
+        message = grid.create_message(protocol.content({}), protocol.PERSONALIZE, node, "1")
+        (number,) = grid.push_messages([message])
+    would = {32: "22 would", 2: "1 would", 1: "not even one would"}[count]
+    with pytest.raises(RunError) as caught:
+        list(grid.pull_messages([number]))
+    assert str(caught.value) == f"a cohort of {told} MiB); {would} (engine.cohort)"
