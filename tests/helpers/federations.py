@@ -18,6 +18,7 @@ from fedspeech.run_folder import RunFolder
 from fedspeech.simulation import sizing
 from fedspeech.simulation.grid import SERVER_NODE
 from fedspeech.simulation.launch import make_grid
+from fedspeech.tensors import Tensors, distance
 from server.app import app as server
 
 HELPERS = Path(__file__).parent
@@ -116,6 +117,13 @@ def assert_same(one: Path, other: Path) -> None:
     left, right = made(one), made(other)
     assert sorted(left) == sorted(right)
     assert [name for name in left if left[name] != right[name]] == []
+
+
+def apart(ours: Tensors, theirs: Tensors, generic: Tensors) -> float:
+    """How far two models' trained weights lie apart, as a share of how far theirs are from G."""
+    trained = [name for name in generic if "running" not in name]
+    one, other, begin = ({name: m[name] for name in trained} for m in (ours, theirs, generic))
+    return distance(one, other) / distance(other, begin)
 
 
 def results(folder: Path) -> dict[str, Any]:
