@@ -60,6 +60,7 @@ class Questions:
             answers |= self._judge(grid, round, others)
         if races:
             answers |= self._race(grid, round, races)
+        self._record.cache_clear()  # or some candidates would be in memory until the next round
         return answers
 
     def _judge(
