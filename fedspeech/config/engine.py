@@ -2,9 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedspeech.config.values import Count, NonNegative, Positive, PositiveFloat, Settings, Together
+
+GPU_STEPS = 10_000
+"""Ray counts in so many parts of a GPU."""
+ROUNDING = 1e-6
 
 
 class EngineSettings(Settings):
@@ -35,6 +39,16 @@ class EngineSettings(Settings):
     run ends. Speech and models travel by path, G by Ray: on every machine fedspeech is installed,
     and the run folder and the corpus lie at the same place (a shared file system). The cluster's
     token, if it wants one, is `$RAY_AUTH_TOKEN` with `RAY_AUTH_MODE=token`."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _as_ray_counts(cls, gpus: float) -> float:
+        parts = gpus * GPU_STEPS
+        if gpus >= 1 and not gpus.is_integer():
+            raise ValueError("expected a whole number of GPUs, or a share of one (below 1)")
+        if abs(parts - round(parts)) > ROUNDING:
+            raise ValueError(f"expected a share in steps of {1 / GPU_STEPS:g}, as Ray counts")
+        return gpus
 
     @model_validator(mode="after")
     def _gpus_are_the_clusters_own(self) -> "EngineSettings":
