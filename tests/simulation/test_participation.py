@@ -285,6 +285,7 @@ def failing(experiment, speaker: str, quorum: float, folder: Path) -> Path:
     return simulate(changed, folder, faulty_client.APP)
 
 
+@pytest.mark.faults
 def test_the_quorum_is_of_those_who_are_asked_in_the_round(experiment, tmp_path):
     """t03, t05 and t07 are asked in round 2; t07 is late. Of all four so far three are left."""
     with pytest.raises(RunError) as told:
@@ -297,6 +298,7 @@ def test_the_quorum_is_of_those_who_are_asked_in_the_round(experiment, tmp_path)
     assert second.startswith(f"  {NAMES['t05']}, round 2, train.personalize: RuntimeError")
 
 
+@pytest.mark.faults
 def test_who_has_failed_is_not_asked_again(experiment, tmp_path):
     folder = failing(experiment, "t05", 0.3, tmp_path / "run")
     tuned = of_kind(folder, protocol.PERSONALIZE)
