@@ -302,7 +302,9 @@ def test_the_quorum_is_of_those_who_are_asked_in_the_round(experiment, tmp_path)
 def test_who_has_failed_is_not_asked_again(experiment, tmp_path):
     folder = failing(experiment, "t05", 0.3, tmp_path / "run")
     tuned = of_kind(folder, protocol.PERSONALIZE)
-    assert [set(tuned[number]) for number in (1, 2, 3)] == [set(one) - {"t05"} for one in ROUNDS]
+    first, second, third = map(set, ROUNDS)
+    # What was sent to it when it failed has been sent.
+    assert [set(tuned[number]) for number in (1, 2, 3)] == [first, second, third - {"t05"}]
     assert [(f["speaker"], f["round"]) for f in results(folder)["failures"]] == [(NAMES["t05"], 2)]
     judged = {SPEAKERS[row["speaker"]] for row in results(folder)["per_speaker"]}
     assert judged == {"t03", "t04", "t06", "t07"}
