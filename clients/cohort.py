@@ -4,7 +4,7 @@ Each device keeps its own result, so that the client app, when it is asked, has 
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 from flwr.app import Context, Message
@@ -13,8 +13,8 @@ from clients import speaker
 from clients.app import folder, locked, receive
 from clients.speaker import Speaker
 from fedspeech.config.training import PersonalSettings
-from fedspeech.errors import FedSpeechError
-from fedspeech.training.personal import Tuning, fine_tune_together
+from fedspeech.errors import DiskError
+from fedspeech.training.personal import FineTuned, Tuning, fine_tune_together
 
 
 class _Member(NamedTuple):
@@ -28,13 +28,11 @@ def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
 
     A cohort is whole or it is another one: a speaker that is not asked, since it answered before
     an interruption, is fine-tuned along with the others, and its stack is what it was. What it has
-    finished it keeps: by now it would begin with another P_s. Who cannot be fine-tuned is left out,
-    and says why when the client app asks.
+    finished it keeps: by now it would begin with another P_s. Who cannot be fine-tuned, whatever
+    was raised, is left out, and says why when the client app asks.
     """
     with ExitStack() as stack:
-        for context, _ in cohort:
-            stack.enter_context(locked(folder(context)))
-        members = _members(cohort)
+        members = _members(cohort, stack)
         if all(member.me.has_finished(member.asked) for member in members):
             return
         settings = PersonalSettings.model_validate(members[0].asked["settings"])
@@ -45,25 +43,36 @@ def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
         )
         for member, judge, model in zip(members, judges, tuned, strict=True):
             if judge is not None and model is not None and not member.me.has_finished(member.asked):
-                member.me.keep_tuned(member.asked, judge, model)
+                _keep(member, judge, model)
 
 
-def _members(cohort: Sequence[tuple[Context, Message | None]]) -> list[_Member]:
-    speakers = [speaker.open_folder(folder(context)) for context, _ in cohort]
-    now: list[Mapping[str, Any] | None] = []
-    for me, (_, message) in zip(speakers, cohort, strict=True):
-        try:
-            now.append(None if message is None else receive(me, message))
-        except FedSpeechError:
-            now.append({})
-    rounds = {(asked["generation"], asked["round"]) for asked in now if asked}
+def _members(cohort: Sequence[tuple[Context, Message | None]], stack: ExitStack) -> list[_Member]:
+    """Those that can be fine-tuned together, with their folders locked until the stack is left."""
+    opened: list[tuple[Speaker, Mapping[str, Any]]] = []
+    rounds = set()
+    for context, message in cohort:
+        with suppress(Exception):
+            stack.enter_context(locked(folder(context)))
+            me = speaker.open_folder(folder(context))
+            if message is None:
+                opened.append((me, me.store.state().get("asked", {})))
+            else:
+                asked = receive(me, message)
+                opened.append((me, asked))
+                rounds.add((asked["generation"], asked["round"]))
     members = []
-    for me, asked in zip(speakers, now, strict=True):
-        asked = me.store.state().get("asked", {}) if asked is None else asked
-        if (asked.get("generation"), asked.get("round")) not in rounds:
-            continue
-        try:
-            members.append(_Member(me, asked, me.tunings(asked)))
-        except FedSpeechError:
-            continue
+    for me, asked in opened:
+        if (asked.get("generation"), asked.get("round")) in rounds:
+            with suppress(Exception):
+                members.append(_Member(me, asked, me.tunings(asked)))
     return members
+
+
+def _keep(member: _Member, judge: FineTuned, tuned: FineTuned) -> None:
+    """Raises DiskError: a run on a full disk would lose speaker after speaker."""
+    try:
+        member.me.keep_tuned(member.asked, judge, tuned)
+    except DiskError:
+        raise
+    except Exception:
+        return

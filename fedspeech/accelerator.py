@@ -2,10 +2,22 @@
 
 import torch
 
+from fedspeech.config.engine import EngineSettings
+
 
 def place() -> torch.device:
     """The device of models and batches. A worker on Ray sees only the GPUs that it was given."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def trains_on_gpu(engine: EngineSettings) -> bool:
+    """Whether what trains clients sees a GPU, which need not be what this process sees.
+
+    Ray hides GPUs from workers that ask for none; simulated ones stand in for none at all.
+    """
+    if engine.grid == "in-process":
+        return place().type == "cuda"
+    return engine.gpus_per_worker > 0 and not engine.simulated_gpus
 
 
 def autocast(precision: str) -> torch.autocast:
@@ -18,5 +30,5 @@ def computes_in_bf16(precision: str) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if place().type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())

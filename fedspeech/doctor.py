@@ -81,7 +81,8 @@ def _memory() -> Finding:
 def _gpus() -> Finding:
     there = [f"{gpu.name}, {_gib(gpu.free_bytes)} free" for gpu in machine.gpus()]
     if there:
-        return Finding("GPUs", "; ".join(there))
+        hint = "workers on Ray train on them where engine.gpus_per_worker is above 0"
+        return Finding("GPUs", "; ".join([*there, hint]))
     todo = ""
     if (machine.PROC / "driver" / "nvidia" / "version").exists():
         release = Version(torch.__version__).base_version

@@ -13,28 +13,28 @@ PLAIN_SECONDS = 15.0
 
 
 class Stage:
-    """A stage whose total may turn out larger as it goes."""
+    """A stage of `total` steps; 0 where nobody knows how many there will be."""
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, total: int) -> None:
         self._console = Console(stderr=True)
-        self._least, self._total = least, least
+        self._total = total
         self._done = self._before = 0
         self._name = self._detail = ""
         self._started = self._last = self._said = time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
-    def start(self, name: str, total: int) -> None:
-        """There are at least so many to do."""
-        self._total = max(self._least, total)
+    def start(self, name: str, least: int = 0) -> None:
+        """What is done from now on is called so; there are at least so many to do."""
+        self._total = max(self._total, least)
         if not self._name and self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), _Told(self))
             self._bar = Progress(*columns, console=self._console, transient=True)
-            self._task = self._bar.add_task(name, total=self._total)
+            self._task = self._bar.add_task(name, total=self._total or None)
             self._bar.start()
         self._name = name
         if self._bar is not None:
-            self._bar.update(self._task, total=self._total)
+            self._bar.update(self._task, total=self._total or None)
 
     def skip(self) -> None:
         """One more was done in an earlier run: it says nothing about the pace."""
@@ -57,11 +57,12 @@ class Stage:
 
     def told(self) -> str:
         """How far the stage is, how fast it goes, what is left and how the last step went."""
-        said = [f"{self._done}/{self._total}"]
+        said = [f"{self._done}/{self._total}" if self._total else f"{self._done}"]
         if (each := self._seconds_each()) > 0:
+            said.append(_pace(each))
             waited = time.monotonic() - self._last
             left = max(0.0, (self._total - self._done) * each - waited)
-            said += [_pace(each), f"{_duration(left)} left"]
+            said += [f"{_duration(left)} left"] if self._total else []
         return ", ".join([*said, self._detail] if self._detail else said)
 
     def finish(self) -> None:
@@ -108,9 +109,9 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def stage(least: int) -> Iterator[Stage]:
-    """Show a stage of at least so many steps while the block runs."""
-    shown = Stage(least)
+def stage(total: int) -> Iterator[Stage]:
+    """Show a stage of so many steps while the block runs; 0 where that is not known."""
+    shown = Stage(total)
     try:
         yield shown
     finally:

@@ -7,7 +7,7 @@ leaves a client: audio, features, transcripts, hypotheses, file names, the speak
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +47,19 @@ DIFFS = "fedspeech.diff."
 NUMBER_BYTES = 8
 EXAMPLES = "num-examples"
 """What Flower's strategies weight an answer by."""
+
+
+class Messages(Iterable[Message]):
+    """Messages that are made as they are sent, and how many there will be, for whoever shows it."""
+
+    def __init__(self, made: Iterator[Message], count: int) -> None:
+        self._made, self._count = made, count
+
+    def __iter__(self) -> Iterator[Message]:
+        return self._made
+
+    def __len__(self) -> int:
+        return self._count
 
 
 class Member(NamedTuple):

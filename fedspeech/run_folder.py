@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedspeech import config as configuration
+from fedspeech.accelerator import trains_on_gpu
 from fedspeech.config import Experiment
+from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.tensors import write_whole
 
@@ -28,7 +30,10 @@ FREE = {
     "engine.message_seconds",
     "engine.ray_address",
 }
-"""Settings that may differ between a run and its resumption: they change no model."""
+"""Settings that may differ between a run and its resumption: they change no model, unless clients
+train on a GPU by some of them and on a processor by others."""
+ON_GPU = ("engine.grid", "engine.gpus_per_worker", "engine.simulated_gpus")
+"""Settings that say where clients train."""
 VERSIONS = ("fedspeech", "torch", "torchaudio", "numpy", "scipy", "flwr", "ray", "lhotse", "jiwer")
 
 
@@ -80,6 +85,14 @@ class RunFolder:
             self.close()
             raise
 
+    def cohort(self) -> int | None:
+        """The size of cohorts that the run in this folder began with; None where there is none."""
+        try:
+            found = tomllib.loads(self.config.read_text(encoding="utf-8"))["engine"]["cohort"]
+        except (OSError, ValueError, KeyError):
+            return None  # `open` says what is wrong with it
+        return found if isinstance(found, int) else None
+
     def _take(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -98,14 +111,19 @@ class RunFolder:
                 "or choose another folder (--out)"
             )
         try:
-            before = _flat(tomllib.loads(self.config.read_text(encoding="utf-8")))
+            there = tomllib.loads(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{self.config}: damaged, cannot be resumed: {error}") from None
-        now = _flat(tomllib.loads(configuration.dump(settings)))
+        here = tomllib.loads(configuration.dump(settings))
+        before, now = _flat(there), _flat(here)
+        engines = [
+            EngineSettings.model_construct(**each.get("engine", {})) for each in (there, here)
+        ]
+        moved = len(set(map(trains_on_gpu, engines))) > 1
         differing = [
             f"  {key}: {before.get(key)!r} there, {now.get(key)!r} here"
             for key in sorted(set(before) | set(now))
-            if before.get(key) != now.get(key) and key not in FREE
+            if before.get(key) != now.get(key) and (key not in FREE or (moved and key in ON_GPU))
         ]
         if differing:
             raise RunError(

@@ -18,12 +18,14 @@ from fedspeech.config import Config
 from fedspeech.corpus import partition as cutting
 from fedspeech.corpus import statistics
 from fedspeech.corpus.partition import Client, Partition, pseudonym
+from fedspeech.errors import ConfigError
 from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
 from fedspeech.releases import Releases
 from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.simulation import devices, sizing
+from fedspeech.simulation.grid import SimulatedGrid
 from fedspeech.tensors import Tensors
 from server import attendance, generic, improve, ledger, results
 from server.attended_grid import AttendedGrid
@@ -46,8 +48,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration names, into the folder that it names."""
     asked = context.run_config
     settings = configuration.load(Path(str(asked["experiment"])))
-    if settings.engine.cohort == "auto":  # not our own grid: Flower asks every client by itself
-        settings = sizing.with_cohort(settings, 1)
+    if not isinstance(grid, SimulatedGrid):
+        settings = _one_by_one(settings)
     run = RunFolder(Path(str(asked["out"])).absolute())
     run.open(settings, resume=bool(asked.get("resume", False)))
     try:
@@ -64,6 +66,16 @@ def main(grid: Grid, context: Context) -> None:
         report.write(run.path)
     finally:
         run.close()
+
+
+def _one_by_one(settings: Config) -> Config:
+    """The settings on a grid that is not our own."""
+    if settings.engine.cohort_size > 1:
+        raise ConfigError(
+            f"engine.cohort = {settings.engine.cohort}: Flower asks every client by itself; "
+            "expected 1, or a run by `fedspeech run`"
+        )
+    return sizing.with_cohort(settings, 1)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def obtain(
 @contextmanager
 def _shown(epochs: int, report: Callable[[Epoch], None]) -> Iterator[Callable[[Epoch], None]]:
     with progress.stage(epochs) as stage:
-        stage.start("train G", epochs)
+        stage.start("train G")
 
         def tell(epoch: Epoch) -> None:
             report(epoch)

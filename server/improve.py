@@ -5,6 +5,7 @@ import inspect
 import random
 from collections.abc import Sequence
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
@@ -74,8 +75,10 @@ def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Con
     improve = settings.federation.improve
     if improve is None:
         return model
-    # Flower's strategies draw the nodes of a round from Python's own generator.
+    # Flower's strategies draw the nodes of a round from Python's own generator, and what they add
+    # for differential privacy from NumPy's.
     random.seed(seeding.key(settings.seed, 0, "", "sampling of clients"))
+    np.random.seed(seeding.key(settings.seed, 0, "", "noise of a strategy") % 2**32)  # noqa: NPY002  (Flower draws from it)
     said = {
         "description": description.to_json(),
         "seed": settings.seed,

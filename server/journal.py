@@ -116,6 +116,8 @@ class Journal:
     def _select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
             return self._database.execute(query, values).fetchall()
+        except sqlite3.OperationalError as error:
+            raise RunError(f"{self.path}: cannot read the journal: {error}") from None
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from None
 

@@ -7,6 +7,7 @@ runs on it unchanged: it sees the nodes in the order of their speakers' ids.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import length_hint
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,10 +85,10 @@ class RecordedGrid(WrappedGrid):
     def _exchange(self, messages: Iterable[Message], timeout: float | None) -> list[Asked]:
         asked: list[Asked] = []
         underway = self._underway
-        with progress.stage(len(self._speakers)) as shown:
+        with progress.stage(length_hint(messages)) as shown:
             for message in messages:
                 asked.append(self._ask(message))
-                shown.start(_name(message), len(asked))
+                shown.start(_name(message))
                 if asked[-1].row is None:
                     (message_id,) = self._grid.push_messages([message])
                     underway.add(message_id, asked[-1], message)

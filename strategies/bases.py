@@ -78,7 +78,8 @@ class BaseModels:
         Raises RuleError where the rule gives weights or tensors that cannot be used.
         """
         self.decide(grid, round, base, to)
-        messages = self._installs(grid, round, base, alpha)
+        count = len(self._still_there(base))
+        messages = protocol.Messages(self._installs(grid, round, base, alpha), count)
         replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
         for speaker, content in self._exchange.answers(round, protocol.INSTALL, replies):
             self.installed[speaker] = protocol.text(content)["installed"]

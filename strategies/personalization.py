@@ -176,10 +176,15 @@ class Personalization(Strategy):
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterator[Message]:
+    ) -> protocol.Messages:
         """One `train.personalize` for each answer; G goes along where it is not held."""
         answers = self._plan[server_round - 1].answers
         self._exchange.admit(answers)
+        count = len(answers.keys() & self._exchange.active)
+        return protocol.Messages(self._train(server_round, arrays, grid), count)
+
+    def _train(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> Iterator[Message]:
+        answers = self._plan[server_round - 1].answers
         said = {
             "description": self._description.to_json(),
             "generation": self._generation,
@@ -265,8 +270,12 @@ class Personalization(Strategy):
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterator[Message]:
+    ) -> protocol.Messages:
         """One `evaluate.personal` for each speaker; its M_s goes along."""
+        count = len(self._bases.peers(self._judged.base))
+        return protocol.Messages(self._evaluate(server_round, grid), count)
+
+    def _evaluate(self, server_round: int, grid: Grid) -> Iterator[Message]:
         judged = self._judged
         for speaker, name, sent in self._bases.models(judged.base, judged.mixed, judged.at):
             said = {

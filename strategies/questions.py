@@ -1,7 +1,7 @@
 """`query.word_errors`: what rules want to know of the devices, in as few messages as will do."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -60,6 +60,7 @@ class Questions:
             answers |= self._judge(grid, round, others)
         if races:
             answers |= self._race(grid, round, races)
+        self._record.cache_clear()  # or some candidates would be in memory until the next round
         return answers
 
     def _judge(
@@ -110,13 +111,18 @@ class Questions:
             self._decodings += Decodings(race.decodings, race.exhaustive, int(not race.confident))
         return {s: race for s, race in ended.items() if s in self._exchange.active}
 
-    def _ends(self, grid: Grid, round: int, contested: Mapping[str, BestOf]) -> Iterator[Message]:
+    def _ends(self, grid: Grid, round: int, contested: Mapping[str, BestOf]) -> protocol.Messages:
         """Messages that end the races; candidates are named by the hashes that devices hold."""
-        for speaker, asked in sorted(contested.items()):
-            if speaker in self._exchange.active:
-                text = self._race_text(round, asked, ends=True)
-                text["candidates"] = {c: self._hashes[c] for c in sorted(asked.speakers)}
+        there = sorted(contested.keys() & self._exchange.active)
+
+        def made() -> Iterator[Message]:
+            for speaker in there:
+                text = self._race_text(round, contested[speaker], ends=True)
+                candidates = sorted(contested[speaker].speakers)
+                text["candidates"] = {c: self._hashes[c] for c in candidates}
                 yield self._message(grid, round, speaker, text)
+
+        return protocol.Messages(made(), len(there))
 
     def _race_text(self, round: int, asked: BestOf, ends: bool = False) -> dict[str, Any]:
         race = {
@@ -133,7 +139,7 @@ class Questions:
         return {"part": "train", "race": race}
 
     def _answers(
-        self, grid: Grid, round: int, messages: Iterator[Message]
+        self, grid: Grid, round: int, messages: protocol.Messages
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
         for speaker, content in self._exchange.answers(round, protocol.WORD_ERRORS, replies):
@@ -145,20 +151,27 @@ class Questions:
         round: int,
         wanted: Mapping[str, Collection[str]],
         said: Mapping[str, Mapping[str, Any]],
-    ) -> Iterator[Message]:
+    ) -> protocol.Messages:
         """Messages that carry the candidates which each speaker wants, beside what is said.
 
         The same few candidates go to all speakers before the next, so that each is read once.
         """
         every = sorted(set().union(*wanted.values()))
-        for i in range(0, len(every), CANDIDATES_PER_MESSAGE):
-            some = every[i : i + CANDIDATES_PER_MESSAGE]
-            for speaker in sorted(wanted):
-                records = {c: self._record(c) for c in some if c in wanted[speaker]}
-                if records:
-                    candidates = {c: self._hashes[c] for c in records}
-                    text = {**said[speaker], "candidates": candidates}
-                    yield self._message(grid, round, speaker, text, **records)
+        parcels = [
+            (speaker, carried)
+            for i in range(0, len(every), CANDIDATES_PER_MESSAGE)
+            for speaker in sorted(wanted)
+            if (carried := _some(every[i : i + CANDIDATES_PER_MESSAGE], wanted[speaker]))
+        ]
+
+        def made() -> Iterator[Message]:
+            for speaker, carried in parcels:
+                records = {c: self._record(c) for c in carried}
+                candidates = {c: self._hashes[c] for c in records}
+                text = {**said[speaker], "candidates": candidates}
+                yield self._message(grid, round, speaker, text, **records)
+
+        return protocol.Messages(made(), len(parcels))
 
     def _message(
         self, grid: Grid, round: int, speaker: str, said: Mapping[str, Any], **records: ArrayRecord
@@ -171,3 +184,7 @@ class Questions:
         self._hashes[candidate] = sha256(difference)
         data = self._population.diff(candidate)
         return protocol.pack(difference) if data is None else protocol.pack_diffs([data])
+
+
+def _some(candidates: Sequence[str], wanted: Collection[str]) -> list[str]:
+    return [candidate for candidate in candidates if candidate in wanted]

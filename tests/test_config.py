@@ -35,6 +35,16 @@ def told(path: Path, *overrides: str) -> str:
     ("text", "message"),
     [
         ("nmae = 'x'", "mine.toml:1: nmae: unknown setting; the nearest known one is name"),
+        (
+            "[engine]\ngpus_per_worker = 1.5",
+            "mine.toml:2: engine.gpus_per_worker: expected a whole number of GPUs, or a share of "
+            "one (below 1), found 1.5",
+        ),
+        (
+            "[engine]\ngpus_per_worker = 0.33335",
+            "mine.toml:2: engine.gpus_per_worker: expected a share in steps of 0.0001, as Ray "
+            "counts, found 0.33335",
+        ),
         ("\nzzzzzz = 3", "mine.toml:2: zzzzzz: unknown setting"),
         (
             "seed = 1\n[federatoin]\nrounds = 2",

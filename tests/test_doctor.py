@@ -157,3 +157,12 @@ def test_a_full_disk_and_little_memory(tmp_path, monkeypatch):
     found = doctor._disk("disk for runs", tmp_path / "not" / "there")
     assert found.found.endswith(f"free in {tmp_path}")
     assert found.status == "missing"
+
+
+def test_gpus_and_what_it_takes_to_train_on_them(monkeypatch):
+    there = [machine.Gpu("Card A", 2**30, 2**31), machine.Gpu("Card B", 2**31, 2**31)]
+    monkeypatch.setattr(machine, "gpus", lambda: there)
+    assert doctor._gpus().found == (
+        "Card A, 1.0 GiB free; Card B, 2.0 GiB free; "
+        "workers on Ray train on them where engine.gpus_per_worker is above 0"
+    )

@@ -21,10 +21,10 @@ def clock(monkeypatch) -> Clock:
     return made
 
 
-def run(clock, least: int, steps: int, each: float = 0.5, name: str = "train.install mean") -> None:
-    with progress.stage(least) as shown:
+def run(clock, total: int, steps: int, each: float = 0.5, name: str = "train.install mean") -> None:
+    with progress.stage(total) as shown:
         for number in range(steps):
-            shown.start(name, number + 1)
+            shown.start(name)
             clock.now += each
             shown.advance(f"loss {number}")
 
@@ -37,20 +37,29 @@ def test_a_short_stage_is_one_line(capsys, clock):
 
 
 def test_a_long_stage_says_where_it_is(capsys, clock):
-    """A line in fifteen seconds; here there are more steps than were expected."""
-    run(clock, 40, 45, each=4.0, name="train.personalize")
+    """A line in fifteen seconds."""
+    run(clock, 45, 45, each=4.0, name="train.personalize")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "train.personalize: 4/40, 4 s each, 2 min 24 s left, loss 3"
-    assert lines[1] == "train.personalize: 8/40, 4 s each, 2 min 08 s left, loss 7"
-    assert lines[-2] == "train.personalize: 44/44, 4 s each, 0 s left, loss 43"
+    assert lines[0] == "train.personalize: 4/45, 4 s each, 2 min 44 s left, loss 3"
+    assert lines[1] == "train.personalize: 8/45, 4 s each, 2 min 28 s left, loss 7"
+    assert lines[-2] == "train.personalize: 44/45, 4 s each, 4 s left, loss 43"
     assert lines[-1] == "train.personalize: 45 in 180.0 s, 4 s each, loss 44"
     assert len(lines) == 45 // 4 + 1
 
 
+def test_where_nobody_knows_how_many_there_are_no_time_is_left(clock):
+    with progress.stage(0) as shown:
+        for number in range(3):
+            shown.start("train")
+            clock.now += 4
+            shown.advance(f"loss {number}")
+        assert shown.told() == "3, 4 s each, loss 2"
+
+
 def test_what_an_earlier_run_had_done_says_nothing_about_the_pace(capsys, clock):
     with progress.stage(10) as shown:
-        for number in range(7):
-            shown.start("train.personalize", number + 1)
+        for _ in range(7):
+            shown.start("train.personalize")
             shown.skip()
         assert shown.told() == "7/10"
         clock.now += 20
@@ -64,7 +73,7 @@ def test_what_an_earlier_run_had_done_says_nothing_about_the_pace(capsys, clock)
 
 def test_hours(clock):
     with progress.stage(1000) as shown:
-        shown.start("train.personalize", 1)
+        shown.start("train.personalize")
         clock.now += 30
         shown.advance("")
         assert shown.told() == "1/1000, 30 s each, 8 h 19 min left"
@@ -77,7 +86,7 @@ def test_where_nothing_is_to_do_nothing_is_said(capsys, clock):
 
 def test_a_stage_that_breaks_off_says_how_far_it_came(capsys, clock):
     with pytest.raises(KeyboardInterrupt), progress.stage(9) as shown:
-        shown.start("train G", 9)
+        shown.start("train G")
         clock.now += 0.25
         shown.advance("")
         raise KeyboardInterrupt

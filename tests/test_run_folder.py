@@ -4,6 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedspeech.config import Config, dump
 from fedspeech.errors import RunError
@@ -76,6 +77,47 @@ def test_how_many_threads_compute_a_model_may_not_change(run):
     other = changed(engine={"cpus_per_worker": 2})
     with pytest.raises(RunError, match=r"  engine.cpus_per_worker: 1 there, 2 here"):
         reopened(run, other, resume=True)
+
+
+RAY = {"grid": "ray", "gpus_per_worker": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "engine", "told"),
+    [
+        (True, {"gpus_per_worker": 0.5}, ["  engine.gpus_per_worker: 0.0 there, 0.5 here"]),
+        (False, {"gpus_per_worker": 0.5}, ["  engine.gpus_per_worker: 0.0 there, 0.5 here"]),
+        (True, {"grid": "in-process"}, ["  engine.grid: 'ray' there, 'in-process' here"]),
+        (False, {"grid": "in-process"}, []),
+        (False, {"gpus_per_worker": 0.5, "simulated_gpus": 1}, []),
+    ],
+)
+def test_from_a_processor_to_a_gpu_the_run_may_not_move(run, monkeypatch, gpu, engine, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    other = changed(engine={**RAY, **engine})
+    if not told:
+        reopened(run, other, resume=True).close()
+        return
+    with pytest.raises(RunError) as caught:
+        reopened(run, other, resume=True)
+    assert str(caught.value).splitlines()[1:] == told
+
+
+def test_another_share_of_a_gpu_is_free(run):
+    run.close()
+    for share in (0.5, 0.25):
+        on_gpu = changed(name="other", engine={"gpus_per_worker": share, "cohort": 4})
+        again = RunFolder(run.path.with_name("gpu"))
+        again.open(on_gpu, resume=True)
+        again.write_environment(0, "abc")
+        assert again.cohort() == 4
+        again.close()
+
+
+def test_who_has_not_begun_has_no_cohorts(run):
+    assert RunFolder(run.path / "nowhere").cohort() is None
+    run.config.write_text("seed = ")
+    assert run.cohort() is None
 
 
 @pytest.mark.parametrize("text", ["seed = ", "\x00"])

@@ -2,9 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedspeech.config.values import Count, NonNegative, Positive, PositiveFloat, Settings, Together
+
+GPU_STEPS = 10_000
+"""Ray counts in so many parts of a GPU."""
+ROUNDING = 1e-6
 
 
 class EngineSettings(Settings):
@@ -17,12 +21,14 @@ class EngineSettings(Settings):
     cpus_per_worker: Positive = 1
     """Also the threads that PyTorch may use in a worker."""
     gpus_per_worker: NonNegative = 0.0
-    """0.25: four workers share a GPU."""
+    """0.25: four workers share a GPU. 0: Ray hides them, and workers train on processors."""
     simulated_gpus: Count = 0
     """GPUs that Ray is told of on a machine without one."""
     cohort: Together = "auto"
-    """Speakers that are fine-tuned as one stack of models; `auto` is as many as the memory of a GPU
-    holds, and 1 on a processor, where plain loops are faster. Another size gives other roundings.
+    """Speakers that are fine-tuned as one stack of models; `auto` is as many as a worker's share of
+    a GPU holds, and 1 where workers train on processors (`gpus_per_worker`), where plain loops are
+    faster, or on a cluster with GPUs that this machine has none of. Another size gives other
+    roundings.
     """
     retries: Count = 2
     """How often a message is tried again on a new worker after its worker died."""
@@ -33,6 +39,16 @@ class EngineSettings(Settings):
     run ends. Speech and models travel by path, G by Ray: on every machine fedspeech is installed,
     and the run folder and the corpus lie at the same place (a shared file system). The cluster's
     token, if it wants one, is `$RAY_AUTH_TOKEN` with `RAY_AUTH_MODE=token`."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _as_ray_counts(cls, gpus: float) -> float:
+        parts = gpus * GPU_STEPS
+        if gpus >= 1 and not gpus.is_integer():
+            raise ValueError("expected a whole number of GPUs, or a share of one (below 1)")
+        if abs(parts - round(parts)) > ROUNDING:
+            raise ValueError(f"expected a share in steps of {1 / GPU_STEPS:g}, as Ray counts")
+        return gpus
 
     @model_validator(mode="after")
     def _gpus_are_the_clusters_own(self) -> "EngineSettings":

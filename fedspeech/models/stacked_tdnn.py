@@ -17,6 +17,7 @@ from fedspeech.models.tdnn import (
     TDNN,
     TDNNLayer,
     at_least_float32,
+    dropout_mask,
 )
 
 
@@ -36,12 +37,12 @@ class StackedTDNN:
     def dropout_masks(
         self, rate: float, batch: int, frames: int, dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """One model's masks for each layer, (batch, width, frames), drawn as `nn.Dropout` does.
+        """One model's masks for each layer, (batch, width, frames), drawn as `tdnn.Dropout` does.
 
         `frames` are output frames.
         """
         shapes = [(batch, conv.out_channels, frames) for conv in self._layers]
-        return [nn.functional.dropout(torch.ones(shape, dtype=dtype), rate) for shape in shapes]
+        return [dropout_mask(shape, rate, dtype) for shape in shapes]
 
     def __call__(
         self,

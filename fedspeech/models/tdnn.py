@@ -7,6 +7,7 @@ The input layer sees 9 frames to each side (19 frames, 760 values with 40 featur
 frame, so that everything after it runs at a third of the frame rate.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,24 @@ class MaskedBatchNorm(nn.Module):
         return mean, variance
 
 
+def dropout_mask(shape: Sequence[int], rate: float, dtype: torch.dtype) -> torch.Tensor:
+    """0 with probability `rate`, else 1 / (1 - rate), by PyTorch's generator of the processor.
+
+    A GPU's own generator would draw other masks for one model than for many of them in a stack.
+    """
+    return nn.functional.dropout(torch.ones(*shape, dtype=dtype), rate)
+
+
+class Dropout(nn.Dropout):
+    """Dropout (Srivastava et al. 2014) with masks that are the same on every device."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x in any shape, some of it zero in training."""
+        if not self.training or self.p == 0:
+            return x
+        return x * dropout_mask(x.shape, self.p, x.dtype).to(x.device)
+
+
 class TDNNLayer(nn.Module):
     """Convolution, rectifier, batch normalization, dropout."""
 
@@ -76,7 +95,7 @@ class TDNNLayer(nn.Module):
         padding = (kernel - 1) // 2 * dilation
         self.conv = nn.Conv1d(inputs, width, kernel, stride, padding, dilation)
         self.norm = MaskedBatchNorm(width)
-        self.dropout = nn.Dropout(0.0)
+        self.dropout = Dropout(0.0)
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """(batch, inputs, frames) -> (batch, width, frames / stride), zero where nothing is."""

@@ -4,11 +4,12 @@ import logging
 import os
 import socket
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 
-from fedspeech.config.engine import EngineSettings
+from fedspeech.config.engine import GPU_STEPS, EngineSettings
 from fedspeech.errors import RunError
 
 LOG = logging.getLogger(__name__)
@@ -97,3 +98,20 @@ def _check_what_is_there(engine: EngineSettings) -> None:
                 f"engine: {engine.workers} workers with {each:g} {name} each want {wanted:g} "
                 f"{name}, Ray has {found:g}; {hint} fewer workers"
             )
+    places = sum(_places(engine, node["Resources"]) for node in ray.nodes() if node["Alive"])
+    if engine.workers > places:
+        raise RunError(
+            f"engine: {engine.workers} workers with {engine.cpus_per_worker} processors and "
+            f"{engine.gpus_per_worker:g} GPUs each, Ray has room for {places}: a worker lies on "
+            "one node, and a share of a GPU on one GPU; set fewer workers"
+        )
+
+
+def _places(engine: EngineSettings, node: Mapping[str, float]) -> int:
+    """How many workers a node has room for."""
+    by_cpus = int(node.get("CPU", 0) // engine.cpus_per_worker)
+    if not engine.gpus_per_worker:
+        return by_cpus
+    whole, each = int(node.get("GPU", 0)), round(engine.gpus_per_worker * GPU_STEPS)
+    by_gpus = whole * (GPU_STEPS // each) if each < GPU_STEPS else whole * GPU_STEPS // each
+    return min(by_cpus, by_gpus)

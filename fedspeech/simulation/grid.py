@@ -16,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedspeech import protocol
 from fedspeech.errors import DiskError
+from fedspeech.simulation import sizing
 from fedspeech.simulation.cohorts import Cohorts
 
 NodeConfig = Mapping[str, str | int | float | bool]
@@ -130,9 +131,13 @@ def load_app(reference: str) -> ClientApp:
 
 
 def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
-    """Fine-tune a cohort by what the entry point `cohort` names, before its devices are asked."""
+    """Fine-tune a cohort by what the entry point `cohort` names, before its devices are asked.
+
+    Raises RunError where the stack does not fit the memory.
+    """
     (hook,) = importlib.metadata.entry_points(group=APPS, name="cohort")
-    hook.load()(cohort)
+    with sizing.measured(len(cohort)):
+        hook.load()(cohort)
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:

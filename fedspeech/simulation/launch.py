@@ -36,8 +36,8 @@ def launch(settings: Config, folder: Path, resume: bool) -> None:
     # Names that are wrong are said before anything starts.
     rules.of_experiment(settings)
     models.find(settings.model.name)
-    settings = sizing.settle(settings)
     run = RunFolder(folder.absolute())
+    settings = sizing.settle(settings, run.cohort() if resume else None)
     run.open(settings, resume)
     try:
         grid = make_grid(settings, run, apps["client"].value)

@@ -70,7 +70,9 @@ class RayGrid(SimulatedGrid):
     `close`. Raises RunError where Ray has fewer GPUs than the workers want.
 
     When a worker dies, the messages of its batch go out again one by one, and only one that was
-    alone is charged with the death: it cannot fail its neighbours. A worker that hangs is killed.
+    alone is charged with the death: it cannot fail its neighbours. A cohort is tried again as it
+    was; where its workers die all the same, its speakers are fine-tuned one by one, and only who
+    kills its worker then fails. A worker that hangs is killed.
     """
 
     def __init__(self, app: str, nodes: Nodes, engine: EngineSettings) -> None:
@@ -266,23 +268,25 @@ class RayGrid(SimulatedGrid):
         LOG.warning("a worker died (%s); its messages go to a new one", why)
         ray.kill(batch.worker)
         self._start_worker()
-        alone = len(batch.numbers) == 1 or batch.cohort
         for number in reversed(batch.numbers):
-            task = self._tasks[number]
-            task.alone = not batch.cohort
-            task.deaths += alone
-            if task.deaths <= self._engine.retries:
-                self._again(number, batch.cohort)
-            else:
-                reason = f"its worker died {task.deaths} times{hung}"
-                dead = Error(ErrorCode.CLIENT_APP_CRASHED, reason)
-                self._end(number, Message(dead, reply_to=task.message))
+            self._charge(number, batch, hung)
 
-    def _again(self, number: str, cohort: bool) -> None:
-        if cohort:
+    def _charge(self, number: str, batch: Batch, hung: str) -> None:
+        """A message's worker died: try it again, by itself, or answer it with an error."""
+        task = self._tasks[number]
+        task.deaths += batch.cohort or len(batch.numbers) == 1
+        if batch.cohort and task.deaths <= self._engine.retries:
             self._enqueue(number)
-        else:
+            return
+        if batch.cohort:  # whose fault it is shows when each is alone
+            task.deaths = 0
+        if task.deaths <= self._engine.retries:
+            task.alone = True
             self._queue.appendleft(number)
+        else:
+            reason = f"its worker died {task.deaths} times{hung}"
+            dead = Error(ErrorCode.CLIENT_APP_CRASHED, reason)
+            self._end(number, Message(dead, reply_to=task.message))
 
     def _check_that_it_had_started(self, batch: Batch, error: Exception) -> None:
         if batch.numbers:

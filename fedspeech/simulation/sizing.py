@@ -1,13 +1,16 @@
 """How many speakers are fine-tuned as one stack: settled once, before anything runs."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from fedspeech import machine, models
-from fedspeech.accelerator import place
+from fedspeech.accelerator import trains_on_gpu
 from fedspeech.config import Config
-from fedspeech.errors import ConfigError
+from fedspeech.config.engine import EngineSettings
+from fedspeech.errors import ConfigError, RunError
 
 log = logging.getLogger("fedspeech")
 
@@ -24,22 +27,55 @@ COPIES = 4
 its product, its rectifier and its normalization, and a gradient."""
 
 
-def settle(settings: Config) -> Config:
-    """The settings with the size of cohorts as a number.
+def settle(settings: Config, before: int | None = None) -> Config:
+    """The settings with the size of cohorts as a number; `before` is that of a run to be resumed.
 
     Raises ConfigError where a given size does not fit the memory: another size would give other
-    roundings, so none is taken instead.
+    roundings, so none is taken instead. Also where GPUs are simulated beside real ones: workers
+    would not train where they seem to.
     """
-    asked, most = settings.engine.cohort, most_together(settings)
+    _check_gpus(settings.engine)
+    if settings.engine.cohort == "auto" and before is not None:
+        settings = with_cohort(settings, before)
+    asked = settings.engine.cohort
+    if trains_on_gpu(settings.engine) and not torch.cuda.is_available():
+        # A cluster's GPUs, whose memory is not known here.
+        return with_cohort(settings, 1) if asked == "auto" else settings
+    most = most_together(settings)
     if asked == "auto":
         return with_cohort(settings, _auto(settings, most))
     if asked > max(1, most):
         raise ConfigError(
             f"engine.cohort: {asked} speakers with a {settings.model.name} each do not fit the "
             f"memory of a worker ({bytes_each(settings) / 2**20:,.0f} MiB for each speaker); "
-            f"{max(1, most)} would"
+            f"{_would(most)}"
         )
     return settings
+
+
+def _would(most: int) -> str:
+    return f"{most} would" if most else "not even one would"
+
+
+@contextmanager
+def measured(count: int) -> Iterator[None]:
+    """Let so many speakers be fine-tuned as a stack in the block.
+
+    Raises RunError where a GPU's memory runs out. The size that it names follows from what each
+    speaker had taken by then, which is not yet all of it: hence the same share as before the run.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        each = torch.cuda.max_memory_allocated() / count
+        there = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        most = min(count - 1, int(SHARE * there / each))
+        raise RunError(
+            f"a cohort of {count} speakers does not fit the memory of a worker (each had taken "
+            f"{each / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB); {_would(most)} (engine.cohort)"
+        ) from None
 
 
 def with_cohort(settings: Config, size: int) -> Config:
@@ -49,7 +85,7 @@ def with_cohort(settings: Config, size: int) -> Config:
 
 
 def _auto(settings: Config, most: int) -> int:
-    if place().type != "cuda":
+    if not trains_on_gpu(settings.engine):
         log.info("cohorts of 1: on a processor plain loops are faster than a stack")
         return 1
     with torch.device("meta"):
@@ -59,13 +95,28 @@ def _auto(settings: Config, most: int) -> int:
 
 def most_together(settings: Config) -> int:
     """How many speakers one worker's memory holds; may be 0."""
-    if place().type == "cuda":
+    engine = settings.engine
+    if trains_on_gpu(engine):
         there = torch.cuda.get_device_properties(0).total_memory
-        share = settings.engine.gpus_per_worker or 1.0
-        memory = there * min(1.0, share)
+        memory = there * (min(1.0, engine.gpus_per_worker) if engine.grid == "ray" else 1.0)
     else:
-        memory = machine.memory_limit_bytes() / settings.engine.workers
+        memory = machine.memory_limit_bytes() / engine.workers
     return int(SHARE * memory / bytes_each(settings))
+
+
+def _check_gpus(engine: EngineSettings) -> None:
+    if not torch.cuda.is_available():
+        return
+    if engine.simulated_gpus and engine.grid == "ray":
+        raise ConfigError(
+            f"engine.simulated_gpus: {engine.simulated_gpus} on a machine with "
+            f"{torch.cuda.device_count()} real ones, expected 0: models would depend on which "
+            "workers get a real one"
+        )
+    if not trains_on_gpu(engine):
+        log.warning(
+            "engine.gpus_per_worker = 0: workers train on processors, the GPUs here stay idle"
+        )
 
 
 def bytes_each(settings: Config) -> int:

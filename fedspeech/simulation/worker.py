@@ -10,7 +10,6 @@ import ray
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from fedspeech.errors import RunError
 from fedspeech.simulation.grid import answer, load_app, prepare
 
 QUICK_SECONDS = 0.05
@@ -56,15 +55,7 @@ class Worker:
         Raises RunError where the stack does not fit the memory.
         """
         started = time.monotonic()
-        try:
-            prepare(
-                [(context, self._whole(*given) if given else None) for context, given in cohort]
-            )
-        except torch.OutOfMemoryError:
-            raise RunError(
-                f"a cohort of {len(cohort)} speakers does not fit the memory of a worker; "
-                f"set engine.cohort to {max(1, len(cohort) // 2)}"
-            ) from None
+        prepare([(context, self._whole(*given) if given else None) for context, given in cohort])
         return Answers([], time.monotonic() - started)
 
     def _whole(self, message: Message, arrays: Arrays) -> Message:

@@ -22,6 +22,9 @@ from clients.app import app as shipped
 from fedspeech import protocol, seeding
 
 APP = "faulty_client:app"
+COHORT_APP = "faulty_cohort:app"
+"""The same with faults while a cohort is fine-tuned: their kind is COHORT."""
+COHORT = "cohort"
 VARIABLE = "FAULTS"
 LONGEST_LIFE = 0.3
 """Seconds into a message, before which its worker is signalled; the messages take about as long."""
@@ -55,7 +58,7 @@ def met() -> int:
     return len(list(Path(os.environ[VARIABLE]).glob("met-*")))
 
 
-def _fault(kind: str, speaker: str) -> tuple[str, float]:
+def drawn(kind: str, speaker: str) -> tuple[str, float]:
     """What is to happen, and for a death how long into the message."""
     folder = Path(os.environ[VARIABLE])
     for number, one in enumerate(json.loads((folder / "plan.json").read_text())):
@@ -83,24 +86,30 @@ def _tell_who_works() -> None:
     part.replace(path)
 
 
-def _signal_after(seconds: float, number: int) -> None:
-    time.sleep(seconds)
-    os.kill(os.getpid(), number)
+def signalled_later(fault: str, seconds: float) -> bool:
+    """Whether the fault is a signal; if so, this process gets it after so many seconds."""
+    if fault not in SIGNALS:
+        return False
+
+    def signal_after() -> None:
+        time.sleep(seconds)
+        os.kill(os.getpid(), SIGNALS[fault])
+
+    threading.Thread(target=signal_after, daemon=True).start()
+    return True
 
 
 def _route(message: Message, context: Context) -> Message:
     speaker = Path(str(context.node_config["device"])).name
-    fault, seconds = _fault(message.metadata.message_type, speaker)
+    fault, seconds = drawn(message.metadata.message_type, speaker)
     if fault == "raise":
         raise RuntimeError("this client raises")
-    if fault in SIGNALS:
-        arguments = (seconds, SIGNALS[fault])
-        threading.Thread(target=_signal_after, args=arguments, daemon=True).start()
+    gone = signalled_later(fault, seconds)
     if fault == "slow":
         _tell_who_works()
         time.sleep(SLOW_SECONDS)
     reply = shipped(message, context)
-    if fault in SIGNALS:
+    if gone:
         time.sleep(60)
     if fault in POISONS:
         ((name, record),) = reply.content.array_records.items()

@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedspeech import progress
 from fedspeech.config import Config
 from fedspeech.run_folder import RunFolder
 from fedspeech.simulation import sizing
 from fedspeech.simulation.grid import SERVER_NODE
 from fedspeech.simulation.launch import make_grid
+from fedspeech.tensors import Tensors, distance
 from server.app import app as server
 
 HELPERS = Path(__file__).parent
@@ -74,8 +77,8 @@ def simulate(
     around: Callable[[Grid], Grid] = lambda grid: grid,
 ) -> Path:
     """What `fedspeech run --resume` does, with another client app, or another grid around."""
-    settings = sizing.settle(settings)
     run = RunFolder(folder)
+    settings = sizing.settle(settings, run.cohort())
     run.open(settings, resume=True)
     try:
         grid = make_grid(settings, run, client)
@@ -87,6 +90,19 @@ def simulate(
     finally:
         run.close()
     return folder
+
+
+def watch_stages(patch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """From now on: the name of each stage that ends, its total, and how much of it was done."""
+    stages: list[tuple[str, int, int]] = []
+    finish = progress.Stage.finish
+
+    def note(stage: progress.Stage) -> None:
+        stages.append((stage._name, stage._total, stage._done))
+        finish(stage)
+
+    patch.setattr(progress.Stage, "finish", note)
+    return stages
 
 
 def made(folder: Path) -> dict[str, bytes]:
@@ -101,6 +117,13 @@ def assert_same(one: Path, other: Path) -> None:
     left, right = made(one), made(other)
     assert sorted(left) == sorted(right)
     assert [name for name in left if left[name] != right[name]] == []
+
+
+def apart(ours: Tensors, theirs: Tensors, generic: Tensors) -> float:
+    """How far two models' trained weights lie apart, as a share of how far theirs are from G."""
+    trained = [name for name in generic if "running" not in name]
+    one, other, begin = ({name: m[name] for name in trained} for m in (ours, theirs, generic))
+    return distance(one, other) / distance(other, begin)
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -9,8 +9,18 @@ import pytest
 Test = TypeVar("Test", bound=Callable)
 
 
+SLOW = (
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("FEDSPEECH_FAULTS") != "all",
+        reason="takes long; FEDSPEECH_FAULTS=all runs it",
+    ),
+)
+"""Marks that skip a test unless everything is asked for, and say so."""
+
+
 def slow(test: Test) -> Test:
-    """Skip the test unless everything is asked for, and say so."""
-    skip = os.environ.get("FEDSPEECH_FAULTS") != "all"
-    reason = "takes long; FEDSPEECH_FAULTS=all runs it"
-    return pytest.mark.slow(pytest.mark.skipif(skip, reason=reason)(test))
+    """The test with these marks."""
+    for mark in SLOW:
+        test = mark(test)
+    return test

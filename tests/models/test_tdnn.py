@@ -4,7 +4,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from fedspeech import models, seeding
-from fedspeech.models.tdnn import TDNN, Layer, MaskedBatchNorm
+from fedspeech.models.tdnn import TDNN, Dropout, Layer, MaskedBatchNorm
 
 FEATURES, UNITS = 40, 7
 
@@ -194,3 +194,17 @@ def test_masked_normalization_is_that_of_the_frames_without_padding(training):
     assert_allclose(ours.bias.grad, theirs.bias.grad, rtol=1e-4, atol=1e-5)
     assert_allclose(ours.running_mean, theirs.running_mean, rtol=1e-5)
     assert_allclose(ours.running_var, theirs.running_var, rtol=1e-5)
+
+
+def test_dropout_draws_from_the_processors_generator_whatever_the_device():
+    """On a GPU as on `meta`, which draws nothing of its own; and the values are PyTorch's."""
+    dropout, x = Dropout(0.3), torch.randn(4, 5, 6)
+    with seeding.scoped(0, 0, "", "dropout"):
+        wanted = torch.nn.functional.dropout(x, 0.3)
+        after = torch.rand(3)
+    for device in ("cpu", "meta"):
+        with seeding.scoped(0, 0, "", "dropout"):
+            found = dropout(x.to(device))
+            assert torch.equal(torch.rand(3), after)
+        assert device == "meta" or torch.equal(found, wanted)
+    assert torch.equal(dropout.eval()(x), x)

@@ -60,6 +60,7 @@ def test_settings_that_speak_of_another_model_are_refused(corpus, first, section
         generic.check(with_model(corpus, path, **sections))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", ["cut off", "another shape", "no description", "epochs"])
 def test_a_damaged_model_is_told(corpus, first, tmp_path, damage):
     source = first / "models" / "trained.safetensors"

@@ -1,9 +1,22 @@
-import pytest
-from flwr.serverapp.strategy import FedProx
+import random
 
+import numpy as np
+import pytest
+import torch
+from flwr.serverapp.strategy import FedAvg, FedProx, Result
+
+from fedspeech import protocol
+from fedspeech.config import Config
 from fedspeech.config.federation import ImproveSettings
+from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.errors import ConfigError
+from fedspeech.models.description import ModelDescription
+from fedspeech.units import learn
 from server import improve
+
+DESCRIPTION = ModelDescription(
+    "tdnn-tiny", FeatureSettings(), learn(["ba di"], UnitSettings(kind="words"))
+)
 
 
 def settings(name: str, **options) -> ImproveSettings:
@@ -42,3 +55,27 @@ def test_a_strategy_that_cannot_be_made_is_told(name, options, told):
         improve.strategy(settings(name, **options))
     assert str(caught.value).startswith(f"federation.improve.class = {name!r}: ")
     assert told in str(caught.value)
+
+
+class Noisy(FedAvg):
+    """Adds what Flower's strategies for differential privacy do, and draws nodes as all do."""
+
+    def start(self, grid, initial_arrays, **rest):
+        noise = np.random.normal(size=3) + random.random()  # noqa: NPY002
+        model = {"x": protocol.unpack(initial_arrays)["x"] + torch.tensor(noise)}
+        return Result(arrays=protocol.pack(model))
+
+
+def test_all_draws_of_a_strategy_follow_from_the_seed(monkeypatch):
+    monkeypatch.setattr(improve, "strategy", lambda settings: Noisy())
+
+    def improved(seed: int, before: int) -> list[float]:
+        random.seed(before)
+        np.random.seed(before)  # noqa: NPY002
+        asked = {"improve": {"class": "mine:Noisy"}}
+        config = Config.model_validate({"seed": seed, "federation": asked})
+        model = {"x": torch.zeros(3, dtype=torch.float64)}
+        return improve.run(None, model, DESCRIPTION, config)["x"].tolist()
+
+    assert improved(0, before=1) == improved(0, before=2)
+    assert improved(0, before=1) != improved(1, before=1)

@@ -1,4 +1,5 @@
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -114,3 +115,19 @@ def test_a_journal_that_cannot_be_written_says_so(path):
             journal.add(replace(ROW, id=f"m{number}", answer={"x": "y" * 500}))
     kept = Journal(path)
     assert kept.get("m0") is not None
+
+
+class Busy:
+    """A database that another process holds."""
+
+    def execute(self, *query):
+        raise sqlite3.OperationalError("database is locked")
+
+
+def test_what_can_be_read_another_time_is_no_damage(path, monkeypatch):
+    journal = Journal(path)
+    journal.close()
+    monkeypatch.setattr(journal, "_database", Busy())
+    with pytest.raises(RunError) as told:
+        journal.get("a1")
+    assert str(told.value) == f"{path}: cannot read the journal: database is locked"

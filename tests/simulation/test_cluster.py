@@ -66,6 +66,33 @@ def test_nobody_at_the_address_is_said_at_once():
     )
 
 
+@pytest.mark.parametrize(
+    ("nodes", "engine", "places"),
+    [
+        ([(8, 2)], {"workers": 3, "gpus_per_worker": 0.6}, 2),
+        ([(8, 3)], {"workers": 3, "gpus_per_worker": 0.3333}, 8),
+        ([(20, 3)], {"workers": 3, "gpus_per_worker": 0.3333}, 9),
+        ([(20, 1)], {"workers": 10, "gpus_per_worker": 0.1}, 10),
+        ([(8, 3), (8, 1)], {"workers": 2, "gpus_per_worker": 2.0}, 1),
+        ([(8, 4), (8, 2)], {"workers": 3, "gpus_per_worker": 2.0}, 3),
+        ([(3, 0), (3, 0)], {"workers": 3, "cpus_per_worker": 2}, 2),
+        ([(1, 4), (8, 0)], {"workers": 2, "gpus_per_worker": 1.0}, 1),  # not where the GPUs are
+    ],
+)
+def test_workers_have_to_find_room_on_the_nodes(monkeypatch, nodes, engine, places):
+    found = [{"Alive": True, "Resources": {"CPU": c, "GPU": g}} for c, g in nodes]
+    gone = {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 100.0}}
+    sums = {"CPU": sum(c for c, _ in nodes), "GPU": sum(g for _, g in nodes)}
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [*found, gone])
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: sums)
+    asked = EngineSettings(**engine)
+    if places >= asked.workers:
+        cluster._check_what_is_there(asked)
+        asked = asked.model_copy(update={"workers": places + 1})
+    with pytest.raises(RunError, match=rf"Ray has (room for {places}|[0-9]+[:;])"):
+        cluster._check_what_is_there(asked)
+
+
 TOKENS = """
 import os, fedspeech.simulation as simulation
 names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faulty_client import ANY, APP, POISONS, last_at_work, met, plan
+from faulty_client import ANY, APP, COHORT, COHORT_APP, POISONS, last_at_work, met, plan
 from federations import (
     GENERIC_SPEAKERS,
     assert_same,
@@ -56,9 +56,11 @@ def without_traffic(folder) -> dict:
 
 
 def fault(kind: str, speaker: str, what: str, **more) -> dict:
-    return {"kind": kind, "speaker": pseudonym(0, speaker), "fault": what, **more}
+    who = speaker if speaker == ANY else pseudonym(0, speaker)
+    return {"kind": kind, "speaker": who, "fault": what, **more}
 
 
+@pytest.mark.faults
 def test_a_bad_answer_is_its_own_speakers_failure(crowd, good_alone, tmp_path):
     plan([fault(protocol.PERSONALIZE, speaker, what) for what, speaker in BAD.items()])
     experiment = settings(crowd, federation={"bases": BASES, "quorum": 0.2})
@@ -84,6 +86,7 @@ def test_a_bad_answer_is_its_own_speakers_failure(crowd, good_alone, tmp_path):
     assert all(here[name] == alone[name] for name in models)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("kind", "what"),
     [
@@ -110,6 +113,7 @@ def test_who_drops_out_later_is_in_no_cell(crowd, tmp_path, kind, what):
     assert set(found["dendrogram"]["speakers"]) == set(found["chosen_alpha"]["alphas"]) == others
 
 
+@pytest.mark.faults
 def test_who_is_tested_on_other_words_from_one_answer_to_the_next_drops_out(crowd, tmp_path):
     plan([fault(protocol.EVALUATE, "t04", "fewer words", times=1)])
     experiment = settings(crowd, partition={"clients": GOOD}, federation={"bases": ["mean"]})
@@ -120,6 +124,7 @@ def test_who_is_tested_on_other_words_from_one_answer_to_the_next_drops_out(crow
     assert found["speakers"] == 2
 
 
+@pytest.mark.faults
 def test_a_poisoned_answer_to_a_flower_strategy_is_left_out(crowd, tmp_path):
     """FedAvg would average NaN, or give up the whole round for one answer of another form."""
     improve = {"class": "flwr.serverapp.strategy:FedAvg", "options": {}}
@@ -136,9 +141,10 @@ def test_a_poisoned_answer_to_a_flower_strategy_is_left_out(crowd, tmp_path):
     # Flower adds up in the order in which it drew the nodes: equal but for the rounding.
     assert all(torch.allclose(alone[name], run[name], rtol=1e-5, atol=1e-7) for name in alone)
     trained = [row["speaker"] for row in ledger(folders[everybody]) if row["kind"] == "train"]
-    assert set(trained) == {pseudonym(0, speaker) for speaker in GOOD}
+    assert set(trained) == {pseudonym(0, speaker) for speaker in everybody}  # what was sent counts
 
 
+@pytest.mark.faults
 def test_below_the_quorum_the_run_says_why(crowd, tmp_path):
     plan([fault(protocol.PERSONALIZE, s, "raise") for s in ("t03", "t05")])
     experiment = settings(crowd, partition={"clients": GOOD}, federation={"quorum": 0.5})
@@ -172,30 +178,64 @@ MANY = [
 """Every speaker's first message of every type dies as often as it may."""
 
 
+COHORT_SIZE = 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed_cohorts(corpus, tmp_path_factory) -> Path:
+    """`undisturbed` with cohorts, in one process."""
+    folder = tmp_path_factory.mktemp("undisturbed-cohorts") / "run"
+    return simulate(settings(corpus, engine={"cohort": COHORT_SIZE}), folder)
+
+
+def disturb(corpus, folder: Path, faults, what: str, seed: int = 0, **engine) -> Path:
+    """A run on two workers with faults: (message type, speaker, how often)."""
+    plan([fault(kind, speaker, what, times=n, seed=seed) for kind, speaker, n in faults])
+    experiment = settings(corpus, engine={"grid": "ray", "workers": 2, **engine})
+    simulate(experiment, folder, client=COHORT_APP if "cohort" in engine else APP)
+    assert met() == sum(times for _, _, times in faults)
+    return folder
+
+
+def worker_deaths(folder: Path) -> int:
+    return int(json.loads((folder / "timing.json").read_text())["worker_deaths"])
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(3) if ALL else [0])
 def test_killed_workers_change_nothing(corpus, undisturbed, one_ray, tmp_path, seed):
-    deaths = MANY if ALL else FEW
-    plan([fault(kind, speaker, "die", times=times, seed=seed) for kind, speaker, times in deaths])
-    experiment = settings(corpus, engine={"grid": "ray", "workers": 2})
-    run = simulate(experiment, tmp_path / "run", client=APP)
-    assert met() == sum(times for _, _, times in deaths)
-    timing = json.loads((run / "timing.json").read_text())
-    assert timing["worker_deaths"] == met()
+    run = disturb(corpus, tmp_path / "run", MANY if ALL else FEW, "die", seed)
+    assert worker_deaths(run) == met()
     assert_same(run, undisturbed)
 
 
 @pytest.mark.faults
-def test_a_worker_that_always_dies_is_that_speakers_failure(crowd, good_alone, one_ray, tmp_path):
-    plan([fault(protocol.PERSONALIZE, "t06", "die")])
+@pytest.mark.parametrize("seed", range(3) if ALL else [0])
+def test_workers_killed_with_a_cohort_change_nothing(
+    corpus, undisturbed_cohorts, one_ray, tmp_path, seed
+):
+    """While they fine-tune it, as often as one cohort may."""
+    faults = [(COHORT, ANY, 2), *(one for one in FEW if one[0] != protocol.PERSONALIZE)]
+    run = disturb(corpus, tmp_path / "run", faults, "die", seed, cohort=COHORT_SIZE)
+    assert worker_deaths(run) == met()
+    assert_same(run, undisturbed_cohorts)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("cohort", [1, len(GOOD) + 1])
+def test_a_worker_that_always_dies_is_that_speakers_failure(
+    crowd, good_alone, one_ray, tmp_path, cohort
+):
+    """In a cohort it takes all others with it, until they are fine-tuned one by one."""
+    plan([fault(kind, "t06", "die") for kind in (COHORT, protocol.PERSONALIZE)])
     experiment = settings(
         crowd,
         partition={"clients": (*GOOD, "t06")},
         federation={"bases": BASES},
-        engine={"grid": "ray", "workers": 2, "retries": 1},
+        engine={"grid": "ray", "workers": 2, "retries": 1, "cohort": cohort},
     )
-    run = simulate(experiment, tmp_path / "run", client=APP)
-    assert met() == 2
+    run = simulate(experiment, tmp_path / "run", client=COHORT_APP)
+    assert met() == (2 if cohort == 1 else 4)
     (failure,) = results(run)["failures"]
     assert failure == {
         "speaker": pseudonym(0, "t06"),
@@ -214,18 +254,24 @@ HANGING_MANY = [
 ]
 
 
-@slow
 @pytest.mark.faults
 def test_workers_that_hang_change_nothing(corpus, undisturbed, one_ray, tmp_path):
     """They stop in the middle of a message, for ever, and hold the device's lock."""
-    hanging = HANGING_MANY if ALL else HANGING_FEW
-    plan([fault(kind, speaker, "hang", times=times) for kind, speaker, times in hanging])
-    engine = {"grid": "ray", "workers": 2, "message_seconds": 15.0}
-    run = simulate(settings(corpus, engine=engine), tmp_path / "run", client=APP)
-    assert met() == sum(times for _, _, times in hanging)
-    timing = json.loads((run / "timing.json").read_text())
-    assert timing["worker_deaths"] >= met()  # on a busy machine others may be late, too
+    faults, seconds = (HANGING_MANY, 15.0) if ALL else (HANGING_FEW, 8.0)
+    run = disturb(corpus, tmp_path / "run", faults, "hang", message_seconds=seconds)
+    assert worker_deaths(run) >= met()  # on a busy machine others may be late, too
     assert_same(run, undisturbed)
+
+
+@slow
+@pytest.mark.faults
+def test_a_worker_that_hangs_with_a_cohort_changes_nothing(
+    corpus, undisturbed_cohorts, one_ray, tmp_path
+):
+    engine = {"message_seconds": 8.0, "cohort": COHORT_SIZE}
+    run = disturb(corpus, tmp_path / "run", [(COHORT, ANY, 1)], "hang", **engine)
+    assert worker_deaths(run) >= met()
+    assert_same(run, undisturbed_cohorts)
 
 
 class Killer(threading.Thread):

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from federations import assert_same, journaled, settings
+from federations import assert_same, journaled, settings, simulate
+from slow import SLOW
 
 from fedspeech import config
 
@@ -89,9 +90,12 @@ def folder(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.faults
-def test_killed_and_stopped_and_gone_on_with(corpus, undisturbed, folder):
+@pytest.mark.parametrize("cohort", [1, pytest.param(3, marks=SLOW)])
+def test_killed_and_stopped_and_gone_on_with(corpus, tmp_path, folder, cohort):
+    undisturbed = simulate(settings(corpus, engine={"cohort": cohort}), tmp_path / "undisturbed")
     file = folder.with_name("small.toml")
-    file.write_text(config.dump(settings(corpus, engine={"grid": "ray", "workers": 2})))
+    engine = {"grid": "ray", "workers": 2, "cohort": cohort}
+    file.write_text(config.dump(settings(corpus, engine=engine)))
     begin = ["fedspeech", "run", str(file), "--out", str(folder)]
     total = len(journaled(undisturbed))
 

@@ -17,6 +17,7 @@ from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import RunError
 from fedspeech.simulation.launch import launch
 from fedspeech.simulation.on_ray import RayGrid
+from server import generic
 
 NODES, WORKERS = 8, 4
 ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
@@ -44,6 +45,7 @@ INSIDER = """
 import os, subprocess, sys
 from fedspeech.config.engine import EngineSettings
 from fedspeech.simulation.on_ray import RayGrid
+from server import generic
 import ray
 grid = RayGrid("probe_client:app", lambda: [{}], EngineSettings(workers=1))
 address = ray.get_runtime_context().gcs_address
@@ -189,6 +191,7 @@ def test_a_slow_message_among_quick_ones_holds_up_nobody(grid, handed, in_fours)
     assert sum(handed) > len(made)
 
 
+@pytest.mark.faults
 def test_a_message_that_kills_its_worker_does_not_fail_its_neighbours(grid, handed, in_fours):
     before = grid.deaths
     nodes = grid.get_node_ids()
@@ -216,6 +219,7 @@ def test_tensors_travel_once_and_whole(grid, monkeypatch):
     assert said(ask(grid, [{}], model=other))[0]["sums"] == {"model": 7.0}
 
 
+@pytest.mark.faults
 def test_a_worker_that_is_killed_while_idle_is_replaced(grid):
     until_all_are_there(grid)
     before = grid.deaths
@@ -234,6 +238,7 @@ def impatient(grid, monkeypatch):
     return grid
 
 
+@pytest.mark.faults
 def test_a_worker_that_hangs_is_killed(impatient):
     before, started = impatient.deaths, time.monotonic()
     replies = ask(impatient, [{"seconds": 1000} if i == 3 else {} for i in range(NODES)])
@@ -261,6 +266,7 @@ def test_an_answer_that_waited_for_the_server_came_in_time(impatient):
     assert impatient.deaths == before
 
 
+@pytest.mark.faults
 def test_an_answer_that_cannot_be_sent_does_not_block_a_worker(grid):
     replies = ask(grid, [{"unreadable": True}, *[{}] * (NODES - 1)])
     assert replies[0].error.reason == "its worker died 2 times"
@@ -280,3 +286,33 @@ def test_more_gpus_than_there_are_is_said_before_the_corpus_is_read(tmp_path, gr
         "set engine.simulated_gpus or fewer workers"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_shares_of_gpus_that_do_not_add_up_are_said(tmp_path, grid):
+    """0.6 of a GPU is free on neither of the two when two workers have the same."""
+    engine = {"grid": "ray", "workers": 3, "gpus_per_worker": 0.6}
+    with pytest.raises(RunError) as told:
+        launch(settings(tmp_path / "no-corpus", engine=engine), tmp_path / "run", resume=False)
+    assert str(told.value) == (
+        "engine: 3 workers with 1 processors and 0.6 GPUs each, Ray has room for 2: a worker lies "
+        "on one node, and a share of a GPU on one GPU; set fewer workers"
+    )
+
+
+def test_workers_start_before_g_trains(tmp_path, corpus, grid, monkeypatch):
+    order, start = [], RayGrid._start_worker
+
+    def note_worker(self):
+        order.append("worker")
+        start(self)
+
+    def train(*settings):
+        order.append("G")
+        raise RunError("that is enough")
+
+    monkeypatch.setattr(RayGrid, "_start_worker", note_worker)
+    monkeypatch.setattr(generic, "obtain", train)
+    engine = {"grid": "ray", "workers": 2}
+    with pytest.raises(RunError, match="that is enough"):
+        launch(settings(corpus, engine=engine), tmp_path / "run", resume=False)
+    assert order == ["worker", "worker", "G"]

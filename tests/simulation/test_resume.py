@@ -114,6 +114,7 @@ def races(folder: Path, ended: bool) -> int:
     return sum(one == ended for one in found)
 
 
+@pytest.mark.faults
 def test_killed_in_the_middle_of_a_race(corpus, tmp_path):
     """When some candidates have come, and when some races have ended."""
     experiment, folder = settings(corpus, federation={"bases": ["quick"]}), tmp_path / "run"
@@ -165,6 +166,7 @@ def inflict(damage: str, path: Path) -> None:
         path.write_bytes(content[: len(content) // 2])
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_lost_personal_model_is_asked_for_again(
     corpus, undisturbed, finished, first_speaker, damage
@@ -175,6 +177,7 @@ def test_a_lost_personal_model_is_asked_for_again(
     assert_same(finished, undisturbed)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("lost", ["*.safetensors", "*"])
 def test_a_device_that_lost_its_models_too_trains_again(
     corpus, undisturbed, finished, first_speaker, lost
@@ -186,6 +189,7 @@ def test_a_device_that_lost_its_models_too_trains_again(
     assert_same(finished, undisturbed)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("role", ["difference", "validation"])
 def test_a_device_whose_own_copy_is_damaged_trains_again(
@@ -201,6 +205,7 @@ def test_a_device_whose_own_copy_is_damaged_trains_again(
     assert path.read_bytes() == whole
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES[1:])
 @pytest.mark.parametrize("name", ["trained.safetensors", "trained.json", "trained.epochs.json"])
 def test_a_damaged_g_is_named_and_obtained_anew_without_it(
@@ -220,6 +225,7 @@ def test_a_damaged_g_is_named_and_obtained_anew_without_it(
     assert_same(finished, undisturbed)
 
 
+@pytest.mark.faults
 def test_without_its_journal_a_run_asks_anew_and_devices_keep_what_they_have(
     corpus, undisturbed, finished
 ):
@@ -241,6 +247,7 @@ def test_without_its_journal_a_run_asks_anew_and_devices_keep_what_they_have(
     assert again == first
 
 
+@pytest.mark.faults
 def test_a_damaged_answer_with_tensors_is_asked_for_again(corpus, undisturbed_long, tmp_path):
     folder = Path(shutil.copytree(undisturbed_long, tmp_path / "run"))
     path = sorted((folder / "answers").iterdir())[0]
@@ -282,6 +289,7 @@ def test_another_corpus_is_refused(tone_corpus, tmp_path):
         simulate(experiment, tmp_path / "run")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", ["the header", "the middle", "an answer"])
 def test_a_damaged_journal_is_named(corpus, finished, damage):
     path = finished / "journal.sqlite"
@@ -298,6 +306,7 @@ def test_a_damaged_journal_is_named(corpus, finished, damage):
         simulate(settings(corpus), finished)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["config.toml", "environment.json"])
 def test_a_damaged_file_of_the_run_is_named(corpus, finished, name):
     (finished / name).write_text("{ nothing that")

@@ -1,11 +1,21 @@
 """Races on real clients: what is sent to whom and how often, and what comes of it."""
 
+import gc
+import weakref
 from collections import Counter
 from itertools import groupby
 
 import numpy as np
 import pytest
-from federations import GENERIC_SPEAKERS, Around, ledger, results, settings, simulate
+from federations import (
+    GENERIC_SPEAKERS,
+    Around,
+    ledger,
+    results,
+    settings,
+    simulate,
+    watch_stages,
+)
 from flwr.app import Error, Message
 
 from fedspeech import corpus as corpora
@@ -84,8 +94,12 @@ def raced(crowd, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(questions, "CANDIDATES_PER_MESSAGE", 2)
         patch.setattr(Population, "difference", read)
+        stages = watch_stages(patch)
         settings = experiment(crowd, pair_decodings=1)
         folder, asked = run(settings, tmp_path_factory.mktemp("raced") / "run")
+    told = [total for name, total, done in stages if total == done and "word_errors" in name]
+    # Of each three times two candidates nobody lacks both; then the ends, and the pair of Figure 2.
+    assert told == [3 * CLIENTS, CLIENTS, 1]
     return folder, asked, reads
 
 
@@ -204,6 +218,25 @@ def test_exhaustive_search_needs_all_and_a_second_rule_nothing_more(crowd, tmp_p
     }
 
 
+def test_no_candidate_stays_in_memory_when_its_errors_are_known(crowd, tmp_path):
+    """Until the next exchange nothing of what was carried is left, not even in a cache."""
+    carried, left = [], []
+
+    class Watch(Around):
+        def sent(self, message):
+            if message.metadata.message_type == protocol.EVALUATE:
+                gc.collect()
+                left.append(sum(record() is not None for record in carried))
+            if message.metadata.message_type == protocol.WORD_ERRORS:
+                records = message.content.array_records.values()
+                carried.extend(weakref.ref(record) for record in records)
+
+    asked = experiment(crowd, kbest={"k": 2})
+    simulate(asked, tmp_path / "run", around=Watch)
+    assert len(carried) == CLIENTS * (CLIENTS - 1)
+    assert set(left) == {0}
+
+
 def test_nobody_is_asked_where_k_takes_all(crowd, tmp_path):
     made = experiment(crowd, {**RACING, "k": CLIENTS - 1}, pair_decodings=1)
     folder, asked = run(made, tmp_path / "run")
@@ -212,6 +245,7 @@ def test_nobody_is_asked_where_k_takes_all(crowd, tmp_path):
     assert all(len(peers) == CLIENTS - 1 for peers in results(folder)["peers"]["kbest"].values())
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("ends", [False, True])
 def test_who_fails_in_a_race_drops_out_and_the_others_go_on(crowd, tmp_path, ends):
     lost = pseudonym(0, "t04")

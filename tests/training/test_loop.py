@@ -318,3 +318,13 @@ def test_bfloat16_is_asked_for_or_found():
     about = Path("/proc/cpuinfo")
     flags = about.read_text(encoding="utf-8") if about.exists() else ""
     assert computes_in_bf16("auto") == ("avx512_bf16" in flags)
+
+
+def test_a_gpu_that_only_emulates_bfloat16_does_not_compute_in_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert not computes_in_bf16("auto")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert computes_in_bf16("auto")
