@@ -36,6 +36,7 @@ BENCHMARKS = {
         "kbest_search",
         "averaging",
         "memory",
+        "diffs",
     )
 }
 """Modules by name: `rows`, `FULL` and `QUICK` plans, `LIMIT` in seconds, `PANELS`."""
