@@ -105,6 +105,8 @@ def _normalize(
     if training:
         moving = mean, variance
         mean, variance = _measure(x, mask, *moving)
+    else:
+        variance = variance.clamp_min(0)
     scale = own["norm.weight"] * torch.rsqrt(variance + EPSILON)
     shift = own["norm.bias"] - mean * scale
     return x * scale[..., None, None] + shift[..., None, None]

@@ -53,7 +53,8 @@ class MaskedBatchNorm(nn.Module):
         if self.training:
             mean, variance = self._measure(x, present)
         else:
-            mean, variance = self.running_mean, self.running_var
+            # Of a channel that fell silent, a diff that rounds can leave less than nothing.
+            mean, variance = self.running_mean, self.running_var.clamp_min(0)
         scale = self.weight * torch.rsqrt(variance + EPSILON)
         shift = self.bias - mean * scale
         return x * scale[:, None] + shift[:, None]

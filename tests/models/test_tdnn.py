@@ -208,3 +208,17 @@ def test_dropout_draws_from_the_processors_generator_whatever_the_device():
             assert torch.equal(torch.rand(3), after)
         assert device == "meta" or torch.equal(found, wanted)
     assert torch.equal(dropout.eval()(x), x)
+
+
+def test_a_variance_that_a_rounded_diff_left_below_zero_is_zero(tiny):
+    """Of a channel that fell silent: the change from 8 to 0, in float16, misses 0 by a little."""
+    model = tiny.eval()
+    features, lengths = torch.randn(2, 30, 40), torch.tensor([30, 21])
+    wanted, found = [], []
+    for variance, into in ((0.0, wanted), (-0.002, found)):
+        model.tdnn[1].norm.running_var[3] = variance
+        into.append(model(features, lengths)[0])
+        stacked = {name: tensor[None] for name, tensor in model.state_dict().items()}
+        into.append(models.stack(model)(stacked, features[None], lengths[None])[0][0])
+    for one, other in zip(wanted, found, strict=True):
+        assert one.isfinite().all() and torch.equal(one, other)
