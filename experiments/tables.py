@@ -1,6 +1,9 @@
-"""The paper's Tables 1, 2 and 3 of some runs as Markdown, one column per run.
+"""The tables of some runs as Markdown.
 
 python experiments/tables.py runs/an4-0 runs/an4-1 runs/an4-2
+python experiments/tables.py runs/neural-diff-asr
+
+Personalizations: the paper's Tables 1, 2 and 3, one column per run. Diffs: the tables of each run.
 """
 
 import json
@@ -8,6 +11,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from fedspeech.report import diff_tables
+from fedspeech.report.diff_results import DiffResults
+from fedspeech.report.results import check
+from fedspeech.report.tables import Estimate
 
 Results = dict[str, Any]
 
@@ -82,13 +90,32 @@ def _cell(run: Results, base: str, which: str) -> str:
     return f"{alpha}{estimate(cell)}; {difference(row)}"
 
 
+def diffs(run: Results) -> str:
+    """Errors, regret, diffs beside BLC, and bytes, of one run of kind neural-diff."""
+    found = check(DiffResults, run, "results.json")
+    return "\n".join(
+        f"{table.title}\n\n{markdown(table.columns, [list(map(_text, row)) for row in table.rows])}"
+        for table in diff_tables.every(found)
+    )
+
+
+def _text(cell: str | Estimate) -> str:
+    if isinstance(cell, str):
+        return cell
+    mean, low, high = cell.texts()
+    return f"{mean} [{low}, {high}]"
+
+
 def main(folders: Sequence[str]) -> None:
     """Print the tables of some run folders."""
     runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
     times = [json.loads((Path(folder) / "timing.json").read_text()) for folder in folders]
-    print(corpus(runs[0]))
-    print(models(runs))
-    print(bases(runs))
+    if runs[0]["kind"] == "neural-diff":
+        print("\n".join(map(diffs, runs)))
+    else:
+        print(corpus(runs[0]))
+        print(models(runs))
+        print(bases(runs))
     minutes = [sum(stage["seconds"] for stage in time["stages"]) / 60 for time in times]
     print("Minutes:", ", ".join(f"{value:.1f}" for value in minutes))
 

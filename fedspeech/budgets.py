@@ -22,11 +22,9 @@ class Budgets:
         own: Mapping[str, Sequence[Mapping[str, str]]],
     ) -> None:
         self._full, self._own = full, own
-        run = {
-            GENERIC: settings.generic,
-            BASE: settings.base,
-            PERSONAL: settings.personal,
-        }
+        # That of a generation is kept when it is made; whether a device may be sent it, or the
+        # whole, is for the device's own budgets to say.
+        run = {BASE: settings.base, PERSONAL: settings.personal}
         self._run = {what: text for what, text in run.items() if text is not None}
 
     def of(self, speaker: str, what: str, at: str | None = None) -> int | None:

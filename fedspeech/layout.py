@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from fedspeech.errors import ModelError
-from fedspeech.tensors import TensorStream, raw, stream
+from fedspeech.tensors import TensorStream, raw
 
 DTYPES = {
     torch.bool: "BOOL",
@@ -48,17 +48,28 @@ class Layout:
 
 
 def read(path: Path) -> Layout:
-    """Of a safetensors file, without its values. Raises ModelError where it cannot be read."""
-    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in stream(path)}
-    with safe_open(path, framework="pt") as file:
-        return Layout(found, file.metadata() or {})
+    """Of a safetensors file, without its values; names in their order.
+
+    Raises ModelError where it cannot be read, or has a dtype that is none of these.
+    """
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
+    found = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+            for name in sorted(file.keys()):
+                about = file.get_slice(name)
+                found[name] = about.get_dtype(), tuple(about.get_shape())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a readable model: {error}") from error
+    for name, (dtype, _) in found.items():
+        if dtype not in dtypes:
+            raise ModelError(f"{path}: tensor {name} is {dtype}; expected {', '.join(dtypes)}")
+    return Layout({name: (dtypes[dtype], shape) for name, (dtype, shape) in found.items()}, notes)
 
 
 def write(path: Path, layout: Layout, model: TensorStream) -> None:
-    """Fill a file with one tensor after another: to the byte what safetensors writes of a whole.
-
-    Raises ModelError for a dtype that safetensors does not have.
-    """
+    """Fill a file with one tensor after another: to the byte what safetensors writes of a whole."""
     header, starts = _header(layout)
     with path.open("wb") as file:
         file.write(header)
@@ -71,7 +82,8 @@ def _header(layout: Layout) -> tuple[bytes, dict[str, int]]:
     """The beginning of the file, and where each tensor begins after it."""
     entries: dict[str, object] = {NOTES: dict(layout.notes)} if layout.notes else {}
     starts, end = {}, 0
-    for name in _order(layout):
+    ranks = {dtype: -rank for rank, dtype in enumerate(DTYPES)}
+    for name in sorted(layout.tensors, key=lambda name: (ranks[layout.tensors[name][0]], name)):
         dtype, shape = layout.tensors[name]
         starts[name], end = end, end + math.prod(shape) * dtype.itemsize
         offsets = (starts[name], end)
@@ -79,11 +91,3 @@ def _header(layout: Layout) -> tuple[bytes, dict[str, int]]:
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, starts
-
-
-def _order(layout: Layout) -> list[str]:
-    ranks = {dtype: -rank for rank, dtype in enumerate(DTYPES)}
-    for name, (dtype, _) in layout.tensors.items():
-        if dtype not in ranks:
-            raise ModelError(f"tensor {name} is {dtype}; expected {', '.join(map(str, DTYPES))}")
-    return sorted(layout.tensors, key=lambda name: (ranks[layout.tensors[name][0]], name))

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from fedspeech import config as configuration
 from fedspeech.accelerator import trains_on_gpu
-from fedspeech.config import Config
+from fedspeech.config import Experiment
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.tensors import write_whole
@@ -67,7 +67,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.results = path / "results.json"
 
-    def open(self, settings: Config, resume: bool) -> None:
+    def open(self, settings: Experiment, resume: bool) -> None:
         """Take the folder for a run with these settings and write config.toml.
 
         Raises RunError where it holds another run, another process writes in it, or the disk does
@@ -104,7 +104,7 @@ class RunFolder:
             raise RunError(f"{self.path}: cannot write there: {error}") from None
         _held[self.path] = lock, not self.config.exists()
 
-    def _check_same(self, settings: Config, resume: bool) -> None:
+    def _check_same(self, settings: Experiment, resume: bool) -> None:
         if not resume:
             raise RunError(
                 f"{self.path}: there is a run already; go on with it (--resume), "
@@ -114,9 +114,8 @@ class RunFolder:
             table = tomllib.loads(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{self.config}: damaged, cannot be resumed: {error}") from None
-        before, now = _flat(table), _flat(tomllib.loads(configuration.dump(settings)))
-        engine = EngineSettings.model_construct(**table.get("engine", {}))
-        moved = trains_on_gpu(engine) != trains_on_gpu(settings.engine)
+        here = tomllib.loads(configuration.dump(settings))
+        before, now, moved = _flat(table), _flat(here), _on_gpu(table) != _on_gpu(here)
         differing = [
             f"  {key}: {before.get(key)!r} there, {now.get(key)!r} here"
             for key in sorted(set(before) | set(now))
@@ -198,6 +197,10 @@ def processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def _on_gpu(table: Mapping[str, Any]) -> bool:
+    return trains_on_gpu(EngineSettings.model_construct(**table.get("engine", {})))
 
 
 def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -143,7 +143,8 @@ class _Run:
                 *(found, population, trained.description, members, self.settings),
                 *(self.journal, rounds, line, self._budgets(members, trained.model)),
             )
-            recorded.keep(protocol.PERSONALIZE, Keeper(strategy.keep, strategy.still_there))
+            kept = strategy.personal
+            recorded.keep(protocol.PERSONALIZE, Keeper(kept.keep, kept.still_there))
             speakers = {member.node: member.speaker for member in members}
             recorded.detail = lambda reply: self._tell_losses(speakers, reply)
             model = ArrayRecord(dict(population.generic()))

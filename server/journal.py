@@ -21,17 +21,10 @@ CREATE TABLE IF NOT EXISTS messages (
     answer TEXT,
     arrays TEXT
 );
-CREATE TABLE IF NOT EXISTS unanswered (
-    id TEXT PRIMARY KEY,
-    position INTEGER,
-    round INTEGER,
-    speaker TEXT,
-    kind TEXT,
-    bytes_down INTEGER,
-    bytes_up INTEGER
-);
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, state TEXT);
 """
+
+PLACES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class Journal:
         """The row of an answered message, or None."""
         rows = self._select(
             "SELECT position, round, speaker, kind, bytes_down, bytes_up, answer, arrays "
-            "FROM messages WHERE id = ?",
+            "FROM messages WHERE id = ? AND answer IS NOT NULL",
             id,
         )
         for position, round, speaker, kind, down, up, answer, arrays in rows:
@@ -80,21 +73,12 @@ class Journal:
 
     def add(self, *rows: Row) -> None:
         """Keep rows, in the place of older ones of the same ids; all of them or, killed, none."""
-        values = [
-            (
-                row.id, row.position, row.round, row.speaker, row.kind, row.bytes_down,
-                row.bytes_up, json.dumps(row.answer, sort_keys=True), row.arrays,
-            )
-            for row in rows
-        ]  # fmt: skip
-        self._write("INSERT OR REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self._write(f"INSERT OR REPLACE INTO messages {PLACES}", map(_values, rows))
 
     def add_unanswered(self, *rows: Row) -> None:
-        """Count messages that brought an error or nothing; they are asked again."""
-        values = [
-            (r.id, r.position, r.round, r.speaker, r.kind, r.bytes_down, r.bytes_up) for r in rows
-        ]
-        self._write("INSERT OR REPLACE INTO unanswered VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        """Count messages that brought an error or nothing; `get` does not know them."""
+        values = [(*_values(row)[:7], None, "") for row in rows]
+        self._write(f"INSERT OR IGNORE INTO messages {PLACES}", values)
 
     def last_round(self) -> dict[str, Any] | None:
         """What `end_round` was told of the last round that ended, or None."""
@@ -111,12 +95,11 @@ class Journal:
 
         One that was asked again counts once: so a run that was resumed has the same ledger.
         """
-        columns = "round, speaker, kind, bytes_down, bytes_up, position, id"
         rows = self._select(
-            f"SELECT {columns} FROM messages UNION ALL SELECT {columns} FROM unanswered "
-            "WHERE id NOT IN (SELECT id FROM messages) ORDER BY round, position, speaker, id"
+            "SELECT round, speaker, kind, bytes_down, bytes_up FROM messages "
+            "ORDER BY round, position, speaker, id"
         )
-        for round, speaker, kind, down, up, _, _ in rows:
+        for round, speaker, kind, down, up in rows:
             yield round, speaker, "down", kind, down
             yield round, speaker, "up", kind, up
 
@@ -150,3 +133,9 @@ class Journal:
             f"{self.path}: the journal is damaged ({error}); move it away to ask every device "
             "anew: what the devices have finished is kept"
         )
+
+
+def _values(row: Row) -> tuple[Any, ...]:
+    said = json.dumps(row.answer, sort_keys=True)
+    where = row.id, row.position, row.round, row.speaker, row.kind
+    return *where, row.bytes_down, row.bytes_up, said, row.arrays

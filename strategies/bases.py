@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -9,7 +10,7 @@ from flwr.serverapp import Grid
 from fedspeech import protocol
 from fedspeech.aggregation import AggregationRule, ask_peers
 from fedspeech.config import Config
-from fedspeech.errors import ModelError, RuleError
+from fedspeech.errors import DiffError, ModelError, RuleError
 from fedspeech.models.description import ModelDescription
 from fedspeech.population import Population
 from fedspeech.tensors import Tensors, TensorStream, check_like, size
@@ -101,7 +102,8 @@ class BaseModels:
         """
         took = self.pushed.setdefault((at_budget(base, at), alpha), {})
         for speaker, model in self._built(base, alpha):
-            name, records, took[speaker] = self._pushes.once(speaker, model, at)
+            with _naming(speaker):
+                name, records, took[speaker] = self._pushes.once(speaker, model, at)
             yield speaker, name, records
 
     def _built(self, base: str, alpha: float | None) -> Iterator[tuple[str, Tensors]]:
@@ -134,7 +136,8 @@ class BaseModels:
         self, grid: Grid, round: int, base: str, alpha: float | None
     ) -> Iterator[Message]:
         for speaker, model in self._built(base, alpha):
-            name, sent, _ = self._pushes.to_keep(speaker, model, self.installed.get(speaker))
+            with _naming(speaker):
+                name, sent, _ = self._pushes.to_keep(speaker, model, self.installed.get(speaker))
             # Base and alpha make the same model in another round another question.
             said = {"base": base, "alpha": alpha, "model": name, "held": not sent}
             content = protocol.content(said, **sent)
@@ -176,3 +179,12 @@ class BaseModels:
         if alpha is None:
             return stream
         return rule.mix(self._population.personal(speaker), stream, alpha)
+
+
+@contextmanager
+def _naming(speaker: str) -> Iterator[None]:
+    """Say of whom it is that M_s does not fit its budget."""
+    try:
+        yield
+    except DiffError as error:
+        raise DiffError(f"budget of M_s for {speaker}: {error}") from None

@@ -15,16 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedspeech import protocol, seeding
 from fedspeech.aggregation import AggregationRule
-from fedspeech.budgets import PERSONAL, Budgets
+from fedspeech.budgets import Budgets
 from fedspeech.config import Config
-from fedspeech.diff.wire import result_of
-from fedspeech.errors import DiffError, ModelError, RunError
+from fedspeech.errors import DiffError, RunError
 from fedspeech.models.description import ModelDescription
 from fedspeech.participation import Round
 from fedspeech.population import Population
@@ -35,6 +34,7 @@ from fedspeech.tensors import sha256
 from strategies.bases import BaseModels
 from strategies.exchange import Exchange
 from strategies.outcome import Failure, Outcome, at_budget
+from strategies.personal import Personal, PersonalModels
 from strategies.pushes import Pushes, Records
 from strategies.questions import Questions
 from strategies.view import Candidates
@@ -48,13 +48,6 @@ class Rounds(Protocol):
 
     def end_round(self, round: int, state: Mapping[str, Any]) -> None:
         """Note it; `state` is what JSON can say."""
-
-
-class Personal(NamedTuple):
-    """The hashes of P_s as the server has it and as the device does: a diff may lose some of it."""
-
-    here: str
-    there: str
 
 
 class Judged(NamedTuple):
@@ -77,7 +70,10 @@ class Judged(NamedTuple):
 
 
 class Personalization(Strategy):
-    """Fine-tune, build every M_s by each rule, mix, judge. `outcome` is what was found out."""
+    """Fine-tune, build every M_s by each rule, mix, judge.
+
+    `outcome` is what was found out; `personal` keeps the models that arrive.
+    """
 
     def __init__(
         self,
@@ -98,7 +94,7 @@ class Personalization(Strategy):
         self._exchange = Exchange(members, config.federation.quorum, self.outcome.failures)
         self._questions = Questions(population, self._exchange, config.seed)
         self._generation = sha256(dict(population.generic()))
-        self._budgets = budgets
+        self.personal = PersonalModels(population, budgets, config.budget.method)
         self._pushes = Pushes(population, releases, budgets, config.budget.method)
         self._bases = BaseModels(
             *(self.rules, population, description, config),
@@ -158,7 +154,7 @@ class Personalization(Strategy):
     def _check_kept(self, next: Round) -> None:
         """Raise RunError unless the P_s of those who sit the next round out are what they sent."""
         for speaker in sorted(set(self._exchange.active) - set(next.answers)):
-            if not self._holds(speaker, self._personal[speaker].here):
+            if not self.personal.holds(speaker, self._personal[speaker].here):
                 raise RunError(
                     f"{self._population.personal_path(speaker)}: missing or damaged, and the round "
                     "that it is from has ended; without it the run cannot be resumed"
@@ -205,7 +201,7 @@ class Personalization(Strategy):
                 self._exchange.drop(speaker, server_round, protocol.PERSONALIZE, str(refusal))
                 continue
             late = {} if (began := answers[speaker]) == server_round else {"began": began}
-            own = {"start": self._start(speaker), "budget": self._budget_of(speaker), **late}
+            own = {"start": self._start(speaker), "budget": self.personal.budget(speaker), **late}
             content = protocol.content({**said, **own}, **sent)
             kind = protocol.PERSONALIZE
             yield self._exchange.message(grid, server_round, kind, speaker, content)
@@ -214,12 +210,6 @@ class Personalization(Strategy):
         if speaker in self._personal or held == self._generation:
             return {}
         return self._pushes.generic(speaker, held, whole)
-
-    def _budget_of(self, speaker: str) -> dict[str, Any] | None:
-        """What a device is told of the diff in which it sends P_s; None: send it whole."""
-        budget = self._budgets.of(speaker, PERSONAL)
-        method = self._config.budget.method
-        return None if budget is None else {"bytes": budget, "method": method}
 
     def _start(self, speaker: str) -> dict[str, Any] | None:
         """Where a round begins: G (None), later alpha * P_s + (1 - alpha) * what is installed."""
@@ -233,14 +223,13 @@ class Personalization(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Note who answered; the models themselves were kept by `keep` as they arrived."""
+        """Note who answered; the models themselves were kept by `personal` as they arrived."""
         kind, one = protocol.PERSONALIZE, self._plan[server_round - 1]
         answered = set()
         for speaker, content in self._exchange.answers(server_round, kind, replies):
             said = protocol.text(content)
             self.outcome.skipped[speaker] = said["skipped"]
-            whole = self._budget_of(speaker) is None
-            self._personal[speaker] = Personal(said["kept"], said["kept" if whole else "personal"])
+            self._personal[speaker] = self.personal.found(speaker, said)
             answered.add(speaker)
         if one.asked:
             there, what = len(answered.intersection(one.asked)), "that were asked answered in time"
@@ -248,42 +237,6 @@ class Personalization(Strategy):
         self._questions.forget()
         self._bases.forget()
         return None, None
-
-    def keep(self, speaker: str, content: RecordDict) -> RecordDict:
-        """Write P_s out of a reply, and give back what is left to remember of it.
-
-        Raises ModelError where what came is not finite or does not fit G.
-        """
-        difference = content.array_records.get("difference")
-        if difference is None:
-            raise ModelError("the reply carries no difference")
-        if protocol.holds_diffs(difference):
-            self._keep_diff(speaker, *protocol.unpack_diffs(difference))
-        else:
-            self._population.keep(speaker, protocol.unpack(difference))
-        return protocol.content({**protocol.text(content), "kept": self._personal_hash(speaker)})
-
-    def _keep_diff(self, speaker: str, data: bytes, *more: bytes) -> None:
-        budget = self._budgets.of(speaker, PERSONAL)
-        if more or budget is None or len(data) > budget:
-            raise ModelError(f"a diff of {len(data)} bytes, expected one of at most {budget}")
-        self._population.keep_diff(speaker, data)
-
-    def still_there(self, speaker: str, content: RecordDict) -> bool:
-        """Whether the P_s that a remembered reply speaks of is on disk, undamaged."""
-        return self._holds(speaker, protocol.text(content)["kept"])
-
-    def _holds(self, speaker: str, personal: str) -> bool:
-        try:
-            data = self._population.diff(speaker)
-            came = data is None and self._budgets.of(speaker, PERSONAL) is None
-            came |= data is not None and result_of(data) == personal
-            return came and personal == self._personal_hash(speaker)
-        except (ModelError, DiffError):
-            return False
-
-    def _personal_hash(self, speaker: str) -> str:
-        return sha256(dict(self._population.personal(speaker)))
 
     # Base models.
 

@@ -23,8 +23,13 @@ def test_without_settings_nothing_is_bounded():
     ],
 )
 def test_the_least_of_all_that_speak_of_a_device_counts(own, expected):
-    budgets = Budgets(BudgetSettings(base="10x"), 1000, {"a": own})
+    budgets = Budgets(BudgetSettings(base="10x", generic="5x"), 1000, {"a": own})
     assert budgets.of("a", BASE) == expected
     assert budgets.of("b", BASE) == 100
     assert budgets.of("a", BASE, "30B") == 30
-    assert budgets.of("a", GENERIC) is None
+    assert budgets.of("a", GENERIC) is None  # only what speaks of this device
+
+
+def test_a_generation_is_within_what_the_device_allows():
+    budgets = Budgets(BudgetSettings(generic="5x"), 1000, {"a": ({"generic": "100B"},)})
+    assert (budgets.of("a", GENERIC), budgets.of("b", GENERIC)) == (100, None)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedspeech import rules
-from fedspeech.config import Config, dump, load
+from fedspeech.config import Config, NeuralDiffConfig, dump, load
 from fedspeech.config.model import AugmentationSettings
 from fedspeech.errors import ConfigError, RuleError
 
@@ -445,3 +445,92 @@ def test_dump_and_load_give_the_same_settings(tmp_path_factory, table):
 def test_settings_do_not_change_once_made():
     with pytest.raises(ValueError, match="frozen"):
         AugmentationSettings().time_masks = 3
+
+
+# Runs of diffs have settings of their own.
+
+SHARES = "kind = 'neural-diff'\n[recognition]\n"
+DOMAINS = (
+    "kind = 'neural-diff'\n[understanding]\nfield = 'intent'\nfirst = 1\n"
+    "domains = { a = ['x'], b = ['y', %s] }\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "kind = 'neural-dif'",
+            "mine.toml:1: kind: expected one of personalization, neural-diff, found 'neural-dif'",
+        ),
+        (
+            f"{SHARES}share = [0.5, 1.0]",
+            "mine.toml:3: recognition.share: unknown setting; the nearest known one is shares",
+        ),
+        (
+            f"{SHARES}[generic]\nepochs = 3",
+            "mine.toml:3: generic: unknown setting; the nearest known one is engine",
+        ),
+        (
+            f"{SHARES}shares = [0.5, 0.5]",
+            "mine.toml:2: recognition: shares: expected two or more, each greater than the one "
+            "before",
+        ),
+        (
+            "kind = 'neural-diff'",
+            "mine.toml: settings: expected either a section recognition or a section understanding",
+        ),
+        (
+            f"ratios = [1.0]\n{SHARES}",
+            "mine.toml:1: ratios.0: Input should be greater than 1, found 1.0",
+        ),
+        (
+            f"seeds = [1, 1]\n{SHARES}",
+            "mine.toml:1: seeds: expected at least one, and each once, found [1, 1]",
+        ),
+        (
+            f"{SHARES}[sparse]\nprune = [0.6, 0.2]",
+            "mine.toml:3: sparse: prune: expected the beginning before the end",
+        ),
+        (
+            DOMAINS % "'x'",
+            "mine.toml:2: understanding: domains: 'x' comes more than once",
+        ),
+        (
+            f"{SHARES}[test]\nfield = 'part'",
+            "mine.toml:3: test: field and values belong together",
+        ),
+        (
+            f"{SHARES}[test]\nspeakers = 2\nfield = 'part'",
+            "mine.toml:3: test: expected either speakers, or field and values",
+        ),
+    ],
+)
+def test_a_mistake_in_a_run_of_diffs_is_named(file, text, message):
+    assert told(file(text)) == message
+
+
+def test_cells_that_could_never_fit_are_refused_before_anything_runs(file):
+    said = told(file(f"values = 'fp32'\n{SHARES}"))
+    assert "values: fp32 does not fit" in said
+    alone = load(file(f"values = 'fp32'\nmethods = ['sparse']\n{SHARES}"))
+    assert alone.values == "fp32"
+
+
+def test_domains_and_what_tests_replace_those_of_the_file_below(file):
+    file((DOMAINS % "'z'") + "[test]\nspeakers = 2\n", "below.toml")
+    above = (
+        "extends = 'below.toml'\n[understanding.domains]\nc = [1]\nd = [2]\n"
+        "[test]\nfield = 'part'\nvalues = ['x']\n"
+    )
+    settings = load(file(above))
+    assert settings.understanding.domains == {"c": (1,), "d": (2,)}
+    assert settings.understanding.field == "intent"
+    assert (settings.test.speakers, settings.test.values) == (None, ("x",))
+
+
+def test_a_run_of_diffs_is_the_same_after_it_was_written_out(file):
+    settings = load(file(DOMAINS % "'z'"), ["seeds=[4, 5]"])
+    assert isinstance(settings, NeuralDiffConfig)
+    assert settings.seed == 4 and list(settings.understanding.domains) == ["a", "b"]
+    assert load(file(dump(settings), "again.toml")) == settings

@@ -29,7 +29,12 @@ BELOW = {
     "releases": {"diff", "tensors", "errors"},
     "budgets": {"config", "diff", "errors"},
     "device": {"diff", "models", "features", "decoding", *COMMON},
-    "training": {"models", "features", "corpus", "decoding", "evaluation", "diff", *COMMON},
+    # A run of diffs is nothing but trainings: it keeps its own folder, and says how far it is.
+    "training": {
+        *("models", "features", "corpus", "decoding", "evaluation", "diff"),
+        *("run_folder", "progress"),
+        *COMMON,
+    },
     "privacy": {"models", "features", "evaluation", *COMMON},
     # What a run is started with: its folder, its speakers, the names of its rules and its model.
     "simulation": {
@@ -53,7 +58,7 @@ FLOWER = (
     *("clients", "server", "fedspeech.protocol", "fedspeech.simulation"),
     *(
         f"strategies.{name}"
-        for name in (*("personalization", "bases", "exchange", "questions", "pushes"),)
+        for name in (*("personalization", "bases", "exchange", "questions", "pushes", "personal"),)
     ),
 )
 RAY = ("fedspeech.simulation", "fedspeech.training.parallel")

@@ -46,6 +46,8 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # As the `fedspeech` command has it: threads that spin slow a busy machine down many times.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 

@@ -14,10 +14,10 @@ from rich.table import Column, Table
 
 from fedspeech import __version__
 from fedspeech.cli import device, diff
-from fedspeech.errors import FedSpeechError
+from fedspeech.errors import ConfigError, FedSpeechError
 
 if TYPE_CHECKING:
-    from fedspeech.config import Config
+    from fedspeech.config import Experiment
 
 # Threads that spin while they wait make a busy machine many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -81,16 +81,29 @@ def _show_logs(verbose: bool) -> None:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
 
 
-def _run(settings: "Config", out: Path | None, resume: bool) -> None:
-    from fedspeech.simulation.launch import launch
-
+def _run(settings: "Experiment", out: Path | None, resume: bool) -> None:
     folder = out or Path("runs") / settings.name
     try:
-        launch(settings, folder, resume)
+        _launch(settings, folder, resume)
     except KeyboardInterrupt:
         _say_how_to_go_on(folder)
         raise typer.Exit(INTERRUPTED) from None
     _show(folder)
+
+
+def _launch(settings: "Experiment", folder: Path, resume: bool) -> None:
+    from fedspeech.config import Config
+
+    if isinstance(settings, Config):
+        from fedspeech.simulation.launch import launch
+
+        launch(settings, folder, resume)
+        return
+    from fedspeech import report
+    from fedspeech.training.neural_diff.launch import launch as launch_neural_diff
+
+    launch_neural_diff(settings, folder, resume)
+    report.write(folder)
 
 
 def _say_how_to_go_on(folder: Path) -> None:
@@ -183,6 +196,8 @@ def corpus_stats(
     from fedspeech.corpus import partition, statistics
 
     settings = config.load(file, overrides)
+    if not isinstance(settings, config.Config):
+        raise ConfigError(f"{file}: kind: expected personalization, found {settings.kind!r}")
     cut = partition.partition(corpus.load(settings.corpus), settings.partition)
     table = Table("part", "speakers", "utterances", "words", "hours", "seconds per speaker")
     for row in statistics.table(cut):

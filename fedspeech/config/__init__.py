@@ -1,15 +1,16 @@
 """The settings of a run: one TOML file, validated whole before anything starts.
 
-`Config` is all of it; the sections are in the files beside this one, each setting with its meaning.
+`Config` is all of a personalization, `NeuralDiffConfig` all of a run of diffs; the sections are in
+the files beside this one, each setting with its meaning.
 """
 
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from fedspeech.config import settings_file
 from fedspeech.config.budget import BudgetSettings
@@ -17,15 +18,16 @@ from fedspeech.config.corpus import CorpusSettings, PartitionSettings
 from fedspeech.config.engine import EngineSettings
 from fedspeech.config.federation import FederationSettings
 from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
+from fedspeech.config.neural_diff import NeuralDiffConfig
 from fedspeech.config.training import GenericSettings, PersonalSettings
-from fedspeech.config.values import Settings, Whole
+from fedspeech.config.values import Settings, Whole, folder_name
 from fedspeech.errors import ConfigError
 
 
 class Config(Settings):
-    """All settings of a run."""
+    """All settings of a run of kind `personalization`."""
 
-    name: str = "personalization"
+    name: Annotated[str, folder_name] = "personalization"
     """Of the run, and of its folder `runs/NAME`."""
     kind: Literal["personalization"] = "personalization"
     seed: Whole = 0
@@ -43,30 +45,36 @@ class Config(Settings):
     budget: BudgetSettings = BudgetSettings()
     engine: EngineSettings = EngineSettings()
 
-    @field_validator("name")
-    @classmethod
-    def _a_folder(cls, name: str) -> str:
-        if {"/", "\0"} & set(name) or not name.strip("."):
-            raise ValueError("expected the name of a folder")
-        return name
+
+Experiment = Config | NeuralDiffConfig
+KINDS: dict[str, type[Experiment]] = {
+    "personalization": Config,
+    "neural-diff": NeuralDiffConfig,
+}
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read a TOML file and what it extends, apply `section.key=value` overrides, validate.
 
-    Raises ConfigError naming file, line, what was found and what was expected.
+    `kind` says which settings there are. Raises ConfigError naming file, line, what was found and
+    what was expected.
     """
     table, paths = settings_file.read(path)
     for override in overrides:
         settings_file.override(table, override)
+    kind = table.get("kind", "personalization")
+    if not isinstance(kind, str) or kind not in KINDS:
+        where = settings_file.where(["kind"], paths, overrides)
+        known = ", ".join(KINDS)
+        raise ConfigError(f"{where}: kind: expected one of {known}, found {kind!r}")
     try:
-        return Config.model_validate(table)
+        return KINDS[kind].model_validate(table)
     except ValidationError as error:
-        lines = [_explain(item, paths, overrides) for item in error.errors()]
+        lines = [_explain(KINDS[kind], item, paths, overrides) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
 
 
-def dump(config: Config) -> str:
+def dump(config: Experiment) -> str:
     """The settings as TOML with every default spelled out; what is None is left out."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, by_alias=True))
 
@@ -79,11 +87,16 @@ EXPECTED = {
 """Where pydantic speaks of Python's types and not of TOML's."""
 
 
-def _explain(item: Mapping[str, Any], paths: Sequence[Path], overrides: Sequence[str]) -> str:
+def _explain(
+    schema: type[Settings],
+    item: Mapping[str, Any],
+    paths: Sequence[Path],
+    overrides: Sequence[str],
+) -> str:
     keys = [str(part) for part in item["loc"]]
     where = f"{settings_file.where(keys, paths, overrides)}: {'.'.join(keys) or 'settings'}"
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], _known(keys[:-1]), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(keys[-1], _known(schema, keys[:-1]), n=1, cutoff=0.4)
         hint = f"; the nearest known one is {near[0]}" if near else ""
         return f"{where}: unknown setting{hint}"
     message = EXPECTED.get(item["type"], item["msg"].removeprefix("Value error, "))
@@ -91,8 +104,8 @@ def _explain(item: Mapping[str, Any], paths: Sequence[Path], overrides: Sequence
     return f"{where}: {message}{found}"
 
 
-def _known(section: Sequence[str]) -> list[str]:
-    model: Any = Config
+def _known(schema: type[Settings], section: Sequence[str]) -> list[str]:
+    model: Any = schema
     for name in section:
         fields = {f.alias or key: f for key, f in model.model_fields.items()}
         annotation = fields[name].annotation if name in fields else None

@@ -15,8 +15,9 @@ class BudgetSettings(Settings):
     """
 
     generic: Budget | None = None
-    """Of what brings a device the next generation of G. A device that holds no generation which
-    the server knows is sent G whole where this allows it, and else is refused."""
+    """Of the diff that makes the next generation of G (`generic.releases`). A device that holds no
+    generation which the server knows is sent G whole, unless a budget of its own (its line in
+    `speakers`, or what it reports) is smaller: then it is refused."""
     base: Budget | None = None
     """Of what brings a device M_s, or the mix of P_s and M_s."""
     personal: Budget | None = None

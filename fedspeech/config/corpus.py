@@ -1,4 +1,4 @@
-"""Settings of the speech, and of what of it trains G, trains P_s and tests."""
+"""Settings of the speech, and of what of it trains and what of it tests."""
 
 from typing import Annotated
 
@@ -67,6 +67,24 @@ class TrainPart(Settings):
         ways = [way for way in ("seconds", "fraction", "field") if getattr(self, way) is not None]
         if len(ways) != 1:
             raise ValueError(f"expected exactly one of seconds, fraction, field; found {ways}")
+        if (self.field is None) != (not self.values):
+            raise ValueError("field and values belong together")
+        return self
+
+
+class HeldOut(Settings):
+    """What of the corpus tests; all the rest trains. Exactly one way."""
+
+    speakers: Speakers | None = None
+    """A number (the last ones by id), a list of ids, or a file with one id per line."""
+    field: str | None = None
+    """A field of the manifest; what has one of `values` there tests."""
+    values: tuple[FieldValue, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "HeldOut":
+        if (self.speakers is None) == (self.field is None):
+            raise ValueError("expected either speakers, or field and values")
         if (self.field is None) != (not self.values):
             raise ValueError("field and values belong together")
         return self

@@ -11,6 +11,10 @@ from typing import Any
 
 from fedspeech.errors import ConfigError
 
+WHOLE = {"train", "test", "domains"}
+"""Tables that replace those of the file below: the ways to choose train_s, or what tests, exclude
+each other, and domains are a list with names."""
+
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
     """The settings of a file and of those that it extends, and these files, the nearest first.
@@ -40,8 +44,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        exclusive = key == "train"  # the ways to choose train_s exclude each other
-        if isinstance(below, dict) and isinstance(value, dict) and not exclusive:
+        if isinstance(below, dict) and isinstance(value, dict) and key not in WHOLE:
             merged[key] = _merge(below, value)
         else:
             merged[key] = value
@@ -78,6 +81,8 @@ def where(keys: Sequence[str], paths: Sequence[Path], overrides: Sequence[str]) 
 def _line(path: Path, keys: Sequence[str]) -> str:
     """`:LINE` of the setting, as near as a scan of headers and keys finds it, or nothing."""
     names = [key for key in keys if not key.isdigit()]
+    if not names:
+        return ""
     section: list[str] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

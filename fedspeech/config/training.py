@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from fedspeech.config.model import AugmentationSettings, PersonalAugmentation
 from fedspeech.config.values import Fraction, NonNegative, Positive, PositiveFloat, Settings
@@ -22,6 +22,8 @@ class Optimization(Settings):
     """How it gets there from the greatest."""
     warmup: Fraction = 0.0
     """The share of updates in which the rate rises linearly from zero."""
+    hold: Fraction = 0.0
+    """The share of updates after the warm-up in which the rate stays at its greatest."""
     weight_decay: NonNegative = 0.0
     """AdamW's (Loshchilov & Hutter 2019)."""
     gradient_norm: PositiveFloat = 5.0
@@ -42,6 +44,14 @@ class Optimization(Settings):
         if not shares or shares != sorted(shares):
             raise ValueError("expected points (share, probability), the shares in their order")
         return points
+
+    @model_validator(mode="after")
+    def _time_to_decay(self) -> "Optimization":
+        if self.warmup + self.hold > 1:
+            raise ValueError(
+                f"warmup and hold: expected at most 1 together, found {self.warmup + self.hold:g}"
+            )
+        return self
 
 
 class GenericSettings(Optimization):

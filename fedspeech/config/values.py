@@ -28,6 +28,13 @@ def _expecting(expected: str) -> WrapValidator:
     return WrapValidator(check)
 
 
+def _a_folder(name: str) -> str:
+    if {"/", "\0"} & set(name) or not name.strip("."):
+        raise ValueError("expected the name of a folder")
+    return name
+
+
+folder_name = AfterValidator(_a_folder)
 # Strict: a number is not guessed out of a string or a truth value.
 Whole = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]

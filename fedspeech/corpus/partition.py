@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lhotse import CutSet, MonoCut
 
 from fedspeech import seeding
-from fedspeech.config.corpus import PartitionSettings, TrainPart
+from fedspeech.config.corpus import HeldOut, PartitionSettings, TrainPart
 from fedspeech.corpus.cuts import speaker_of
 from fedspeech.errors import ConfigError, CorpusError
 
@@ -65,12 +66,48 @@ def partition(corpus: CutSet, settings: PartitionSettings) -> Partition:
     return Partition(_cuts(training, speech), _cuts(development, speech), kept, left_out)
 
 
+def train_and_test(
+    corpus: Iterable[MonoCut], settings: HeldOut
+) -> tuple[list[MonoCut], list[MonoCut]]:
+    """What trains and what tests, by speaker, each in the corpus's order; nobody is in both.
+
+    Raises ConfigError where a speaker is named twice or is not in the corpus, CorpusError where a
+    part has no speech, a speaker is in both, or an utterance lacks the field that decides.
+    """
+    speech = by_speaker(corpus)
+    every = [cut for cuts in speech.values() for cut in cuts]
+    if settings.speakers is not None:
+        chosen = set(_choose("test.speakers", settings.speakers, sorted(speech), last=True))
+        tests = [speaker_of(cut) in chosen for cut in every]
+    else:
+        field = settings.field or ""
+        tests = [field_of(cut, field, "test.field") in settings.values for cut in every]
+    train = [cut for cut, test in zip(every, tests, strict=True) if not test]
+    test = [cut for cut, test in zip(every, tests, strict=True) if test]
+    if both := sorted({speaker_of(cut) for cut in train} & {speaker_of(cut) for cut in test}):
+        raise CorpusError(f"test: speaker {both[0]} has speech that trains and speech that tests")
+    if not train or not test:
+        raise CorpusError(f"test: {len(train)} utterances train and {len(test)} test")
+    return train, test
+
+
 def by_speaker(corpus: Iterable[MonoCut]) -> dict[str, list[MonoCut]]:
     """The cuts of each speaker, in the corpus's order."""
     speech: dict[str, list[MonoCut]] = {}
     for cut in corpus:
         speech.setdefault(speaker_of(cut), []).append(cut)
     return speech
+
+
+def field_of(cut: MonoCut, name: str, setting: str) -> Any:
+    """What the manifest says of an utterance under this name. Raises CorpusError where nothing."""
+    known = cut.supervisions[0].custom or {}
+    if name not in known:
+        raise CorpusError(
+            f"{setting}: utterance {cut.id} has no field {name!r}, "
+            f"it has {', '.join(known) or 'none'}"
+        )
+    return known[name]
 
 
 def client(speaker: str, cuts: Sequence[MonoCut], part: TrainPart) -> Client:
@@ -95,14 +132,9 @@ def _train_part(cuts: Sequence[MonoCut], part: TrainPart) -> list[MonoCut]:
     if part.fraction is not None:
         return list(cuts[: round(part.fraction * len(cuts))])
     if part.field is not None:
-        for cut in cuts:
-            known = cut.supervisions[0].custom or {}
-            if part.field not in known:
-                raise CorpusError(
-                    f"partition.train.field: utterance {cut.id} has no field {part.field!r}, "
-                    f"it has {', '.join(known) or 'none'}"
-                )
-        return [cut for cut in cuts if cut.supervisions[0].custom[part.field] in part.values]
+        return [
+            cut for cut in cuts if field_of(cut, part.field, "partition.train.field") in part.values
+        ]
     seconds = 0.0
     train = []
     for cut in cuts:

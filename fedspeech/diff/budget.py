@@ -2,8 +2,9 @@
 
 What a diff loses is the squared distance between the model that it gives and the new one, each
 tensor in units of its root mean square. There are two things to choose: how much is sent, and how
-precisely. For each precision the search finds the most that fits; of the precisions it takes the
-one that loses least. Nothing is estimated: what is held against the budget is `len(encoded)`.
+precisely. For each precision the search finds about the most that fits, by a size that is computed
+and not encoded; of the precisions it takes the one that loses least. What is held against the
+budget in the end is `len(encoded)`.
 """
 
 import math
@@ -173,7 +174,8 @@ class _Search:
         if math.isinf(cost(best)):
             least = min(self._size(self.least, precision) for precision in precisions)
             raise DiffError(f"a budget of {budget} bytes is too small: the least is {least} bytes")
-        return self.diff(self._most(budget, best, found[best][1], FINE), best)
+        amount = self._most(budget, best, found[best][1], FINE, self._size)
+        return self.diff(amount, best)
 
     def _within(self, budget: int, precision: Precision) -> tuple[float, int]:
         """What is lost at this precision, and the amount; infinite where nothing fits."""
@@ -181,20 +183,31 @@ class _Search:
         if least > budget:
             return math.inf, 0
         # A byte for each: somewhere to begin.
-        amount = self._most(budget, precision, self.least + budget - least, COARSE)
+        guess = self.least + budget - least
+        amount = self._most(budget, precision, guess, COARSE, self._about)
         return self.lost(self.diff(amount, precision)), amount
 
     def _size(self, amount: int, precision: Precision) -> int:
         return len(wire.encode(self.diff(amount, precision)))
 
-    def _most(self, budget: int, precision: Precision, guess: int, tolerance: float) -> int:
+    def _about(self, amount: int, precision: Precision) -> int:
+        return wire.about(self.diff(amount, precision))
+
+    def _most(
+        self,
+        budget: int,
+        precision: Precision,
+        guess: int,
+        tolerance: float,
+        size_of: Callable[[int, Precision], int],
+    ) -> int:
         """The largest amount that fits, found to within `tolerance` of itself; `least` fits."""
         low, high = self.least, self.most + 1
-        small = first = self._size(low, precision)
+        small = first = size_of(low, precision)
         large = 0
         while high - low > max(1, tolerance * low):
             guess = _round(min(max(guess, low + 1), high - 1), tolerance, low, high)
-            size = self._size(guess, precision)
+            size = size_of(guess, precision)
             if size <= budget:
                 low, small = guess, size
             else:

@@ -112,12 +112,18 @@ def _together(diff: Diff, segments: Sequence[Segment], positions: int, values: i
 def bound(segments: Sequence[Segment], kind: Kind) -> float:
     """The bound of some segments whose codes share a table, in bytes.
 
-    Positions: log2 C(N, n) of each segment, where not all values have a code. Values: the entropy
-    of all segments' codes together, and a table: which of the A codes occur, log2 C(A, m), and how
-    often each, log2 C(n - 1, m - 1).
+    Positions: log2 C(N, n) of each sparse segment, for its n changes that are not zero. Values: the
+    entropy of what is left of the codes, and a table: which of the A codes occur, log2 C(A, m), and
+    how often each, log2 C(n - 1, m - 1).
     """
-    positions = sum(_choices(s.values, len(s.codes)) for s in segments if s.form == Form.SPARSE)
-    codes = np.concatenate([np.empty(0, np.uint32), *(segment.codes for segment in segments)])
+    positions, left = 0.0, [np.empty(0, np.uint32)]
+    for segment in segments:
+        codes = segment.codes
+        if segment.form == Form.SPARSE:
+            codes = codes[codes != 0]
+            positions += _choices(segment.values, len(codes))
+        left.append(codes)
+    codes = np.concatenate(left)
     number = len(codes)
     if kind == Kind.FP32 or not number:
         return (positions + 32 * number) / 8

@@ -14,7 +14,8 @@ from fedspeech.diff.fields import damaged
 STATE_BITS, WORD_BITS = 32, 16
 LEAST_STATE = 1 << (STATE_BITS - WORD_BITS)
 SYMBOLS_PER_LANE, MOST_LANES = 1024, 2048
-"""A lane costs 24 bits: of the 32 of its state, 8 on average say something."""
+LANE_BYTES = 3
+"""What a lane costs: of the 32 bits of its state, 8 on average say something."""
 
 Stream = tuple[np.ndarray, np.ndarray]
 """Symbols, and the frequency of each possible symbol; frequencies sum to a power of two."""
@@ -48,7 +49,7 @@ def _push(
         # Places for NumPy; it would convert anything else each time.
         block = symbols[first : first + width].astype(np.intp)
         state, divisor = states[: len(block)], frequency[block]
-        over = np.flatnonzero(state >= divisor << np.uint32(STATE_BITS - scale))
+        (over,) = (state >= divisor << np.uint32(STATE_BITS - scale)).nonzero()
         pushed = state[over]
         words.append(pushed.astype(np.uint16))
         state[over] = pushed >> WORD_BITS
@@ -92,7 +93,7 @@ class Decoder:
         return symbols
 
     def _refill(self, state: np.ndarray) -> None:
-        low = np.flatnonzero(state < LEAST_STATE)
+        (low,) = (state < LEAST_STATE).nonzero()
         words = self._words[self._at : self._at + len(low)]
         if len(words) < len(low):
             raise damaged("the coded words end too soon")

@@ -5,6 +5,7 @@ import numpy as np
 from fedspeech.diff.compare import Part
 from fedspeech.diff.contents import Form, Segment
 from fedspeech.diff.fields import damaged
+from fedspeech.diff.hashed import blocks
 from fedspeech.diff.values import Kind, codes, scale_of, values
 
 
@@ -31,13 +32,16 @@ def segment(part: Part, places: np.ndarray, kind: Kind, step: float) -> Segment:
 
 def apply(base: np.ndarray, segment: Segment, kind: Kind) -> np.ndarray:
     """The segment's new values (float32). Raises DiffError for a place beyond the last value."""
-    added = values(segment.codes, kind, segment.scale)
     new = base.copy()
-    if len(added) == len(base):
-        new += added
-        return new
-    places = np.cumsum(segment.gaps.astype(np.int64) + 1) - 1
-    if len(places) and places[-1] >= len(base):
-        raise damaged(f"a change of value {places[-1]} of {len(base)}")
-    new[places] += added
+    place = 0
+    for first, last in blocks(len(segment.codes)):
+        added = values(segment.codes[first:last], kind, segment.scale)
+        if len(segment.codes) == len(base):
+            new[first:last] += added
+            continue
+        places = np.cumsum(segment.gaps[first:last].astype(np.int64) + 1) + place - 1
+        place = int(places[-1]) + 1
+        if place > len(base):
+            raise damaged(f"a change of value {place - 1} of {len(base)}")
+        new[places] += added
     return new

@@ -67,7 +67,8 @@ def values(codes: np.ndarray, kind: Kind, scale: float) -> np.ndarray:
         half = (codes + np.uint32(1) >> 1).astype(np.float32)
         return np.where(codes & 1, -half, half) * np.float32(scale)
     width = BITS[kind]
-    patterns = codes >> 1 | (codes & 1) << width - 1
+    patterns = codes >> 1
+    patterns |= (codes & 1) << width - 1
     if kind == Kind.FP16:
         return patterns.astype(np.uint16).view(np.float16).astype(np.float32)
     return (patterns << 32 - width).view(np.float32)

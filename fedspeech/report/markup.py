@@ -75,6 +75,16 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>\n{content}\n</details>\n"
 
 
+def settings(config: str, environment: Table) -> str:
+    """What a run was told, and where it ran."""
+    return joined(
+        [
+            details("Settings (config.toml)", code(config)),
+            details("Environment (environment.json)", table(environment)),
+        ]
+    )
+
+
 def code(text: str) -> str:
     """Text as it is, in fixed width."""
     return f"<pre>{escape(text)}</pre>" if text else ""

@@ -4,8 +4,9 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from fedspeech.report import budgets, figures, markup, run_tables, tables, template
+from fedspeech.report import budgets, diff_page, figures, markup, run_tables, tables, template
 from fedspeech.report.canvas import css
+from fedspeech.report.diff_results import DiffResults
 from fedspeech.report.results import Results
 from fedspeech.report.run_folder import RunFolder, read
 from fedspeech.report.tables import Estimate
@@ -27,14 +28,22 @@ def write(folder: Path) -> Path:
 def render(run: RunFolder) -> str:
     """The whole page as text."""
     results = run.results
-    return Template(template.PAGE).substitute(
-        style=css() + template.STYLE,
-        name=escape(results.name),
-        summary=f"Personalization of {results.speakers} speakers, seed {results.seed}",
+    if isinstance(results, DiffResults):
+        summary, body = results.title, diff_page.body(results, run)
+    else:
+        summary = f"Personalization of {results.speakers} speakers, seed {results.seed}"
+        body = _personalization(results, run)
+    return Template(template.FRAME).substitute(
+        style=css() + template.STYLE, name=escape(results.name), summary=escape(summary), body=body
+    )
+
+
+def _personalization(results: Results, run: RunFolder) -> str:
+    return Template(template.PERSONALIZATION).substitute(
         tiles=_tiles(results),
-        **_tables(run),
-        **_figures(run),
-        **_details(run),
+        **_tables(results, run),
+        **_figures(results, run),
+        **_details(results, run),
     )
 
 
@@ -52,8 +61,7 @@ def _tiles(results: Results) -> str:
     return markup.joined([*found, markup.tile("sent per speaker, both ways", share, model)])
 
 
-def _tables(run: RunFolder) -> dict[str, str]:
-    results = run.results
+def _tables(results: Results, run: RunFolder) -> dict[str, str]:
     answered = "No failures: every speaker answered every message."
     return {
         "corpus": markup.table(tables.corpus(results), "The run does not tell of its corpus."),
@@ -98,8 +106,7 @@ def _budgets(results: Results) -> str:
     )
 
 
-def _figures(run: RunFolder) -> dict[str, str]:
-    results = run.results
+def _figures(results: Results, run: RunFolder) -> dict[str, str]:
     sent = figures.sent(run.ledger, results.bytes.full_model)
     none = "this run has none."
     return {
@@ -113,18 +120,12 @@ def _figures(run: RunFolder) -> dict[str, str]:
     }
 
 
-def _details(run: RunFolder) -> dict[str, str]:
-    results = run.results
+def _details(results: Results, run: RunFolder) -> dict[str, str]:
     every = [tables.grid(results), tables.pooled(results), tables.differences(results)]
     peers = [
         markup.details(f"Peers of {base}", markup.table(tables.peers(results, base)))
         for base, chosen in results.peers.items()
         if any(chosen.values())
-    ]
-    environment = markup.table(run_tables.environment(run.environment))
-    settings = [
-        markup.details("Settings (config.toml)", markup.code(run.config)),
-        markup.details("Environment (environment.json)", environment),
     ]
     return {
         "every_mix": markup.details(
@@ -132,5 +133,5 @@ def _details(run: RunFolder) -> dict[str, str]:
             markup.joined([markup.table(table) for table in every]),
         ),
         "peers": markup.joined(peers),
-        "settings": markup.joined(settings),
+        "settings": markup.settings(run.config, run_tables.environment(run.environment)),
     }

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from fedspeech.errors import RunError
+from fedspeech.report.diff_results import DiffResults
 from fedspeech.report.results import Record, Results, check
 
 LEDGER_COLUMNS = ["round", "speaker", "direction", "kind", "bytes"]
@@ -48,7 +49,7 @@ class Timing(Record):
 class RunFolder:
     """What the report is made of."""
 
-    results: Results
+    results: Results | DiffResults
     ledger: tuple[LedgerRow, ...]
     timing: Timing
     environment: Mapping[str, Any]
@@ -64,12 +65,19 @@ def read(folder: Path) -> RunFolder:
     if not path.is_file():
         raise RunError(f"{path}: no such file; expected the folder of a finished run")
     return RunFolder(
-        results=check(Results, _json(path), str(path)),
+        results=parse(_json(path), str(path)),
         ledger=_ledger(folder / "ledger.csv"),
         timing=check(Timing, _json(folder / "timing.json"), str(folder / "timing.json")),
         environment=_json(folder / "environment.json"),
         config=_text(folder / "config.toml"),
     )
+
+
+def parse(table: Mapping[str, Any], where: str) -> Results | DiffResults:
+    """What `results.json` holds, by its kind. Raises RunError where it is not as expected."""
+    if table.get("kind") == "neural-diff":
+        return check(DiffResults, table, where)
+    return check(Results, table, where)
 
 
 def _text(path: Path) -> str:

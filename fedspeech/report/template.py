@@ -1,10 +1,10 @@
-"""The page's frame and style, for `string.Template`.
+"""The page's frame and style, and what is in it for a personalization, for `string.Template`.
 
 They are Python strings because Flower's bundle carries no .html and no .css: the server app writes
 the page from inside that bundle too.
 """
 
-PAGE = """\
+FRAME = """\
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -22,6 +22,12 @@ $style</style>
 <h1>$name</h1>
 <p>$summary</p>
 </header>
+$body</main>
+</body>
+</html>
+"""
+
+PERSONALIZATION = """\
 <dl class="tiles">
 $tiles
 </dl>
@@ -110,9 +116,6 @@ P_s, their gain, and the rows with alpha chosen on the device.</li>
 </ul>
 $settings
 </section>
-</main>
-</body>
-</html>
 """
 
 STYLE = """\

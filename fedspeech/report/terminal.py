@@ -8,18 +8,30 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedspeech.report import budgets, run_tables, tables
-from fedspeech.report.results import Results, check
+from fedspeech.report import budgets, diff_tables, run_tables, tables
+from fedspeech.report.diff_results import DiffResults
+from fedspeech.report.results import Results
+from fedspeech.report.run_folder import parse
 from fedspeech.report.run_tables import size
 from fedspeech.report.tables import Estimate, Table
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """Print the paper's Tables 1, 2 and 3, the bytes sent, who took part and the failures.
+    """Print the tables of a run, as its kind has them.
 
     `results` is what `results.json` holds. Raises RunError where it is not as expected.
     """
-    found = check(Results, results, "results")
+    found = parse(results, "results")
+    if isinstance(found, DiffResults):
+        console.print(Text(found.title, style="bold"))
+        for table in diff_tables.every(found):
+            _print(table, console)
+    else:
+        _personalization(found, console)
+
+
+def _personalization(found: Results, console: Console) -> None:
+    """The paper's Tables 1, 2 and 3, the bytes sent, who took part and the failures."""
     title = f"{found.name}: {found.speakers} speakers, seed {found.seed}"
     console.print(Text(title, style="bold"))
     for table in (tables.corpus(found), tables.models(found), tables.bases(found)):

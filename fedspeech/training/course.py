@@ -6,7 +6,7 @@ One model in `loop.py` and many in `cohort.py` go through the same courses.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -15,10 +15,16 @@ from fedspeech.config.model import FeatureSettings
 from fedspeech.config.training import Optimization
 from fedspeech.features import Batch, Utterance
 from fedspeech.seeding import Draws
-from fedspeech.units import Units
 
 POOL_BATCHES = 20
 """Utterances are sorted by length among so many batches, then the batches are shuffled."""
+
+
+class Spelling(Protocol):
+    """What makes a reference of a transcript, as `Units` do."""
+
+    def encode(self, text: str) -> list[int]:
+        """The reference's numbers."""
 
 
 class Update(NamedTuple):
@@ -41,7 +47,7 @@ class Course:
         self,
         settings: Optimization,
         feature_settings: FeatureSettings,
-        units: Units,
+        units: Spelling,
         utterances: Sequence[Utterance],
         name: tuple[int, int, str, str],
     ) -> None:
@@ -93,7 +99,8 @@ def learning_rate(settings: Optimization, done: float) -> float:
     if done < settings.warmup:
         return settings.learning_rate * done / settings.warmup
     high, low = settings.learning_rate, settings.final_learning_rate
-    left = (done - settings.warmup) / (1 - settings.warmup) if settings.warmup < 1 else 0.0
+    held = settings.warmup + settings.hold
+    left = max((done - held) / (1 - held), 0.0) if held < 1 else 0.0
     if settings.decay == "cosine":
         return low + (high - low) * (1 + math.cos(math.pi * left)) / 2
     return high * math.pow(low / high, left)

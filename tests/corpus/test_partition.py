@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from lhotse import CutSet
 
-from fedspeech.config.corpus import PartitionSettings, TrainPart
+from fedspeech.config.corpus import HeldOut, PartitionSettings, TrainPart
 from fedspeech.corpus.cuts import speaker_of
-from fedspeech.corpus.partition import client, partition, pseudonym
+from fedspeech.corpus.partition import client, partition, pseudonym, train_and_test
 from fedspeech.errors import ConfigError, CorpusError
 
 
@@ -173,3 +173,30 @@ def test_a_pseudonym_hides_the_speaker_and_follows_from_the_seed():
     assert pseudonym(0, "anna") == pseudonym(0, "anna")
     assert len({pseudonym(seed, name) for seed in (0, 1) for name in ("anna", "berta")}) == 4
     assert "anna" not in pseudonym(0, "anna") and len(pseudonym(0, "anna")) == 17
+
+
+def test_the_last_speakers_by_id_test_and_all_others_train(corpus):
+    train, test = train_and_test(corpus, HeldOut(speakers=2))
+    assert (speakers(train), speakers(test)) == (["a", "b", "c", "d"], ["e", "f"])
+    assert (len(train), len(test)) == (40, 20)
+    train, test = train_and_test(corpus, HeldOut(speakers=("b",)))
+    assert speakers(test) == ["b"] and numbers(test) == list(range(10))
+
+
+def test_a_field_of_the_manifest_says_what_tests(spoken):
+    cuts = [spoken(speaker, 0, 1.0, part=part) for speaker, part in zip("abc", "xyx", strict=True)]
+    train, test = train_and_test(cuts, HeldOut(field="part", values=("y",)))
+    assert (speakers(train), speakers(test)) == (["a", "c"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"field": "round", "values": (1, 2)}, "speaker a has speech that trains and speech that"),
+        ({"field": "part", "values": ("x",)}, r"test\.field: utterance .* has no field 'part'"),
+        ({"speakers": 6}, "0 utterances train and 60 test"),
+    ],
+)
+def test_speech_that_cannot_be_split_is_refused(corpus, part, message):
+    with pytest.raises(CorpusError, match=message):
+        train_and_test(corpus, HeldOut(**part))

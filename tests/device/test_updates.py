@@ -404,7 +404,7 @@ print(memory("VmHWM") - idle)
 """
 
 
-@pytest.mark.parametrize(("share", "most"), [(0.1, 0.75)])
+@pytest.mark.parametrize(("share", "most"), [(0.1, 0.75), (1.0, 1.5)])
 def test_an_update_takes_at_most_one_and_a_half_times_the_models_memory(
     child, tmp_path, share, most
 ):

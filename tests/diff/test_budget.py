@@ -236,3 +236,13 @@ def test_smaller_than_a_general_compressor_of_the_same_difference(kind):
         flat.append(difference)
     packed = lzma.compress(np.concatenate(flat).tobytes(), preset=9)
     assert len(made.data) < 0.95 * len(packed)
+
+
+@pytest.mark.parametrize("method", [methods.Sparse, HASH], ids=["sparse", "hash"])
+@pytest.mark.parametrize("kind", list(Kind))
+def test_the_size_that_the_search_goes_by_is_nearly_what_is_encoded(method, kind):
+    old, new = pair(3)
+    for share in (0.002, 0.03, 0.3, 1.0):
+        diff = wire.decode(make(old, new, method=method, kind=kind, share=share).data)
+        size = len(wire.encode(diff))
+        assert abs(wire.about(diff) - size) <= max(0.004 * size, 40)

@@ -135,12 +135,18 @@ def test_no_more_numbers_come_out_of_a_byte_than_the_format_says(value):
         assert count <= entropy.SYMBOLS_PER_BYTE * len(data)
 
 
-def test_what_a_number_costs_adds_up_to_the_size():
+def test_the_streams_sizes_add_up_but_for_lanes():
     draw = np.random.default_rng(2)
-    codes = (draw.geometric(0.01, 50_000) - 1).astype(np.uint32)
-    size = 8 * len(entropy.encode([codes]))
-    assert 0.97 * size < entropy.bits(codes).sum() < size
-    assert len(entropy.bits(np.empty(0, np.uint32))) == 0
+    streams = [
+        (draw.geometric(p, n) - 1).astype(np.uint32) for p, n in [(0.01, 50_000), (0.2, 9000)]
+    ]
+    alone = [len(entropy.encode([stream])) for stream in streams]
+    data = entropy.encode(streams)
+    sizes = entropy.sizes(data, [len(stream) for stream in streams])
+    lanes = sum(map(len, streams)) // 1024
+    assert len(data) - sum(sizes) == pytest.approx(3 * lanes, rel=0.1)
+    for size, whole, stream in zip(sizes, alone, streams, strict=True):
+        assert size == pytest.approx(whole - 3 * len(stream) / 1024, rel=0.005)
 
 
 # Damage.

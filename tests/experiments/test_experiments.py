@@ -19,9 +19,11 @@ FILES = sorted(path.name for path in EXPERIMENTS.glob("*.toml"))
 @pytest.mark.parametrize("name", FILES)
 def test_settings_and_rules_are_valid(name):
     settings = config.load(EXPERIMENTS / name)
+    assert settings.name == Path(name).stem
+    if settings.kind != "personalization":
+        return
     for base in settings.federation.bases:
         rules.find(base, settings.rules.get(base, {}))
-    assert settings.name == Path(name).stem
 
 
 def test_no_experiment_of_ours_takes_all_other_speakers():
@@ -107,3 +109,65 @@ def test_tedlium3_runs_on_a_miniature_release(tmp_path, tone_corpus, monkeypatch
     assert 0 < race["used"] < race["exhaustive"]
     assert read(out / "models" / "generic.json").units.kind == "pieces"
     assert (out / "report.html").exists()
+
+
+def fluent_tree(folder: Path, corpus: Path) -> None:
+    """Four tone speakers in the shape of the release: two train, one is valid, one tests."""
+    entries = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
+    actions = ("activate", "deactivate", "increase", "decrease", "bring", "change language")
+    of_word = dict(zip(dict.fromkeys(entry["text"] for entry in entries), actions, strict=True))
+    parts = {"t00": "train", "t01": "train", "t02": "valid", "t03": "test"}
+    (folder / "data").mkdir(parents=True)
+    lines = {
+        part: [",path,speakerId,transcription,action,object,location"] for part in parts.values()
+    }
+    for number, entry in enumerate(entries):
+        said = f"{entry['text']},{of_word[entry['text']]},lights,none"
+        path = corpus / entry["audio"]
+        lines[parts[entry["speaker"]]].append(f"{number},{path},{entry['speaker']},{said}")
+    for part, listed in lines.items():
+        (folder / "data" / f"{part}_data.csv").write_text("\n".join(listed) + "\n")
+
+
+def test_fluent_speech_commands_runs_on_a_miniature_release(tmp_path, tone_corpus, monkeypatch):
+    fluent_tree(tmp_path / "fluent", tone_corpus(tmp_path / "tones", 4, rounds=1, most_words=1))
+    changes = {
+        "corpus.path": tmp_path / "fluent",
+        "seeds": "[0]",
+        "ratios": "[20.0]",
+        "training.epochs": 1,
+        "sparse.epochs": 1,
+        "hash.epochs": 1,
+        "engine.workers": 1,
+    }
+    options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    monkeypatch.setenv("FEDSPEECH_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    file = str(EXPERIMENTS / "neural-diff-slu-fluent.toml")
+    done = CliRunner().invoke(app, ["run", file, *options, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    results = json.loads((out / "results.json").read_text())
+    assert [one["phrases"] for one in results["generations"]] == [3, 4, 5, 6]
+    assert (results["metric"], results["speakers"]) == ("error", 1)
+    assert (out / "report.html").exists()
+
+
+def test_diffs_are_paired_with_the_papers_settings():
+    """10x for recognition, 20x and 40x for understanding, from half of the speech on."""
+    asr, slu = (config.load(EXPERIMENTS / f"neural-diff-{task}.toml") for task in ("asr", "slu"))
+    assert asr.recognition.shares == (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    assert (asr.ratios, slu.ratios) == ((10.0,), (20.0, 40.0))
+    assert len(asr.seeds) == len(slu.seeds) == 3
+    assert slu.training.dropout == ((0.0, 0.2),) and slu.hash.hold > slu.sparse.hold
+    commands = [word for words in slu.understanding.domains.values() for word in words]
+    assert len(set(commands)) == 40 and len(slu.understanding.domains) == 6
+
+
+@pytest.mark.speech
+def test_the_domains_are_the_commands_of_the_corpus():
+    slu = config.load(EXPERIMENTS / "neural-diff-slu.toml")
+    manifest = EXPERIMENTS.parent / slu.corpus.path / "manifest.jsonl"
+    if not manifest.exists():
+        pytest.skip("no real speech in ../shared/data")
+    intents = {json.loads(line)["intent"] for line in manifest.read_text().splitlines()}
+    assert intents == {w for words in slu.understanding.domains.values() for w in words}

@@ -144,7 +144,9 @@ def journaled(folder: Path) -> set[str]:
         return set()
     database = sqlite3.connect(path)
     try:
-        return {id for (id,) in database.execute("SELECT id FROM messages")}
+        return {
+            id for (id,) in database.execute("SELECT id FROM messages WHERE answer IS NOT NULL")
+        }
     except sqlite3.OperationalError:  # not even the tables are there yet
         return set()
     finally:

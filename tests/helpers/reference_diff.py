@@ -163,8 +163,8 @@ def fill(data: Bytes, segments: list[dict]) -> None:
     for segment in segments:
         gaps = 0 if segment["form"] or segment["count"] == segment["values"] else segment["count"]
         segment["lengths"] = {"gaps": gaps, "codes": segment["count"]}
-    large = [segment for segment in segments if segment["count"] >= 1024]
-    small = [segment for segment in segments if segment["count"] < 1024]
+    large = [segment for segment in segments if segment["count"] >= 512]
+    small = [segment for segment in segments if segment["count"] < 512]
     order += [[(segment, what)] for segment in large for what in ("gaps", "codes")]
     order += [[(segment, what) for segment in small] for what in ("gaps", "codes")]
     counts = [sum(segment["lengths"][what] for segment, what in group) for group in order]

@@ -290,6 +290,34 @@ def test_the_ledger_is_in_the_order_of_asking(folder):
     ]
 
 
+def test_what_brought_no_answer_was_sent_all_the_same_and_counts_once(folder, quick):
+    """One node raises, one is silent; asked again, the one answers and the other still does not."""
+    inner = ShuffledGrid(silent=(1002,))
+    text = {"raise": True}
+    asked = [text if i == 2 else {} for i in range(NODES)]
+    for _ in range(2):
+        grid = recorded(inner, folder)
+        list(grid.send_and_receive(messages(grid, asked, MODEL), timeout=0.2))
+        rows = list(Journal(folder / "journal.sqlite").ledger())
+        nodes = list(grid.get_node_ids())
+        assert [row[1] for row in rows[::2]] == [f"s{i + 1}" for i in range(NODES)]
+        for node, (_, _, way, _, down), (*_, up) in zip(nodes, rows[::2], rows[1::2], strict=True):
+            said = protocol.content(asked[nodes.index(node)], model=MODEL)
+            assert (way, down) == ("down", protocol.size(said))
+            if node == 1002:
+                assert up == 0
+            elif node == nodes[2]:
+                assert up == len("RuntimeError: no")
+            else:
+                assert up > protocol.size(protocol.content({}, model=MODEL))
+    inner.silent = ()
+    grid = recorded(inner, folder)
+    list(grid.send_and_receive(messages(grid, asked, MODEL), timeout=5))
+    rows = list(Journal(folder / "journal.sqlite").ledger())
+    assert len(rows) == 2 * NODES
+    assert all(up > 0 for *_, up in rows[1::2])
+
+
 def test_errors_are_asked_again(folder):
     inner = ShuffledGrid()
     grid = recorded(inner, folder)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from pydantic import ValidationError
 
 from fedspeech import evaluation, features, seeding
 from fedspeech.accelerator import computes_in_bf16
@@ -74,6 +75,15 @@ def test_the_decay_is_that_of_pytorchs_schedules(decay):
         assert learning_rate(settings, step / steps) == pytest.approx(wanted, rel=1e-9)
         optimizer.step()
         schedule.step()
+
+
+def test_the_rate_is_held_between_warm_up_and_decay():
+    settings = optimization(warmup=0.2, hold=0.4, decay="exponential")
+    rates = [learning_rate(settings, done) for done in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert rates == pytest.approx([0.5e-2, 1e-2, 1e-2, 1e-2, 1e-3, 1e-4])
+    assert learning_rate(optimization(hold=1.0), 1.0) == pytest.approx(1e-2)
+    with pytest.raises(ValidationError, match="warmup and hold: expected at most 1 together"):
+        optimization(warmup=0.5, hold=0.6)
 
 
 def test_a_warm_up_that_never_ends_is_allowed():

@@ -111,7 +111,8 @@ def base_models(
 
 def personalize(strategy: Personalization, grid: RecordedGrid, generic: ArrayRecord) -> None:
     """The round of fine-tuning of a run. Raises RuntimeError where a speaker dropped out."""
-    grid.keep(protocol.PERSONALIZE, Keeper(strategy.keep, strategy.still_there))
+    kept = strategy.personal
+    grid.keep(protocol.PERSONALIZE, Keeper(kept.keep, kept.still_there))
     messages = strategy.configure_train(1, generic, ConfigRecord(), grid)
     strategy.aggregate_train(1, grid.send_and_receive(messages))
     for failure in strategy.outcome.failures:

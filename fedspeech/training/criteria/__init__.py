@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fedspeech.training.criteria import ctc
+from fedspeech.training.criteria import ctc, triplet
 
 Criterion = Callable[[torch.Tensor, torch.Tensor, Sequence[Sequence[int]]], torch.Tensor]
-"""(logits (batch, frames, units), lengths (batch,), unit numbers) -> loss per utterance (batch,)"""
+"""(logits (batch, frames, units), lengths (batch,), unit numbers) -> loss per utterance (batch,)
 
-CRITERIA: dict[str, Criterion] = {"ctc": ctc.loss}
+`triplet` takes distances (batch, phrases) and the number of each utterance's phrase."""
+
+CRITERIA: dict[str, Criterion] = {"ctc": ctc.loss, "triplet": triplet.loss}

@@ -1,0 +1,52 @@
+"""What an experiment on diffs knows of what its models are for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedspeech.config.training import Optimization
+from fedspeech.evaluation import Counts
+from fedspeech.features import Utterance
+from fedspeech.training.course import Course
+
+
+class Task(ABC):
+    """Generations of one model: its shape, its training speech and its errors in each.
+
+    `criterion` is a name of `CRITERIA`; `metric` says what `errors` count.
+    """
+
+    criterion: str
+    metric: str
+
+    @property
+    @abstractmethod
+    def generations(self) -> list[dict[str, Any]]:
+        """For each generation its `label`, and what the results tell of it besides."""
+
+    @abstractmethod
+    def model(self, generation: int) -> torch.nn.Module:
+        """A model of this generation's shape, freshly drawn (PyTorch's generator).
+
+        From one generation to the next, tensors keep their shape or get more rows.
+        """
+
+    @abstractmethod
+    def course(self, generation: int, settings: Optimization, seed: int, purpose: str) -> Course:
+        """This generation's training speech D_t; draws are named by seed and purpose."""
+
+    @abstractmethod
+    def errors(self, model: torch.nn.Module, known: int, generation: int) -> dict[str, Counts]:
+        """By speaker, on the test of `generation`, of a model that is of generation `known`."""
+
+
+def by_speaker(utterances: Sequence[Utterance], counts: Counts) -> dict[str, Counts]:
+    """The counts of each speaker's utterances, in their order."""
+    speakers = np.array([utterance.speaker for utterance in utterances])
+    return {
+        str(speaker): Counts(counts.errors[speakers == speaker], counts.words[speakers == speaker])
+        for speaker in np.unique(speakers)
+    }

@@ -1,0 +1,102 @@
+"""One cell: within its bytes, as sparse as asked for, and judged as it comes out of them."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedspeech.diff import wire
+from fedspeech.diff.apply import apply
+from fedspeech.errors import RunError
+from fedspeech.tensors import sha256
+from fedspeech.training.neural_diff.cells import Cell
+from fedspeech.training.neural_diff.learner import learn
+
+BL = Cell(0, 0, "BL")
+
+
+@pytest.fixture(scope="module")
+def setting(recognition, settings, task):
+    config = settings(recognition())
+    return task(config), config
+
+
+@pytest.fixture(scope="module")
+def first(setting):
+    return learn(*setting, BL, None)
+
+
+def changed(new, old):
+    """For each matrix, the share of values that differ."""
+    return {
+        name: float((tensor != old[name]).float().mean())
+        for name, tensor in new.items()
+        if tensor.dim() > 1
+    }
+
+
+def test_the_unlimited_model_is_whole(first):
+    assert first.data is None and first.sent == 1
+    assert first.full == sum(4 * tensor.numel() for tensor in first.model.values())
+
+
+@pytest.mark.parametrize("model", ["diff", "BLC"])
+@pytest.mark.parametrize("method", ["sparse", "hash"])
+def test_what_is_sent_fits_its_bytes_and_gives_the_model(setting, first, model, method):
+    base = first.model if model == "diff" else None
+    found = learn(*setting, Cell(0, 1, model, method, 10.0), base)
+    assert len(found.data) <= first.full / 10
+    assert sha256(apply(base or {}, found.data)) == sha256(found.model)
+    assert found.sent == pytest.approx(0.1, rel=0.01)
+    assert sha256(found.model) != sha256(first.model)
+
+
+def test_a_sparse_diff_changes_a_tenth_of_each_matrix(setting, first):
+    found = learn(*setting, Cell(0, 1, "diff", "sparse", 10.0), first.model)
+    for share in changed(found.model, first.model).values():
+        assert share == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_sparse_blc_has_a_tenth_of_its_weights(setting):
+    found = learn(*setting, Cell(0, 1, "BLC", "sparse", 10.0), None)
+    for name, tensor in found.model.items():
+        if tensor.dim() > 1:
+            assert float((tensor != 0).float().mean()) == pytest.approx(0.1, abs=0.01), name
+
+
+def test_a_hashed_blc_has_few_different_weights(setting):
+    """With one hash function as many as its array has cells."""
+    task, config = setting
+    config = config.model_copy(update={"hash": config.hash.model_copy(update={"hashes": 1})})
+    found = learn(task, config, Cell(0, 1, "BLC", "hash", 10.0), None)
+    weight = found.model["tdnn.1.conv.weight"]
+    assert len(np.unique(weight.numpy())) <= round(weight.numel() / 10)
+
+
+def test_more_phrases_make_more_rows_and_both_methods_bring_them(understanding, settings, task):
+    config = settings(understanding())
+    found = task(config)
+    start = learn(found, config, BL, None)
+    for method in ("sparse", "hash"):
+        made = learn(found, config, Cell(0, 1, "diff", method, 20.0), start.model)
+        rows = made.model["embedding.weight"]
+        assert len(rows) == len(start.model["embedding.weight"]) + 2
+        assert rows[-1].abs().min() > 0
+        (entry,) = (e for e in wire.decode(made.data).entries if e.name == "embedding.weight")
+        assert entry.change.name == "GROWN"
+
+
+def test_the_same_cell_is_the_same_to_the_bit_and_seeds_differ(setting, first):
+    cell = Cell(0, 1, "diff", "hash", 10.0)
+    one, two = (learn(*setting, cell, first.model) for _ in range(2))
+    other = learn(*setting, cell._replace(seed=1), first.model)
+    assert one.data == two.data != other.data
+
+
+def test_a_training_that_diverges_says_whose_it_is(setting, monkeypatch):
+    task, config = setting
+    model = task.model(0)
+    with torch.no_grad():
+        model.output.bias.fill_(torch.nan)
+    monkeypatch.setattr(task, "model", lambda generation: model)
+    with pytest.raises(RunError, match=r"seed-0\.generation-0\.BL: training diverged in epoch 1"):
+        learn(task, config, BL, None)
