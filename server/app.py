@@ -47,7 +47,10 @@ log = logging.getLogger("fedspeech")
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration names, into the folder that it names."""
     asked = context.run_config
-    settings = configuration.load(Path(str(asked["experiment"])))
+    path = Path(str(asked["experiment"]))
+    settings = configuration.load(path)
+    if not isinstance(settings, Config):
+        raise ConfigError(f"{path}: kind = {settings.kind!r} has no clients; use `fedspeech run`")
     if not isinstance(grid, SimulatedGrid):
         settings = _one_by_one(settings)
     run = RunFolder(Path(str(asked["out"])).absolute())
