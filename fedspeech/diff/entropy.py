@@ -6,6 +6,7 @@ are their own symbols. How many bits are kept is chosen for each stream by the m
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -116,8 +117,14 @@ def _coarser(finest: np.ndarray, widths: np.ndarray, kept: int) -> tuple[np.ndar
     """Symbols and widths with fewer bits kept, by those with the most."""
     if kept == MOST_KEPT or int(finest.max()) < 2 << kept:
         return finest, widths
-    symbols_of, widths_of = _symbols(_lowest_numbers(MOST_KEPT), kept)
+    symbols_of, widths_of = _coarser_of(kept)
     return symbols_of[finest], widths_of[finest]
+
+
+@cache
+def _coarser_of(kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """By each of the finest symbols, the symbol and its width where `kept` bits are kept."""
+    return _symbols(_lowest_numbers(MOST_KEPT), kept)
 
 
 def _widths(symbols: np.ndarray, kept: int) -> np.ndarray:
@@ -126,6 +133,7 @@ def _widths(symbols: np.ndarray, kept: int) -> np.ndarray:
     return widths
 
 
+@cache
 def _lowest_numbers(kept: int) -> np.ndarray:
     """The least number of each symbol, uint32."""
     symbols = np.arange((32 - kept) * (1 << kept) + (1 << kept), dtype=np.uint32)
@@ -140,11 +148,10 @@ def _fit(finest: np.ndarray) -> tuple[int, int, int, np.ndarray]:
     with the fewest tails: it is the fastest.
     """
     counts = np.bincount(finest)
-    numbers_of = _lowest_numbers(MOST_KEPT)[: len(counts)]
     scale = _scale(len(finest))
     codes: list[tuple[int, int, int, np.ndarray]] = []
     for kept in range(MOST_KEPT + 1):
-        symbols, _ = _symbols(numbers_of, kept)
+        symbols = _coarser_of(kept)[0][: len(counts)]
         histogram = np.zeros(int(symbols[-1]) + 1, np.int64)
         np.add.at(histogram, symbols, counts)
         lowest, frequencies = _normalized(histogram, scale)

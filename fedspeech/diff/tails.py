@@ -34,10 +34,9 @@ def take(fields: Fields, numbers: np.ndarray, widths: np.ndarray) -> None:
 
 def size(widths: np.ndarray) -> int:
     """Bytes of `pack`, which depend on the widths (uint8) alone."""
-    counts = np.bincount(widths).tolist()
-    return sum(
-        (width // 8) * count + _bytes(count, width % 8) for width, count in enumerate(counts)
-    )
+    counts = np.bincount(widths)
+    planes, rest = np.divmod(np.arange(len(counts)), 8)
+    return int(np.sum(counts * planes + -(-counts * rest // 8)))
 
 
 def _groups(widths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -11,14 +11,15 @@ from fedspeech.diff.apply import apply
 from fedspeech.diff.contents import Form
 from fedspeech.diff.values import Kind
 
-PLAN = diffs.Plan("tiny", (1, 2), utterances=6, ratios=(5,), hash_ratio=10, repeats=2)
+TRAINING = diffs.Training("tiny", 1, 2)
+PLAN = diffs.Plan((TRAINING,), utterances=6, ratios=(5,), hash_ratio=10, repeats=2)
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(workload.SIZES, "tiny", "benchmark-tiny")
-        yield diffs.Case(Setting(tmp_path_factory.mktemp("diffs")), PLAN)
+        yield diffs.Case(Setting(tmp_path_factory.mktemp("diffs")), TRAINING, PLAN.utterances)
 
 
 def test_every_value_was_fine_tuned(case):
