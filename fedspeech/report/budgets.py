@@ -13,20 +13,22 @@ from fedspeech.report.tables import CHOSEN, Estimate, Table
 
 HEIGHT = 260
 WHOLE = "whole"
+CHOSEN_NOTE = "Each at the alphas that the devices chose for themselves."
+BEST_NOTE = "Each at its best alpha on test_s itself, unless the devices chose."
 
 
 def table(results: Results) -> Table:
     """A row for each base and budget, at the alphas that the devices chose."""
-    rows = tuple(
-        (row.base, row.budget or WHOLE, _alpha(row.told), *_figures(row)) for row in results.budgets
-    )
+    rows = tuple((row.base, row.budget or WHOLE, *_figures(row)) for row in results.budgets)
+    chosen = all(row.told.alpha == "chosen" for row in results.budgets)
     notes = (
-        "size: of one push of M_s to one device, the mean and the most over speakers; lost: the "
-        "share of the squared change that did not fit; change: the paired difference from the same "
-        "base and alpha in the first row of the base.",
+        "size: of one push of M_s to one device; lost: the share of the squared change that did "
+        "not fit; change: the paired difference from the same base and alpha in the first row of "
+        "the base.",
+        CHOSEN_NOTE if chosen else BEST_NOTE,
     )
-    columns = ("base", "budget", "alpha", "size", "most", "lost %", "WER %", "change")
-    return Table("WER against bytes", columns, rows, words=3, notes=notes)
+    columns = ("base", "budget", "size", "lost %", "WER %", "change")
+    return Table("WER against bytes", columns, rows, words=2, notes=notes)
 
 
 def _alpha(cell: BudgetedCell) -> str:
@@ -36,7 +38,6 @@ def _alpha(cell: BudgetedCell) -> str:
 def _figures(row: Budgeted) -> tuple[str | Estimate, ...]:
     return (
         size(round(row.bytes)),
-        size(row.most_bytes),
         f"{100 * row.lost:.2f}",
         Estimate.of(row.told),
         Estimate.of(row.told.change, signed=True),
