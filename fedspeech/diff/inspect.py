@@ -14,6 +14,7 @@ import numpy as np
 from fedspeech.diff import entropy, wire
 from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
 from fedspeech.diff.fields import Fields, metered
+from fedspeech.diff.streams import LARGE, numbers, streams
 from fedspeech.diff.values import BITS, Kind
 
 HEADER, TOGETHER = "(header)", "(small tensors)"
@@ -52,14 +53,14 @@ def costs(data: bytes) -> list[Cost]:
     """
     diff = wire.decode(data)
     fields = Fields(memoryview(data)[wire.FIXED.size : -wire.CHECKSUM.size])
-    number = fields.varint()
-    entries = [size for _, size in metered(fields, wire.read_entries(fields, diff.kind, number))]
+    read = wire.read_entries(fields, diff.kind, fields.varint())
+    entries = [size for _, size in metered(fields, read)]
     fields.take(sum(len(entry.content) for entry in diff.entries))
     segments = [segment for entry in diff.entries for segment in entry.segments]
-    streams = wire.streams(segments)
-    counts = [sum(len(getattr(segments[i], what)) for i, what in stream) for stream in streams]
+    shared = streams(segments)
+    counts = [len(each) for each in numbers(segments)]
     sizes = entropy.sizes(fields.take(fields.left), counts)
-    alone = {stream[0]: size for stream, size in zip(streams[:-2], sizes, strict=False)}
+    alone = {stream[0]: size for stream, size in zip(shared[:-2], sizes, strict=False)}
     rows = [*_of_entries(diff, entries, alone), _together(diff, segments, sizes[-2], sizes[-1])]
     return [Cost(HEADER, entry=len(data) - sum(row.size for row in rows)), *rows]
 
@@ -72,7 +73,7 @@ def _of_entries(
         if not entry.segments:
             yield _unsegmented(entry, size)
         for part, segment in enumerate(entry.segments):
-            if large := len(segment.codes) >= wire.LARGE:
+            if large := len(segment.codes) >= LARGE:
                 positions, values = alone.get((place, "gaps"), 0), alone[place, "codes"]
             yield Cost(
                 f"{entry.name} (new rows)" if part else entry.name,
@@ -98,7 +99,7 @@ def _unsegmented(entry: Entry, size: int) -> Cost:
 
 
 def _together(diff: Diff, segments: Sequence[Segment], positions: int, values: int) -> Cost:
-    small = [segment for segment in segments if len(segment.codes) < wire.LARGE]
+    small = [segment for segment in segments if len(segment.codes) < LARGE]
     return Cost(
         TOGETHER,
         count=sum(len(segment.codes) for segment in small),

@@ -16,6 +16,7 @@ import numpy as np
 from fedspeech.diff import entropy
 from fedspeech.diff.contents import MOST_HASHES, Change, Diff, Entry, Form, Segment
 from fedspeech.diff.fields import Fields, damaged, varint
+from fedspeech.diff.streams import numbers, streams
 from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
 
@@ -40,11 +41,6 @@ ITEM_SIZES = (8, 2, 2, 8, 4, 2, 1, 1, 1, 2, 4, 8, 8, 1, 1)
 
 FRESH_PER_BYTE = 256
 """Values that start from zero: no more in a diff for each of its bytes."""
-LARGE = 512
-"""Codes of a segment that is worth a code of its own."""
-
-Stream = list[tuple[int, str]]
-"""Numbers that share a code: the segment's place, and whether its gaps or its codes are meant."""
 
 
 def encode(diff: Diff) -> bytes:
@@ -52,7 +48,7 @@ def encode(diff: Diff) -> bytes:
     segments = [segment for entry in diff.entries for segment in entry.segments]
     body = [varint(len(diff.entries)), *_entries(diff)]
     body += [entry.content for entry in diff.entries]
-    body += [entropy.encode([_joined(segments, stream) for stream in streams(segments)])]
+    body += [entropy.encode(numbers(segments))]
     size = FIXED.size + sum(map(len, body)) + CHECKSUM.size
     hashes = bytes.fromhex(diff.base), bytes.fromhex(diff.result)
     fixed = FIXED.pack(MAGIC, VERSION, size, *hashes, diff.kind, diff.hashes, diff.seed)
@@ -63,7 +59,7 @@ def encode(diff: Diff) -> bytes:
 def about(diff: Diff) -> int:
     """`len(encode(diff))` within some in a thousand: for a search, which measures what it finds."""
     segments = [segment for entry in diff.entries for segment in entry.segments]
-    coded = entropy.about([_joined(segments, stream) for stream in streams(segments)])
+    coded = entropy.about(numbers(segments))
     content = sum(len(entry.content) for entry in diff.entries)
     return FIXED.size + sum(map(len, _entries(diff))) + content + coded + CHECKSUM.size
 
@@ -97,25 +93,6 @@ def _name(entry: Entry) -> bytes:
 
 def _has_scale(kind: Kind, count: int) -> bool:
     return kind == Kind.INT8 and count > 0
-
-
-def _joined(segments: Sequence[Segment], stream: Stream) -> np.ndarray:
-    arrays = [getattr(segments[place], what) for place, what in stream]
-    return np.concatenate([*arrays, np.empty(0, np.uint32)])
-
-
-def streams(segments: Sequence[Segment]) -> list[Stream]:
-    """What is coded together: each large segment by itself, all small ones together."""
-    large: list[Stream] = []
-    small: tuple[Stream, Stream] = [], []
-    for place, segment in enumerate(segments):
-        alone = len(segment.codes) >= LARGE
-        for which, what in enumerate(("gaps", "codes")):
-            if alone and len(getattr(segment, what)):
-                large.append([(place, what)])
-            else:
-                small[which].append((place, what))
-    return [*large, *small]
 
 
 def decode(data: bytes) -> Diff:
@@ -249,8 +226,8 @@ def _filled(entries: Sequence[Entry], coded: memoryview) -> Iterator[Entry]:
     counts = [[len(getattr(segments[place], what)) for place, what in each] for each in shared]
     decoded = entropy.decode(coded, [sum(count) for count in counts])
     found: dict[tuple[int, str], np.ndarray] = {}
-    for stream, count, numbers in zip(shared, counts, decoded, strict=True):
-        found.update(zip(stream, np.split(numbers, np.cumsum(count)[:-1]), strict=False))
+    for stream, count, together in zip(shared, counts, decoded, strict=True):
+        found.update(zip(stream, np.split(together, np.cumsum(count)[:-1]), strict=False))
     place = 0
     for entry in entries:
         filled = []
