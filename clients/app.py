@@ -19,6 +19,7 @@ from clients.speaker import Speaker
 from fedspeech import protocol
 from fedspeech.config.training import PersonalSettings
 from fedspeech.device.store import BASE, GENERIC
+from fedspeech.diff.wire import result_of
 from fedspeech.errors import CorpusError
 from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors
@@ -111,7 +112,11 @@ def _take(me: Speaker, record: ArrayRecord, role: str, whole: Callable[[Tensors]
     if not protocol.holds_diffs(record):
         whole(protocol.unpack(record))
         return
-    for data in protocol.unpack_diffs(record):
+    diffs = protocol.unpack_diffs(record)
+    results, held = [result_of(data) for data in diffs], me.store.hash(role)
+    # Killed in the middle of a chain, a device is sent it once more.
+    done = results.index(held) + 1 if held in results else 0
+    for data in diffs[done:]:
         me.store.update(role, data)
 
 

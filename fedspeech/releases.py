@@ -26,7 +26,7 @@ class Releases:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._known: dict[str, list[Way]] = {}
+        self._known: dict[tuple[str, str], list[Way]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,35 +68,45 @@ class Releases:
             model = apply(model, data)
         return model
 
-    def deliver(self, held: str, budget: int | None) -> tuple[bytes, ...] | None:
-        """What brings a device that holds `held` to the last model: diffs, or None for the whole.
+    def deliver(
+        self, held: str, budget: int | None, to: str | None = None
+    ) -> tuple[bytes, ...] | None:
+        """What brings a device that holds `held` to a model, by default the last: diffs, or None
+        for the whole.
 
         The chain of diffs or one direct diff, whichever has fewer bytes; the whole where that has
         fewest or `held` is not of the line. No diff is larger than the budget, nor is the whole
         model. Raises DiffError where nothing is within it.
         """
-        if held not in self._known:
-            self._known[held] = list(self._ways(held))
-        ways = self._known[held]
+        to = to or self.names[-1]
+        if (held, to) not in self._known:
+            self._known[held, to] = list(self._ways(held, to))
+        ways = self._known[held, to]
         within = [way for way in ways if budget is None or _largest(way) <= budget]
         if not within:
             least = min(_largest(way) for way in ways)
             raise DiffError(
                 f"it holds {held[:12] or 'no generation'}; what leads from there to "
-                f"{self.names[-1][:12]} has {least} bytes, and its budget is {budget} bytes"
+                f"{to[:12]} has {least} bytes, and its budget is {budget} bytes"
             )
         _, diffs = min(within, key=lambda way: way[0])
         return None if diffs is None else tuple(diffs)
 
-    def _ways(self, held: str) -> Iterator[Way]:
-        last = self.names[-1]
-        model = self.model(last)
+    def _ways(self, held: str, to: str) -> Iterator[Way]:
+        model = self.model(to)
         yield tensors.size(model), None
         if held not in self.names:
             return
-        chain = self._diffs(self._line()[self._place(held) + 1 :])
-        yield sum(map(len, chain)), chain
-        if len(chain) > 1 and (data := exact(self.model(held), model)) is not None:
+        first, last = self._place(held), self._place(to)
+        chain = self._diffs(self._line()[first + 1 : last + 1])
+        if first <= last:
+            yield sum(map(len, chain)), chain
+        # A device may also be ahead of a run that goes on with an earlier release.
+        if abs(last - first) > 1 or first > last:
+            yield from self._direct(held, model)
+
+    def _direct(self, held: str, model: Tensors) -> Iterator[Way]:
+        if (data := exact(self.model(held), model)) is not None:
             yield len(data), [data]
 
     def _diffs(self, line: Sequence[dict[str, Any]]) -> list[bytes]:

@@ -44,6 +44,8 @@ class PersonalModels:
             raise ModelError("the reply carries no difference")
         if protocol.holds_diffs(record):
             self._keep_diff(speaker, *protocol.unpack_diffs(record))
+        elif (budget := self._budgets.of(speaker, PERSONAL)) is not None:
+            raise ModelError(f"P_s came whole, and its budget is {budget} bytes")
         else:
             self._population.keep(speaker, protocol.unpack(record))
         return protocol.content({**protocol.text(content), "kept": self._hash(speaker)})

@@ -36,8 +36,9 @@ class Pushes:
         self._generic: tuple[str, Tensors] = "", {}
 
     def generic(self, speaker: str, held: str, whole: ArrayRecord) -> Records:
-        """The last release of G for a device that holds another one, or none."""
-        diffs = self._releases.deliver(held, self._budgets.of(speaker, GENERIC))
+        """This run's G for a device that holds another release, or none."""
+        budget, (generation, _) = self._budgets.of(speaker, GENERIC), self._held_generic()
+        diffs = self._releases.deliver(held, budget, generation)
         return {"generic": whole if diffs is None else protocol.pack_diffs(diffs)}
 
     def once(self, speaker: str, model: Tensors, at: str | None) -> Push:

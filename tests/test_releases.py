@@ -146,3 +146,12 @@ def test_exact_diffs_lose_nothing_where_addition_would():
     old, new = generations()
     assert sha256(apply(old, exact(old, new))) == sha256(new)
     assert exact({"a": torch.ones(2)}, {"a": torch.tensor([-0.0, 1.0])}) is None
+
+
+def test_a_run_that_goes_on_with_an_earlier_release_is_delivered_that_one(line):
+    line, models = line
+    to = line.names[1]
+    for held in (0, 2, 3):
+        diffs = line.deliver(line.names[held], None, to)
+        found = apply_all({line.names[held]: models[held]}.get, diffs)
+        assert sha256(found) == to

@@ -69,7 +69,10 @@ def parse(text: str, full: int) -> int:
     number = float(found[1]) if found else 0.0
     if not found or found[2] not in {*UNITS, "x"} or number == 0:
         raise DiffError(f"budget: expected bytes (500kB, 64KiB) or a ratio (10x), found {text!r}")
-    return int(full / number) if found[2] == "x" else int(number * UNITS[found[2]])
+    bytes = full / number if found[2] == "x" else number * UNITS[found[2]]
+    if not math.isfinite(bytes):
+        raise DiffError(f"budget: expected a number of bytes that a file can have, found {text!r}")
+    return int(bytes)
 
 
 def make(

@@ -246,3 +246,9 @@ def test_the_size_that_the_search_goes_by_is_nearly_what_is_encoded(method, kind
         diff = wire.decode(make(old, new, method=method, kind=kind, share=share).data)
         size = len(wire.encode(diff))
         assert abs(wire.about(diff) - size) <= max(0.004 * size, 40)
+
+
+@pytest.mark.parametrize("text", [400 * "9", "0." + 320 * "0" + "1x"])
+def test_budgets_beyond_all_numbers(text):
+    with pytest.raises(DiffError, match="a number of bytes that a file can have"):
+        parse(text, 1000)
