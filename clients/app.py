@@ -136,7 +136,8 @@ def personalize(message: Message, context: Context) -> Message:
     if budget is None:
         record = protocol.pack(difference)
     else:
-        record = protocol.pack_diffs([me.personal_diff(budget["bytes"], budget["method"])])
+        data, name = me.personal_diff(budget["bytes"], budget["method"])
+        record, said = protocol.pack_diffs([data]), {**said, "personal": name}
     return Message(protocol.content(said, difference=record), reply_to=message)
 
 

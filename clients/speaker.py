@@ -127,22 +127,24 @@ class Speaker:
 
     def keep_tuned(self, asked: Mapping[str, Any], judge: FineTuned, tuned: FineTuned) -> None:
         """Keep what came of `tunings`."""
-        difference = self.difference(tuned.model)
-        personal = sha256(dict(add(self.store.get(GENERIC).items(), difference)))
         self.store.put_together(
-            {VALIDATION: judge.model, DIFFERENCE: difference},
+            {VALIDATION: judge.model, DIFFERENCE: self.difference(tuned.model)},
             asked=dict(asked),
-            answered={"losses": tuned.losses, "skipped": tuned.skipped, "personal": personal},
+            answered={"losses": tuned.losses, "skipped": tuned.skipped},
         )
 
     def difference(self, model: Tensors) -> Tensors:
         """What has to be added to G to get a model."""
         return dict(subtract(sorted(model.items()), self.store.get(GENERIC)))
 
-    def personal_diff(self, budget: int, method: str) -> bytes:
-        """P_s as the diff from G that fits the budget and loses least. Raises DiffError."""
-        generic = self.store.get(GENERIC)
-        return make(generic, self.personal(), budget, METHODS[method](sha256(generic))).data
+    def personal_diff(self, budget: int, method: str) -> tuple[bytes, str]:
+        """P_s as the diff from G that fits the budget and loses least, and the hash of P_s.
+
+        Raises DiffError where nothing fits.
+        """
+        generic, personal = self.store.get(GENERIC), self.personal()
+        made = make(generic, personal, budget, METHODS[method](sha256(generic)))
+        return made.data, sha256(personal)
 
     def _installed(self, expected: str) -> Tensors:
         if (held := self.store.hash(BASE)) != expected:

@@ -25,7 +25,7 @@ DESCRIBE = "query.describe"
 PERSONALIZE = "train.personalize"
 """Down: description, round (and the one that it began in), seed, settings, generation, where to
 start, and the budget; G where the device lacks it, as diffs where it holds an earlier generation.
-Up: P_s - G, or a diff from G to P_s; losses, skipped, and the hash of P_s."""
+Up: P_s - G, or a diff from G to P_s; losses, skipped, and with a diff the hash of P_s."""
 WORD_ERRORS = "query.word_errors"
 """Down: candidates' P - G; part. Up: errors of each candidate, words.
 Of a race, down: a few candidates, then the hashes of all; k, confidence, budget, seed, round, how
@@ -215,12 +215,12 @@ class Described(Answer):
 
 
 class Personalized(Answer):
-    """To `train.personalize`: mean loss of each epoch, utterances that could not be spelled, and
-    the hash of P_s as the device holds it."""
+    """To `train.personalize`: mean loss of each epoch, utterances that could not be spelled, and,
+    where P_s comes as a diff, the hash of P_s as the device holds it."""
 
     losses: Annotated[list[float], Field(min_length=1)]
     skipped: Count
-    personal: str
+    personal: str = ""
 
 
 class Raced(Answer):

@@ -102,11 +102,8 @@ class Releases:
         if first <= last:
             yield sum(map(len, chain)), chain
         # A device may also be ahead of a run that goes on with an earlier release.
-        if abs(last - first) > 1 or first > last:
-            yield from self._direct(held, model)
-
-    def _direct(self, held: str, model: Tensors) -> Iterator[Way]:
-        if (data := exact(self.model(held), model)) is not None:
+        further = last - first not in (0, 1)
+        if further and (data := exact(self.model(held), model)) is not None:
             yield len(data), [data]
 
     def _diffs(self, line: Sequence[dict[str, Any]]) -> list[bytes]:

@@ -44,24 +44,13 @@ class Pushes:
     def once(self, speaker: str, model: Tensors, at: str | None) -> Push:
         """M_s to be judged and forgotten, as a diff from G; `at` is one more budget."""
         budget = self._budgets.of(speaker, BASE, at)
-        return self._whole(model) if budget is None else self._push(self._made(model, budget))
-
-    def _push(self, made: Made) -> Push:
-        name, (generation, _) = sha256(made.result), self._held_generic()
-        if name == generation:
-            return Push(name, {}, Pushed(0, made.lost))
-        records = {"model": protocol.pack_diffs([made.data])}
-        return Push(name, records, Pushed(len(made.data), made.lost))
-
-    def _made(self, model: Tensors, budget: int) -> Made:
+        if budget is None:
+            return self._whole(model)
         generation, generic = self._held_generic()
-        return make(generic, model, budget, METHODS[self._method](generation))
-
-    def _whole(self, model: Tensors) -> Push:
-        name, (generation, _) = sha256(model), self._held_generic()
-        if name == generation:
-            return Push(name, {}, Pushed(0))
-        return Push(name, {"model": protocol.pack(model)}, Pushed(size(model)))
+        made = make(generic, model, budget, METHODS[self._method](generation))
+        if (name := sha256(made.result)) == generation:
+            return Push(name, {}, Pushed(0, made.lost))
+        return _as_diff(name, made)
 
     def to_keep(self, speaker: str, model: Tensors, held: str | None) -> Push:
         """M_s to be installed, as a diff from the M_s that is installed (`held`), else from G.
@@ -78,8 +67,13 @@ class Pushes:
         made = make(line.model(held), model, budget, METHODS[self._method](held))
         name = sha256(made.result)
         line.add(held, name, made.data)
-        records = {"model": protocol.pack_diffs([made.data])}
-        return Push(name, records, Pushed(len(made.data), made.lost))
+        return _as_diff(name, made)
+
+    def _whole(self, model: Tensors) -> Push:
+        name, (generation, _) = sha256(model), self._held_generic()
+        if name == generation:
+            return Push(name, {}, Pushed(0))
+        return Push(name, {"model": protocol.pack(model)}, Pushed(size(model)))
 
     def _held_generic(self) -> tuple[str, Tensors]:
         """G and its hash, read once."""
@@ -87,3 +81,8 @@ class Pushes:
             generic = dict(self._population.generic())
             self._generic = sha256(generic), generic
         return self._generic
+
+
+def _as_diff(name: str, made: Made) -> Push:
+    records = {"model": protocol.pack_diffs([made.data])}
+    return Push(name, records, Pushed(len(made.data), made.lost))

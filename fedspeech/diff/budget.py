@@ -129,7 +129,7 @@ class _Search:
         comparison: Comparison,
         method: Callable[[Comparison], Method],
         share: float | None,
-        tried: Callable[[str], object] = lambda _: None,
+        tried: Callable[[str], object],
     ) -> None:
         self._base, self._comparison, self._method = sha256(old), comparison, method(comparison)
         self._tried = tried

@@ -58,7 +58,7 @@ def personalize(message: Message, context: Context) -> Message:
     with torch.device("meta"):
         model = ModelDescription.from_json(asked["description"]).empty().state_dict()
     drawn = difference(dict(model), Path(str(context.node_config["device"])).name)
-    said = {"losses": [0.0], "skipped": 0, "personal": ""}
+    said = {"losses": [0.0], "skipped": 0}
     return Message(protocol.content(said, difference=protocol.pack(drawn)), reply_to=message)
 
 
