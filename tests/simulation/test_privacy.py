@@ -63,7 +63,8 @@ def entries(secret_corpus) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def recorded(secret_corpus, tmp_path_factory) -> tuple[Path, Wiretap]:
-    """A run with all that there is: a Flower strategy, two rounds, every message type."""
+    """A run with all that there is: a Flower strategy, two rounds, every message type, and
+    personal models that go up as diffs."""
     taps = []
 
     def tap(grid):
@@ -71,7 +72,9 @@ def recorded(secret_corpus, tmp_path_factory) -> tuple[Path, Wiretap]:
         return taps[0]
 
     folder = tmp_path_factory.mktemp("recorded") / "run"
-    experiment = settings(secret_corpus, partition={"generic": GENERIC}, federation=LONG)
+    experiment = settings(
+        secret_corpus, partition={"generic": GENERIC}, federation=LONG, budget={"personal": "2x"}
+    )
     simulate(experiment, folder, around=tap)
     return folder, taps[0]
 
