@@ -1,4 +1,4 @@
-"""Speakers fine-tuned per second, start-up shown by itself; then 40 speakers from start to end.
+"""Speakers fine-tuned per second, start-up shown by itself.
 
 In each repetition all take turns, and nobody else's processes are there meanwhile: what an engine
 does in the background is part of its own figures, and of nobody else's.
@@ -12,28 +12,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from experiments.benchmarks import workload
-from experiments.benchmarks.contestants import (
-    CORES,
-    FIELD,
-    OURS,
-    PLAIN,
-    QUICKSTART,
-    RACE,
-    Contestant,
-)
+from experiments.benchmarks.contestants import CORES, FIELD, PLAIN, Contestant
 from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Child, Failed, Row, Setting, ratio, say, spread
 from experiments.benchmarks.workload import Job, Workload
 
 THROUGHPUT = "Speakers fine-tuned per second, start-up excluded"
-START_TO_END = "From start to end"
 LIMIT = 3600.0
 ANSWER_LIMIT = 300.0
 """Seconds that one answer may take."""
-PANELS = (
-    Panel(THROUGHPUT, "contestant", "/ plain's speed", ("size",)),
-    Panel(START_TO_END, "contestant", "seconds", ("size",)),
-)
+PANELS = (Panel(THROUGHPUT, "contestant", "/ plain's speed", ("size",)),)
 
 
 @dataclass(frozen=True)
@@ -42,35 +30,23 @@ class Plan:
 
     jobs: tuple[Job, ...]
     repeats: int
-    race: Job
-    races: int
     utterances: int = 48
     field: tuple[Contestant, ...] = FIELD
-    runners: tuple[Contestant, ...] = RACE
 
 
 FULL = Plan(
     jobs=(Job("0.1M", 8, 12, 0), Job("1M", 4, 12, 0), Job("14M", 4, 2, 0)),
     repeats=3,
-    race=Job("0.1M", 40, 12, 0),
-    races=3,
 )
-QUICK = Plan(
-    jobs=(Job("0.1M", 4, 2, 0), Job("1M", 2, 1, 0)),
-    repeats=1,
-    race=Job("0.1M", 8, 2, 0),
-    races=1,
-    runners=(OURS, QUICKSTART),
-)
+QUICK = Plan(jobs=(Job("0.1M", 4, 2, 0), Job("1M", 2, 1, 0)), repeats=1)
 
 
 def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
-    """Throughput of everybody at each size, then the race."""
-    speakers = max(job.speakers for job in (*plan.jobs, plan.race))
+    """Throughput of everybody at each size."""
+    speakers = max(job.speakers for job in plan.jobs)
     speech = workload.speak(speakers, plan.utterances, setting.seed)
     held = workload.prepare(setting.folder / "workload", speech, setting.seed)
     yield from throughput(setting, plan, held)
-    yield from start_to_end(setting, plan, held)
 
 
 class Host:
@@ -117,7 +93,7 @@ def throughput(setting: Setting, plan: Plan, held: Workload) -> Iterator[Row]:
     reasons: dict[tuple[Contestant, Job], str] = {}
     groups = [list(some) for _, some in itertools.groupby(plan.field, lambda one: one.process)]
     for turn in range(plan.repeats):
-        for group in _from(groups, turn):
+        for group in starting_at(groups, turn):
             host = Host(setting.folder, held)
             for contestant, job in itertools.product(group, plan.jobs):
                 if (contestant, job) in reasons:
@@ -140,7 +116,7 @@ def throughput(setting: Setting, plan: Plan, held: Workload) -> Iterator[Row]:
             **row,
             "updates per speaker": held.updates(job),
             "speakers per second": spread([job.speakers / s for s in taken]),
-            **_against("plain's speed", seconds.get((PLAIN, job), []), taken),
+            **against("plain's speed", seconds.get((PLAIN, job), []), taken),
             "start-up, s": spread(start_up[contestant]),
         }
 
@@ -155,56 +131,15 @@ def _warm(host: Host, contestant: Contestant, job: Job, turn: int) -> float:
     return host.ask(contestant, job._replace(seed=2 * turn + 1))
 
 
-def _against(name: str, reference: Sequence[float], taken: Sequence[float]) -> Row:
+def against(name: str, reference: Sequence[float], taken: Sequence[float]) -> Row:
+    """reference / taken, where as much was measured of both."""
     return {f"/ {name}": ratio(reference, taken)} if len(reference) == len(taken) else {}
-
-
-def start_to_end(setting: Setting, plan: Plan, held: Workload) -> Iterator[Row]:
-    """A row for each contestant, whose processes start and end within the time that is taken."""
-    seconds: dict[Contestant, list[float]] = {contestant: [] for contestant in plan.runners}
-    reasons: dict[Contestant, str] = {}
-    for turn in range(plan.races):
-        for contestant in _from(plan.runners, turn):
-            if contestant in reasons:
-                continue
-            say(f"start to end, {turn + 1}: {contestant.name}")
-            try:
-                seconds[contestant].append(_race(setting, plan, held, contestant))
-            except Failed as reason:
-                reasons[contestant] = str(reason)
-    for contestant in plan.runners:
-        row: Row = {"table": START_TO_END, "contestant": contestant.name}
-        if contestant in reasons:
-            yield {**row, "failed": reasons[contestant]}
-            continue
-        taken = seconds[contestant]
-        yield {
-            **row,
-            "speakers": plan.race.speakers,
-            "size": plan.race.size,
-            "updates per speaker": held.updates(plan.race),
-            "seconds": spread(taken),
-            **_against("seconds of fedspeech, fp32", taken, seconds.get(OURS, [])),
-        }
-
-
-def _race(setting: Setting, plan: Plan, held: Workload, contestant: Contestant) -> float:
-    contestant.check()
-    own = held.copy(setting.folder / "race")
-    try:
-        child = contestant.start(own, setting.folder / "logs" / "race.log")
-        child.receive(ANSWER_LIMIT)
-        child.ask(plan.race._replace(how=contestant.how), ANSWER_LIMIT)
-        child.close()
-        return child.age
-    finally:
-        shutil.rmtree(own)
 
 
 T = TypeVar("T")
 
 
-def _from(contestants: Sequence[T], turn: int) -> list[T]:
+def starting_at(contestants: Sequence[T], turn: int) -> list[T]:
     """In each repetition somebody else is first."""
     first = turn % len(contestants)
     return [*contestants[first:], *contestants[:first]]

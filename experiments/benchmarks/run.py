@@ -31,6 +31,7 @@ BENCHMARKS = {
     for name in (
         "engine_overhead",
         "fine_tuning",
+        "start_to_end",
         "cohorts",
         "scaling",
         "kbest_search",

@@ -40,6 +40,11 @@ PLAIN = Contestant("plain PyTorch, a process per core", plain.serve, CORES, "pla
 OUR_LOOP = Contestant("our loop, a process per core", plain.serve, CORES, "our loop")
 OURS = Contestant("fedspeech, fp32", ours.serve, Engine(CORES), "fp32")
 OURS_BF16 = Contestant("fedspeech, bf16", ours.serve, Engine(CORES), "bf16")
+COHORT = 4
+OURS_COHORT = Contestant(
+    f"fedspeech, cohorts of {COHORT}, fp32", ours.serve, Engine(CORES, COHORT), "fp32"
+)
+OURS_COHORT_BF16 = OURS_COHORT._replace(name=f"fedspeech, cohorts of {COHORT}, bf16", how="bf16")
 FLOWER = Contestant("Flower, our client", flower.serve, "one CPU", "our client")
 QUICKSTART = Contestant("Flower, quickstart client", flower.serve, "one CPU", "quickstart")
 FLOWER_STOCK = Contestant("Flower as it comes, our client", flower.serve, "stock", "our client")
@@ -48,7 +53,7 @@ QUICKSTART_STOCK = Contestant(
 )
 PFL = Contestant("Apple's pfl", apples_pfl.serve, CORES)
 
-FIELD = (PLAIN, OUR_LOOP, OURS, OURS_BF16, FLOWER, QUICKSTART, PFL)
+FIELD = (PLAIN, OUR_LOOP, OURS, OURS_BF16, OURS_COHORT, OURS_COHORT_BF16, FLOWER, QUICKSTART, PFL)
 """Who is asked for speakers per second; the first one is what the others are measured by."""
 RACE = (OURS, OURS_BF16, FLOWER, FLOWER_STOCK, QUICKSTART, QUICKSTART_STOCK, PFL)
 """Who runs from start to end."""

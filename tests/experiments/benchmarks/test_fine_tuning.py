@@ -5,8 +5,8 @@ import pytest
 import torch
 from slow import slow
 
-from experiments.benchmarks import fine_tuning, scaling, workload
-from experiments.benchmarks.contestants import OURS, PLAIN, Contestant, plain
+from experiments.benchmarks import fine_tuning, scaling, start_to_end, workload
+from experiments.benchmarks.contestants import OURS, OURS_COHORT, PLAIN, Contestant, plain
 from experiments.benchmarks.harness import Setting
 from experiments.benchmarks.workload import Job
 from fedspeech import corpus
@@ -86,11 +86,12 @@ def raise_at_once(channel, folder, argument):
 def test_throughput_of_plain_loops_and_of_our_engine(held, tmp_path):
     lost = Contestant("lost", raise_at_once, None)
     job = Job("0.1M", 2, 1, 0)
-    plan = fine_tuning.Plan((job,), 1, job, 1, field=(PLAIN, OURS, lost))
+    plan = fine_tuning.Plan((job,), 1, field=(PLAIN, OURS, OURS_COHORT, lost))
     rows = list(fine_tuning.throughput(Setting(tmp_path / "field"), plan, held))
-    first, second, third = rows
-    assert [row["contestant"] for row in rows] == [PLAIN.name, OURS.name, "lost"]
-    assert first["updates per speaker"] == second["updates per speaker"] == 3
+    first, second, cohort, third = rows
+    contestants = [PLAIN.name, OURS.name, OURS_COHORT.name, "lost"]
+    assert [row["contestant"] for row in rows] == contestants
+    assert {row["updates per speaker"] for row in (first, second, cohort)} == {3}
     assert first["/ plain's speed"]["values"] == [1.0]
     speeds = [np.array(row["speakers per second"]["values"]) for row in (first, second)]
     assert second["/ plain's speed"]["values"] == pytest.approx(list(speeds[1] / speeds[0]))
@@ -101,9 +102,11 @@ def test_throughput_of_plain_loops_and_of_our_engine(held, tmp_path):
 
 @slow
 def test_start_to_end(held, tmp_path):
-    plan = fine_tuning.Plan((), 1, Job("0.1M", 2, 1, 0), 1, runners=(PLAIN,))
-    (row,) = fine_tuning.start_to_end(Setting(tmp_path / "race"), plan, held)
+    plan = start_to_end.Plan(Job("0.1M", 2, 1, 0), 1, runners=(PLAIN,))
+    (row,) = start_to_end.race(Setting(tmp_path / "race"), plan, held)
     assert row["speakers"] == 2 and len(row["seconds"]["values"]) == 1
+    parts = [row[part]["median"] for part in row if part.endswith(", s")]
+    assert len(parts) == 3 and sum(parts) == pytest.approx(row["seconds"]["median"])
     assert not (tmp_path / "race" / "race").exists()
 
 
