@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fedspeech import __version__
-from fedspeech.cli import device, diff
+from fedspeech.cli import device, diff, transcribe
 from fedspeech.errors import ConfigError, FedSpeechError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ corpus_app = typer.Typer(no_args_is_help=True, help="Look at the speech of an ex
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(diff.app, name="diff")
 app.add_typer(device.app, name="device")
+app.command()(transcribe.transcribe)
 
 File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="The experiment.")]
 Overrides = Annotated[
