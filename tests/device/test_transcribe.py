@@ -245,3 +245,14 @@ def test_no_model_is_one_message(fedspeech, tmp_path):
     status, out, err = fedspeech("transcribe", tmp_path, "a.wav")
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith(f"fedspeech: {tmp_path}: no device's models here")
+
+
+def test_with_a_device_a_corpus_is_spelled(fedspeech, store, device, audio, model, tmp_path):
+    """By `corpus check --model`: the tone words have no x."""
+    store.put(GENERIC, model(0))
+    for path, text in zip(audio, ("ba di", "x"), strict=False):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        (tmp_path / path.name).with_suffix(".txt").write_text(text)
+    status, out, _ = fedspeech("corpus", "check", tmp_path, "--model", device)
+    assert status == 1 and "not in the vocabulary: x (in 'x')" in out
+    assert out.splitlines()[-1].startswith("usable: 1 of 2, ")
