@@ -29,7 +29,9 @@ BELOW = {
     "releases": {"diff", "tensors", "errors"},
     "budgets": {"config", "diff", "errors"},
     # What a device hears is read as a corpus is.
-    "device": {"diff", "models", "features", "corpus", "decoding", *COMMON},
+    "device": {"diff", "models", "features", "corpus", "decoding", "signing", *COMMON},
+    "signing": {"errors"},
+    "key_files": {"tensors", "errors"},
     # A run of diffs is nothing but trainings: it keeps its own folder, and says how far it is.
     "training": {
         *("models", "features", "corpus", "decoding", "evaluation", "diff"),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fedspeech import __version__
-from fedspeech.cli import corpus, device, diff, transcribe
+from fedspeech.cli import corpus, device, diff, keys, transcribe
 from fedspeech.cli.experiment import File, Overrides
 from fedspeech.errors import FedSpeechError
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(diff.app, name="diff")
 app.add_typer(device.app, name="device")
+app.add_typer(keys.app, name="keys")
 app.command()(transcribe.transcribe)
 
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Flower and Ray log.")]
