@@ -34,3 +34,7 @@ class DiskError(RunError):
 
 class DiffError(FedSpeechError):
     """A diff cannot be made within its budget, is damaged, or is for another model."""
+
+
+class SignatureError(FedSpeechError):
+    """A release or a key is not signed by whom this device trusts, or is older than what it has."""

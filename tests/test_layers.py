@@ -28,7 +28,10 @@ BELOW = {
     "protocol": {"diff", "tensors", "errors"},
     "releases": {"diff", "tensors", "errors"},
     "budgets": {"config", "diff", "errors"},
-    "device": {"diff", "models", "features", "decoding", *COMMON},
+    # What a device hears is read as a corpus is.
+    "device": {"diff", "models", "features", "corpus", "decoding", "signing", *COMMON},
+    "signing": {"errors"},
+    "key_files": {"tensors", "errors"},
     # A run of diffs is nothing but trainings: it keeps its own folder, and says how far it is.
     "training": {
         *("models", "features", "corpus", "decoding", "evaluation", "diff"),
@@ -195,7 +198,7 @@ def updated():
 
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("flwr", "ray"):
+        if name.split(".")[0] in ("flwr", "ray") or name == "fedspeech.training":
             raise ModuleNotFoundError(f"{name} is not installed here", name=name)
 
 sys.meta_path.insert(0, Block())

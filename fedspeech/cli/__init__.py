@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fedspeech import __version__
-from fedspeech.cli import device, diff
-from fedspeech.errors import ConfigError, FedSpeechError
+from fedspeech.cli import corpus, device, diff, keys, transcribe
+from fedspeech.cli.experiment import File, Overrides
+from fedspeech.errors import FedSpeechError
 
 if TYPE_CHECKING:
     from fedspeech.config import Experiment
@@ -30,15 +31,12 @@ app = typer.Typer(
     help="Federated personalization of speech models.",
     rich_markup_mode="markdown",
 )
-corpus_app = typer.Typer(no_args_is_help=True, help="Look at the speech of an experiment.")
-app.add_typer(corpus_app, name="corpus")
+app.add_typer(corpus.app, name="corpus")
 app.add_typer(diff.app, name="diff")
 app.add_typer(device.app, name="device")
+app.add_typer(keys.app, name="keys")
+app.command()(transcribe.transcribe)
 
-File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="The experiment.")]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
-]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Flower and Ray log.")]
 DEMO = Path("experiments/demo.toml")
 REFUSALS = {EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS}
@@ -184,36 +182,6 @@ def models_() -> None:
         count = models.parameters(models.build(name, 40, 500))
         table.add_row(name, f"{count:,}")
     Console().print(table)
-
-
-@corpus_app.command("stats")
-def corpus_stats(
-    file: File,
-    overrides: Overrides = [],  # noqa: B006
-) -> None:
-    """The paper's Table 1. Example: `fedspeech corpus stats experiments/an4.toml`."""
-    from fedspeech import config, corpus
-    from fedspeech.corpus import partition, statistics
-
-    settings = config.load(file, overrides)
-    if not isinstance(settings, config.Config):
-        raise ConfigError(f"{file}: kind: expected personalization, found {settings.kind!r}")
-    cut = partition.partition(corpus.load(settings.corpus), settings.partition)
-    table = Table("part", "speakers", "utterances", "words", "hours", "seconds per speaker")
-    for row in statistics.table(cut):
-        each = row["seconds_per_speaker"]
-        table.add_row(
-            row["part"],
-            str(row["speakers"]),
-            str(row["utterances"]),
-            str(row["words"]),
-            f"{row['hours']:.2f}",
-            f"{each['mean']:.0f} ({each['least']:.0f} … {each['most']:.0f})",
-        )
-    console = Console()
-    console.print(table)
-    for speaker, why in sorted(cut.left_out.items()):
-        console.print(f"left out: {speaker}: {why}", highlight=False)
 
 
 @app.command()

@@ -67,10 +67,6 @@ def rollback(
 
 
 def _store(folder: Path) -> "Store":
-    """Of a device's folder, or of the one in it where the models are."""
-    from fedspeech.device.store import STATE, Store
+    from fedspeech.device.personal import open_store
 
-    for place in (folder / "models", folder):
-        if (place / STATE).exists():
-            return Store(place)
-    raise ModelError(f"{folder}: no device's models here; expected models/{STATE} or {STATE}")
+    return open_store(folder)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -12,7 +13,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if console.is_terminal:
         table = Table(*(Column(name, overflow="fold") for name in columns))
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # a name may have brackets, which would be markup
         console.print(table)
         return
     lines = [columns, *rows]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import soundfile
 import torch
@@ -24,6 +24,14 @@ LARGEST_TERM = 2000
 """Of the ratio of a sample rate to ours: resampling takes as many filters."""
 
 MOST_PROBLEMS = 20
+
+
+class Entry(NamedTuple):
+    """A line or file of a corpus: the utterance that it is, or what is wrong with it."""
+
+    where: str
+    cut: MonoCut | None
+    fault: str = ""
 
 
 def recording(path: Path, channel: int | None) -> Recording:

@@ -7,8 +7,7 @@
 seconds. All further keys are kept.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,7 +15,8 @@ from typing import Any, TypeGuard
 from lhotse import CutSet, MonoCut, Recording
 
 from fedspeech.config.corpus import CorpusSettings
-from fedspeech.corpus import cuts
+from fedspeech.corpus import cuts, lines
+from fedspeech.corpus.cuts import Entry
 from fedspeech.errors import CorpusError
 
 REQUIRED = ("id", "speaker", "audio", "text")
@@ -41,28 +41,20 @@ def read(manifest: Path, channel: int | None = None) -> tuple[list[MonoCut], lis
 
     Raises CorpusError where the manifest itself cannot be read.
     """
-    try:
-        lines = manifest.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{manifest}: not a readable manifest: {error}") from None
-    found: list[MonoCut] = []
-    problems: list[str] = []
-    first_line: dict[str, int] = {}
+    found = list(entries(manifest, channel))
+    problems = [f"{entry.where}: {entry.fault}" for entry in found if entry.cut is None]
+    return [entry.cut for entry in found if entry.cut is not None], problems
+
+
+def entries(manifest: Path, channel: int | None = None) -> Iterator[Entry]:
+    """`read`, line by line."""
     open_once = lru_cache(maxsize=None)(cuts.recording)
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = _entry(line)
-            cut = _utterance(entry, open_once(manifest.parent / entry["audio"], channel))
-            if cut.id in first_line:
-                raise CorpusError(f"utterance id {cut.id} was on line {first_line[cut.id]} already")
-        except CorpusError as error:
-            problems.append(f"{manifest}:{number}: {error}")
-        else:
-            first_line[cut.id] = number
-            found.append(cut)
-    return found, problems
+
+    def utterances(entry: dict[str, Any]) -> Iterator[MonoCut]:
+        _check(entry)
+        yield _utterance(entry, open_once(manifest.parent / entry["audio"], channel))
+
+    return lines.entries(manifest, utterances)
 
 
 def _utterance(entry: Mapping[str, Any], source: Recording) -> MonoCut:
@@ -76,17 +68,7 @@ def _utterance(entry: Mapping[str, Any], source: Recording) -> MonoCut:
     )
 
 
-def _entry(line: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-        json.dumps(entry, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise CorpusError(f"expected characters, found {half!a}, half of one") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep lists
-        raise CorpusError(f"not JSON: {error}") from None
-    if not isinstance(entry, dict):
-        raise CorpusError(f"expected a JSON object, found {type(entry).__name__}")
+def _check(entry: Mapping[str, Any]) -> None:
     for key in REQUIRED:
         if not isinstance(entry.get(key), str):
             found = f"found {entry[key]!r}" if key in entry else "it is missing"
@@ -94,7 +76,6 @@ def _entry(line: str) -> dict[str, Any]:
     for key in ("id", "speaker"):
         if not entry[key].strip():
             raise CorpusError(f"{key}: expected a name, found {entry[key]!r}")
-    return entry
 
 
 def _span(entry: Mapping[str, Any], rate: int) -> tuple[float, float] | None:

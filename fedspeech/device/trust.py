@@ -1,0 +1,103 @@
+"""Whose releases a device takes, and how far it has come: never back, whoever asks."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fedspeech.errors import SignatureError
+from fedspeech.signing import Release, read_release, read_rotation, signer
+from fedspeech.tensors import write_whole
+
+TRUST = "trust.json"
+KEY, LEFT, LINES = "key", "left", "lines"
+
+
+class Trust:
+    """`trust.json` in a device's folder: the pinned key, those it has left, the last of each line.
+
+    All methods raise SignatureError where the file is damaged; then nothing is taken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / TRUST
+
+    @property
+    def key(self) -> str | None:
+        """The pinned public key, 64 hexadecimal digits."""
+        key = self._state()[KEY]
+        return None if key is None else str(key)
+
+    def pin(self, key: str) -> None:
+        """Trust a public key from now on. Raises SignatureError where another one is pinned."""
+        if (pinned := self.key) not in (None, key):
+            raise SignatureError(f"{self._path}: the key {str(pinned)[:12]} is pinned already")
+        self._write({**self._state(), KEY: key})
+
+    def follow(self, rotations: Iterable[bytes]) -> str:
+        """Go on to the keys that take over from the pinned one, in their order; the last of them.
+
+        What does not begin at the key that is pinned by then is passed over. Raises SignatureError
+        where a statement is damaged, wrongly signed, or leads back to a key that was left.
+        """
+        state = self._pinned()
+        for data in rotations:
+            if signer(data) == state[KEY]:
+                new = read_rotation(data, state[KEY]).new
+                left = [*state[LEFT], state[KEY]]
+                if new in left:
+                    raise SignatureError(f"the key {new[:12]} counts no more")
+                state = {**state, KEY: new, LEFT: left}
+        self._write(state)
+        return str(state[KEY])
+
+    def accept(self, signed: bytes, line: str, model: str) -> Release:
+        """What a statement says of the model that came with it, once that is written down.
+
+        Raises SignatureError where it is unsigned, signed by another key, of another line or model,
+        or older than what was accepted before; DiskError where it cannot be written down.
+        """
+        state = self._pinned()
+        release = read_release(signed, state[KEY])
+        for name, found, expected in (
+            ("line", release.line, line),
+            ("model", release.model, model),
+        ):
+            if found != expected:
+                raise SignatureError(f"{name}: signed for {found!r}, expected {expected!r}")
+        self._check_newer(release, state[LINES].get(line))
+        last = {"sequence": release.sequence, "model": release.model}
+        self._write({**state, LINES: {**state[LINES], line: last}})
+        return release
+
+    def _check_newer(self, release: Release, last: dict[str, Any] | None) -> None:
+        if last is None or release.sequence > last["sequence"]:
+            return
+        if release.sequence < last["sequence"]:
+            raise SignatureError(
+                f"release {release.sequence} of {release.line!r} is older than "
+                f"{last['sequence']}, which this device has accepted"
+            )
+        if release.model != last["model"]:
+            raise SignatureError(
+                f"release {release.sequence} of {release.line!r} was another model before"
+            )
+
+    def _pinned(self) -> dict[str, Any]:
+        state = self._state()
+        if state[KEY] is None:
+            raise SignatureError(f"{self._path}: no key is pinned")
+        return state
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            return {KEY: found[KEY], LEFT: list(found[LEFT]), LINES: dict(found[LINES])}
+        except FileNotFoundError:
+            return {KEY: None, LEFT: [], LINES: {}}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise SignatureError(f"{self._path}: not readable: {error!r}") from None
+
+    def _write(self, state: dict[str, Any]) -> None:
+        text = json.dumps(state, sort_keys=True, indent=1) + "\n"
+        write_whole(self._path, lambda part: part.write_text(text, encoding="utf-8"))
