@@ -1,9 +1,8 @@
 """The routes of one speaker's client: messages in, messages out. The work is in `speaker.py`."""
 
-import fcntl
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from clients.race import DeviceRace
 from clients.speaker import Speaker
 from fedspeech import protocol
 from fedspeech.config.training import PersonalSettings
-from fedspeech.device.store import BASE, GENERIC
+from fedspeech.device.lock import locked
+from fedspeech.device.store import BASE, DESCRIPTION, GENERIC, MODELS
 from fedspeech.diff.wire import result_of
-from fedspeech.errors import CorpusError
+from fedspeech.errors import CorpusError, ModelError
 from fedspeech.simulation import devices
-from fedspeech.tensors import Tensors
+from fedspeech.tensors import Tensors, sha256
 
 ERRORS = "errors.log"
 
@@ -52,16 +52,8 @@ def _tell_own_log(context: Context, asked: str) -> bool:
 
 def one_at_a_time(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """A Flower mod: a killed run may have left a worker that still writes in this device."""
-    with locked(folder(context)):
+    with locked(folder(context) / MODELS):
         return call_next(message, context)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Nobody else works in this device's folder while the block runs."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 app = ClientApp(mods=[keep_errors_here, one_at_a_time])
@@ -98,26 +90,47 @@ def _candidate(me: Speaker, record: ArrayRecord) -> Tensors:
 def receive(me: Speaker, message: Message) -> dict[str, Any]:
     """Take over what a `train.personalize` brings; what is to be fine-tuned."""
     asked = protocol.text(message.content)
-    me.describe_model(asked.pop("description"))
+    description = asked.pop("description")
     asked.pop("budget", None)  # of what is sent, not of what is fine-tuned
     sent = message.content.array_records.get("generic")
     if sent is not None and me.store.hash(GENERIC) != asked["generation"]:
-        _take(me, sent, GENERIC, me.receive_generic)
+        notes = {DESCRIPTION: description}
+        keep = partial(me.receive_generic, description)
+        _take(me, sent, GENERIC, asked["generation"], keep, notes)
     me.check_generic(asked["generation"])
+    me.describe_model(description)
     return asked
 
 
-def _take(me: Speaker, record: ArrayRecord, role: str, whole: Callable[[Tensors], object]) -> None:
-    """Let a model that came take its role: by diffs from what is held, or as a whole."""
+def _take(
+    me: Speaker,
+    record: ArrayRecord,
+    role: str,
+    expected: str,
+    whole: Callable[[Tensors], object],
+    notes: Mapping[str, Any],
+) -> None:
+    """Let the expected model take its role: by diffs from what is held, or as a whole.
+
+    Raises ModelError where another one was sent; then nothing changes.
+    """
     if not protocol.holds_diffs(record):
-        whole(protocol.unpack(record))
+        model = protocol.unpack(record)
+        _check_sent(role, expected, sha256(model))
+        whole(model)
         return
     diffs = protocol.unpack_diffs(record)
     results, held = [result_of(data) for data in diffs], me.store.hash(role)
+    _check_sent(role, expected, results[-1])
     # Killed in the middle of a chain, a device is sent it once more.
     done = results.index(held) + 1 if held in results else 0
     for data in diffs[done:]:
-        me.store.update(role, data)
+        me.store.update(role, data, **notes)
+
+
+def _check_sent(role: str, expected: str, found: str) -> None:
+    if found != expected:
+        raise ModelError(f"expected the {role} model {expected[:12]}, {found[:12]} was sent")
 
 
 @app.query("describe")
@@ -167,7 +180,7 @@ def install(message: Message, context: Context) -> Message:
     if sent is None:
         me.install(None)
     elif not me.has_installed(expected):
-        _take(me, sent, BASE, me.install)
+        _take(me, sent, BASE, expected, me.install, {})
     return Message(protocol.content({"installed": me.store.hash(BASE)}), reply_to=message)
 
 

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from flwr.app import Context, Message
 
 from clients import speaker
-from clients.app import folder, locked, receive
+from clients.app import folder, receive
 from clients.speaker import Speaker
 from fedspeech.config.training import PersonalSettings
+from fedspeech.device.lock import locked
+from fedspeech.device.store import MODELS
 from fedspeech.errors import DiskError
 from fedspeech.training.personal import FineTuned, Tuning, fine_tune_together
 
@@ -52,7 +54,7 @@ def _members(cohort: Sequence[tuple[Context, Message | None]], stack: ExitStack)
     rounds = set()
     for context, message in cohort:
         with suppress(Exception):
-            stack.enter_context(locked(folder(context)))
+            stack.enter_context(locked(folder(context) / MODELS))
             me = speaker.open_folder(folder(context))
             if message is None:
                 opened.append((me, me.store.state().get("asked", {})))

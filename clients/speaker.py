@@ -13,7 +13,15 @@ from fedspeech import evaluation, features
 from fedspeech.config.model import AugmentationSettings
 from fedspeech.config.training import PersonalSettings
 from fedspeech.corpus.cuts import text_of
-from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, VALIDATION, Store
+from fedspeech.device.store import (
+    BASE,
+    DESCRIPTION,
+    DIFFERENCE,
+    GENERIC,
+    MODELS,
+    VALIDATION,
+    Store,
+)
 from fedspeech.diff.budget import make
 from fedspeech.diff.methods import METHODS
 from fedspeech.errors import CorpusError, ModelError
@@ -35,7 +43,7 @@ class Speaker:
         self.name = str(about["speaker"])
         self._budgets = about.get("budgets", {})
         pool = about.get("pool")
-        self.store = Store(folder / "models", folder / pool if pool else None)
+        self.store = Store(folder / MODELS, folder / pool if pool else None)
 
     def _read_about(self) -> dict[str, Any]:
         path = self.folder / "device.json"
@@ -55,9 +63,9 @@ class Speaker:
             "budgets": self._budgets,
         }
 
-    def receive_generic(self, model: Tensors) -> None:
-        """Take over G."""
-        self.store.put(GENERIC, model)
+    def receive_generic(self, description: Mapping[str, Any], model: Tensors) -> None:
+        """Take over G, and with it what it needs to be used."""
+        self.store.put(GENERIC, model, **{DESCRIPTION: dict(description)})
 
     def check_generic(self, generation: str) -> None:
         """Raise ModelError unless the G that is held is this one."""
@@ -75,8 +83,9 @@ class Speaker:
         raise ModelError(f"expected to hold {name[:12]}, this device does not")
 
     def describe_model(self, description: Mapping[str, Any]) -> None:
-        """Note the architecture, features and vocabulary of G."""
-        self.store.note(description=dict(description))
+        """Note architecture, features and vocabulary of the G that is held, unless they are."""
+        if self.store.state().get(DESCRIPTION) != dict(description):
+            self.store.note(**{DESCRIPTION: dict(description)})
 
     def personalize(self, asked: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
         """Fine-tune P_s; its difference from G, and how it went.
@@ -242,7 +251,7 @@ class Speaker:
     @property
     def description(self) -> ModelDescription:
         """What G needs to be used. Raises ModelError where no G was received."""
-        return ModelDescription.from_json(self.store.state().get("description", {}))
+        return ModelDescription.from_json(self.store.state().get(DESCRIPTION, {}))
 
     @cached_property
     def _cuts(self) -> dict[str, list[MonoCut]]:

@@ -59,11 +59,14 @@ def rollback(
 
     Example: `fedspeech device rollback runs/demo/devices/s0001`
     """
+    from fedspeech.device.lock import locked
     from fedspeech.device.store import KEPT
 
     if role not in KEPT:
         raise ModelError(f"--role: expected {' or '.join(KEPT)}, found {role!r}")
-    say(f"{role}: {_store(folder).rollback(role)}")
+    store = _store(folder)
+    with locked(store.folder, wait=False):
+        say(f"{role}: {store.rollback(role)}")
 
 
 def _store(folder: Path) -> "Store":

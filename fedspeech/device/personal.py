@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fedspeech import tensors
-from fedspeech.device.store import BASE, DIFFERENCE, DIFFERENCE_FROM, GENERIC, STATE, Store
+from fedspeech.device.store import BASE, DIFFERENCE, DIFFERENCE_FROM, GENERIC, MODELS, STATE, Store
 from fedspeech.errors import ModelError
 from fedspeech.tensors import Tensors
 
@@ -17,10 +17,10 @@ def open_store(folder: Path) -> Store:
 
     Raises ModelError where there is none.
     """
-    for place in (folder / "models", folder):
+    for place in (folder / MODELS, folder):
         if (place / STATE).exists():
             return Store(place)
-    raise ModelError(f"{folder}: no device's models here; expected models/{STATE} or {STATE}")
+    raise ModelError(f"{folder}: no device's models here; expected {MODELS}/{STATE} or {STATE}")
 
 
 def usual(store: Store) -> tuple[Tensors, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,14 @@ from fedspeech.tensors import Tensors, sha256, sha256_of, write, write_whole
 GENERIC, DIFFERENCE, BASE, VALIDATION = ROLES = "generic", "difference", "base", "validation"
 """Roles: G; P_s - G; the installed M_s; and what judges alpha (fine-tuned on part of train_s)."""
 KEPT = GENERIC, BASE
-"""Roles whose model stays for `rollback` when a diff brings another."""
+"""Roles whose model stays for `rollback` when another one comes."""
 PREVIOUS, DIFFERENCE_FROM = "previous", "difference_from"
 """Notes of the store itself: what was noted before a role's last update, and P_s - G of which G."""
-STATE = "state.json"
+DESCRIPTION = "description"
+"""Note of those who keep G: what it needs to be used."""
+STATE, MODELS = "state.json", "models"
+"""What says which model is what, and where in a device's folder the models are."""
+HASH = re.compile("[0-9a-f]{64}")
 
 
 class Store:
@@ -37,7 +42,8 @@ class Store:
     def put(self, role: str, model: Tensors, **notes: Any) -> str:
         """Keep a model in a role instead of what was there, and notes with it; its hash.
 
-        Raises RunError where the disk does not take it; then the old one is still there.
+        What was there of G and M_s stays, with what these notes said before, for `rollback`. Raises
+        DiskError where the disk does not take it; then nothing changes.
         """
         return self.put_together({role: model}, **notes)[role]
 
@@ -48,14 +54,7 @@ class Store:
             if not _intact(self.file(name), name):
                 save = partial(write, tensors=models[role])
                 write_shared(self.file(name), save, self._pool(role))
-        changes = {**names, **notes}
-        state = self.state()
-        if DIFFERENCE in names:
-            changes[DIFFERENCE_FROM] = {**state, **names}.get(GENERIC)
-        if kept := state.get(PREVIOUS):
-            changes[PREVIOUS] = {role: kept[role] for role in kept if role not in names}
-        self.note(**changes)
-        self._forget_unnamed()
+        self._take(names, notes)
         return names
 
     def update(self, role: str, data: bytes, **notes: Any) -> str:
@@ -76,16 +75,27 @@ class Store:
         except DiffError:
             self._check(base, role)
             raise
+        self._take({role: result}, notes)
+        return result
+
+    def _take(self, names: Mapping[str, str], notes: Mapping[str, Any]) -> None:
+        """Name what was written, and what was there before, all in one step."""
         state = self.state()
         kept = dict(state.get(PREVIOUS, {}))
-        # A device that was killed before it answered is sent the same diff again.
-        if result != held:
+        for role, name in names.items():
+            held = self.hash(role)
+            if name == held:  # killed before it answered, a device is sent the same again
+                continue
             kept.pop(role, None)
-        if held not in (None, result) and role in KEPT:
-            kept[role] = {name: state.get(name) for name in (role, *notes)}
-        self.note(**{role: result, **notes, PREVIOUS: kept})
+            if held is not None and role in KEPT:
+                kept[role] = {key: state.get(key) for key in (role, *notes)}
+        changes = {**names, **notes}
+        if DIFFERENCE in names:
+            changes[DIFFERENCE_FROM] = {**state, **names}.get(GENERIC)
+        if kept or PREVIOUS in state:
+            changes[PREVIOUS] = kept
+        self.note(**changes)
         self._forget_unnamed()
-        return result
 
     def rollback(self, role: str) -> str:
         """Go back to what was in a role, and to its notes, before the last update; its hash.
@@ -156,11 +166,14 @@ class Store:
     def state(self) -> dict[str, Any]:
         """All that was noted. Raises ModelError where it is damaged."""
         try:
-            return dict(json.loads(self._path.read_text(encoding="utf-8")))
+            state = json.loads(self._path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise ModelError(f"{self._path}: not readable: {error}") from None
+        if (wrong := _wrong(state)) is not None:
+            raise ModelError(f"{self._path}: {wrong}")
+        return dict(state)
 
     def _pool(self, role: str) -> Path | None:
         """Only G is everybody's."""
@@ -197,6 +210,28 @@ def write_shared(path: Path, save: Callable[[Path], object], pool: Path | None) 
         os.link(shared, path)
     except OSError:  # the pool is on another disk
         save(path)
+
+
+def _wrong(state: object) -> str | None:
+    """What in a device's state cannot be, or None."""
+    if not isinstance(state, dict):
+        return f"expected an object, found {state!r:.60}"
+    before = state.get(PREVIOUS, {})
+    if not isinstance(before, dict) or not before.keys() <= set(ROLES):
+        return f"{PREVIOUS}: expected an object with some of {', '.join(ROLES)}, {_found(before)}"
+    names = {key: state.get(key) for key in (*ROLES, DIFFERENCE_FROM)}
+    for role, notes in before.items():
+        if not isinstance(notes, dict) or role not in notes:
+            return f"{PREVIOUS}.{role}: expected an object that names a {role}, {_found(notes)}"
+        names[f"{PREVIOUS}.{role}.{role}"] = notes[role] or ""
+    for key, name in names.items():
+        if name is not None and not (isinstance(name, str) and HASH.fullmatch(name)):
+            return f"{key}: expected a SHA-256 in hexadecimal digits, {_found(name)}"
+    return None
+
+
+def _found(value: object) -> str:
+    return f"found {value!r:.60}"
 
 
 def _intact(path: Path, name: str) -> bool:

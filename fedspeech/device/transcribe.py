@@ -9,14 +9,13 @@ from fedspeech.accelerator import place
 from fedspeech.corpus.cuts import recording, samples
 from fedspeech.decoding import greedy
 from fedspeech.device import personal, voice
+from fedspeech.device.store import DESCRIPTION
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.features import Normalization, Utterance
 from fedspeech.models import description
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors
 
-DESCRIPTION = "description"
-"""Note of the store: what G needs to be used."""
 MOST_SECONDS = 300.0
 """Of one file: it is recognized in one piece, and takes memory by its length."""
 

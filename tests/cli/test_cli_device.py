@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from fedspeech.device.lock import locked
 from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, VALIDATION, Store
 from fedspeech.diff import budget
 from fedspeech.tensors import sha256
@@ -99,3 +100,16 @@ def test_a_damaged_state_is_one_message(fedspeech, device):
     (device / "models" / "state.json").write_text("{")
     status, _, err = fedspeech("device", "status", device)
     assert status == 2 and "state.json: not readable: " in err and len(err.splitlines()) == 1
+
+
+def test_nobody_goes_back_while_the_client_is_at_work(fedspeech, device):
+    state = (device / "models" / "state.json").read_bytes()
+    with locked(device / "models"):
+        status, out, err = fedspeech("device", "rollback", device)
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert err.endswith(
+        f"{device / 'models'}: another process is at work on these models; try again when it is "
+        "done\n"
+    )
+    assert (device / "models" / "state.json").read_bytes() == state
+    assert fedspeech("device", "rollback", device)[0] == 0

@@ -1,15 +1,17 @@
-import fcntl
 import threading
 import time
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.app import app
 from fedspeech import protocol
 from fedspeech.config.training import PersonalSettings
+from fedspeech.device.lock import locked
+from fedspeech.device.store import MODELS
+from fedspeech.diff import budget
 from fedspeech.tensors import sha256
 
 
@@ -73,8 +75,7 @@ def test_a_message_of_another_kind_is_an_error(ask):
 def test_one_message_at_a_time_works_on_a_device(ask, folders):
     """A worker that a killed run left behind may still be writing."""
     replies = []
-    with (folders[0] / ".lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with locked(folders[0] / MODELS):
         thread = threading.Thread(target=lambda: replies.append(ask(protocol.DESCRIBE)))
         thread.start()
         time.sleep(0.3)
@@ -111,3 +112,47 @@ def test_the_plain_routes_are_flowers(ask, speaker, generic, description):
     counts = speaker.model_errors(generic)
     assert judged["word_error_rate"] == pytest.approx(counts.errors.sum() / counts.words.sum())
     assert judged["num-examples"] == len(counts.words)
+
+
+def test_another_model_than_is_said_changes_nothing(ask, folders, speaker, generic, description):
+    """What was sent is compared before anything is kept, as a whole and as diffs."""
+    other = {name: tensor + 1 for name, tensor in generic.items()}
+    made, before = budget.make(generic, other), speaker.store.state()
+    said = {
+        "description": {"name": "another"},
+        "generation": "ab" * 32,
+        "seed": 3,
+        "round": 1,
+        "settings": PersonalSettings(epochs=1, batch_size=4).model_dump(mode="json"),
+        "start": None,
+    }
+    for sent in (protocol.pack(other), ArrayRecord(), protocol.pack_diffs([made.data])):
+        reply = ask(protocol.PERSONALIZE, said, generic=sent)
+        assert protocol.failure(reply).startswith("ModelError on the device")
+        for kept in (protocol.pack(other), protocol.pack_diffs([made.data])):
+            reply = ask(protocol.INSTALL, {"model": "cd" * 32}, model=kept)
+            assert protocol.failure(reply).startswith("ModelError on the device")
+    log = (folders[0] / "errors.log").read_text()
+    assert f"expected the generic model {'ab' * 6}, {sha256(made.result)[:12]} was sent" in log
+    assert f"expected the base model {'cd' * 6}, {sha256(other)[:12]} was sent" in log
+    assert speaker.store.state() == before
+
+
+def test_a_device_goes_back_to_a_generation_with_its_description(
+    ask, speaker, generic, description
+):
+    other = {name: tensor + 1 for name, tensor in generic.items()}
+    made, about = budget.make(generic, other), description.to_json()
+    speaker.receive_generic(about, generic)
+    said = {
+        "description": {**about, "name": "tdnn-small"},
+        "generation": sha256(made.result),
+        "seed": 3,
+        "round": 1,
+        "settings": {},
+        "start": None,
+    }
+    ask(protocol.PERSONALIZE, said, generic=protocol.pack_diffs([made.data]))
+    assert speaker.store.state()["description"]["name"] == "tdnn-small"
+    assert speaker.store.rollback("generic") == sha256(generic)
+    assert speaker.store.state()["description"] == about

@@ -64,7 +64,7 @@ def test_g_is_taken_over_or_expected(folders, description, generic):
     me = Speaker(folders[1])
     with pytest.raises(ModelError, match=r"expected generation .*, this device holds None"):
         me.check_generic(sha256(generic))
-    me.receive_generic(generic)
+    me.receive_generic(description.to_json(), generic)
     me.check_generic(sha256(generic))
     with pytest.raises(ModelError, match="expected generation abc, this device holds"):
         me.check_generic("abc")

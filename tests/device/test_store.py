@@ -46,7 +46,17 @@ def test_a_model_that_no_role_names_is_removed(store):
     store.put(GENERIC, model(1))
     assert sha256(store.get(BASE)) == sha256(model(0))
     store.put(BASE, model(1))
-    assert names(store.folder) == [f"{sha256(model(1))}.safetensors", "state.json"]
+    assert len(list(store.folder.glob("*.safetensors"))) == 2  # and what was there before
+    for role in (GENERIC, BASE):
+        store.put(role, model(2))
+    kept = {f"{sha256(model(number))}.safetensors" for number in (1, 2)}
+    assert set(names(store.folder)) == {*kept, "state.json"}
+
+
+def test_what_a_device_trains_itself_is_not_kept_beyond_its_time(store):
+    for number in (1, 0):
+        store.put(VALIDATION, model(number))
+    assert names(store.folder) == [f"{sha256(model(0))}.safetensors", "state.json"]
 
 
 def test_notes_are_kept_beside_the_models(store):
@@ -104,12 +114,40 @@ def test_a_file_that_is_gone_is_not_held(store):
         store.get(GENERIC)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "\x00"])
 def test_a_damaged_state_is_told(store, text):
     store.put(GENERIC, model(0))
     (store.folder / "state.json").write_text(text)
     with pytest.raises(ModelError, match=r"state.json: not readable: "):
         store.get(GENERIC)
+
+
+NAME = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ([1], r"expected an object, found \[1\]"),
+        ({"generic": 3}, "generic: expected a SHA-256 in hexadecimal digits, found 3"),
+        ({"base": "../" + NAME}, "base: expected a SHA-256 .*, found '../abab"),
+        ({"difference_from": NAME.upper()}, "difference_from: expected a SHA-256"),
+        ({"previous": [NAME]}, "previous: expected an object with some of generic, .*, found"),
+        ({"previous": {"other": {}}}, "previous: expected an object with some of generic"),
+        ({"previous": {"base": NAME}}, "previous.base: expected an object that names a base, f"),
+        ({"previous": {"base": {"generic": NAME}}}, "previous.base: expected an object that nam"),
+        ({"previous": {"base": {"base": None}}}, "previous.base.base: expected a SHA-256"),
+        ({"previous": {"base": {"base": {}}}}, "previous.base.base: expected a SHA-256"),
+    ],
+)  # fmt: skip
+def test_a_state_that_cannot_be_is_told(store, state, told):
+    path = store.folder / "state.json"
+    store.note(**{"generic": None})
+    path.write_text(json.dumps(state))
+    for use in (store.state, lambda: store.put(BASE, model(0)), lambda: store.rollback(BASE)):
+        with pytest.raises(ModelError, match=f"^{path}: {told}"):
+            use()
+    assert json.loads(path.read_text()) == state
 
 
 def test_where_the_disk_does_not_take_it_the_old_model_stays(store, child):
@@ -227,7 +265,7 @@ def test_a_device_killed_while_it_stores_holds_the_old_model_or_the_new_one(chil
     assert done.returncode == 0, done.stderr
     unfinished, files = map(int, done.stdout.split())
     assert unfinished > 0  # it was killed in the middle of a file at least once
-    assert files == 3  # two models and state.json: what was left over is gone
+    assert files == 4  # both of M_s, the other model, state.json: what was left over is gone
 
 
 def test_state_is_readable_without_us(store):

@@ -111,10 +111,13 @@ def test_of_what_a_device_trains_itself_nothing_earlier_is_kept(store, role):
     assert store.previous(role) is None and held(store) == {NAMES[0], NAMES[2]}
 
 
-def test_a_whole_model_leaves_nothing_to_go_back_to(store):
-    store.update(GENERIC, DIFFS[0])
-    store.put(GENERIC, MODELS[2])
-    assert store.previous(GENERIC) is None and held(store) == {NAMES[2]}
+@pytest.mark.parametrize("role", [GENERIC, BASE])
+def test_a_whole_model_leaves_the_one_before_as_well(store, role):
+    store.put(role, MODELS[1], description={"units": 7})
+    store.put(role, MODELS[2], description={"units": 8})
+    assert store.previous(role) == NAMES[1] and {NAMES[1], NAMES[2]} <= held(store)
+    assert store.rollback(role) == NAMES[1] == sha256(store.get(role))
+    assert store.state()["description"] == {"units": 7}
 
 
 def test_state_says_what_was_before(store):
