@@ -34,7 +34,7 @@ test: venv lint ## All tests (at most 15 minutes on 2 cores)
 test-faults: venv ## Every fault, at random moments, and all other tests that take long
 	FEDSPEECH_FAULTS=all $(BIN)/pytest -m "faults or slow"
 
-bench: venv ## Beside plain loops, Flower and Apple's pfl: experiments/benchmarks (some 70 minutes on 2 cores)
+bench: venv ## Beside plain loops, Flower and Apple's pfl: experiments/benchmarks (some two hours on 2 cores)
 	-$(BIN)/python -m pip install --quiet --no-deps -r experiments/benchmarks/requirements.txt
 	$(BIN)/python -m experiments.benchmarks
 

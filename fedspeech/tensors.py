@@ -54,7 +54,8 @@ def hash_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> Non
 def raw(tensor: torch.Tensor) -> memoryview:
     """The values' bytes, row by row, little-endian; copied only where they lie otherwise."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    # What has no values may have any stride, and PyTorch does not view that as bytes.
+    return flat.view(torch.uint8).numpy().data if len(flat) else memoryview(b"")
 
 
 def size(tensors: Mapping[str, torch.Tensor]) -> int:

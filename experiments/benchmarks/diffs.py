@@ -126,9 +126,7 @@ class Case:
         seconds, found = timed(lambda: way.segments(way.amount(1 / ratio), Kind.FP32, 0.0))
         pairs = zip(comparison.parts, found, strict=True)
         return seconds, {
-            part.name: values(segment.codes, Kind.FP32, 1.0)
-            for part, segment in pairs
-            if part.matrix
+            part.name: values(segment.codes, Kind.FP32, 1.0) for part, segment in pairs if part.rows
         }
 
     def _changes(self, made: Made, kind: Kind, but: Collection[str] = ()) -> list[Stored]:

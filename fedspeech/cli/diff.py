@@ -1,6 +1,6 @@
 """`fedspeech diff`: one model turned into the next, on safetensors files of any model."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -13,6 +13,7 @@ from fedspeech.cli.listing import say, show
 from fedspeech.errors import DiffError
 
 if TYPE_CHECKING:
+    from fedspeech.diff.contents import Diff, Entry
     from fedspeech.diff.inspect import Cost
     from fedspeech.diff.methods import Method
     from fedspeech.tensors import Tensors
@@ -22,6 +23,8 @@ app = typer.Typer(no_args_is_help=True, help="What turns one generation of a mod
 Old = Annotated[Path, typer.Argument(metavar="OLD", help="The old model, a safetensors file.")]
 File = Annotated[Path, typer.Argument(metavar="X.diff", help="The diff.")]
 SPARSE, HASH = "sparse", "hash"
+SHOWN = 3
+"""Tensors that a remark names."""
 COLUMNS = ("tensor", "change", "form", "codes", "of", "entry", "positions", "values", "/ bound")
 
 
@@ -63,7 +66,9 @@ def make(
     from fedspeech.diff import budget as budgets
     from fedspeech.diff import values as kinds
     from fedspeech.diff import wire
+    from fedspeech.diff.apply import apply as apply_to
 
+    _apart(out, OLD=old, NEW=new)
     hashing = {"cells": cells, "hashes": hashes, "seed": seed, "additive": additive or None}
     share = _share(method, sparsity, hashing)
     kind = None if values is None else kinds.kind(values)
@@ -73,13 +78,42 @@ def make(
     with _told() as tried:
         way = _way(method, before, hashing)
         made = budgets.make(before, after, most, way, kind, share, tried=tried)
+    given = tensors.sha256(apply_to(before, made.data))
     tensors.write_whole(out, lambda part: part.write_bytes(made.data))
     size = len(made.data)
     say(
         f"{out}: {size:,} bytes, NEW has {full / size:.4g} times as many; "
         f"{100 * made.lost:.3g} % of the change's square is lost"
     )
-    say(f"gives {wire.result_of(made.data)}")
+    for line in _remarks(wire.decode(made.data), asked_additive=bool(additive)):
+        say(line)
+    say(f"gives {given}")
+
+
+def _apart(out: Path, **inputs: Path) -> None:
+    """Raise DiffError where what is to be written is one of the files that are read."""
+    for name, path in inputs.items():
+        if out.exists() and path.exists() and out.samefile(path):
+            raise DiffError(f"--out: {out} is {name}, which would be lost; name another file")
+
+
+def _remarks(diff: "Diff", asked_additive: bool) -> Iterator[str]:
+    """What a user would not expect of what was made."""
+    from fedspeech.diff.contents import Change, Form
+
+    verbatim = [entry for entry in diff.entries if entry.change == Change.VERBATIM]
+    if verbatim:
+        size = sum(len(entry.content) for entry in verbatim)
+        yield f"{size:,} bytes as they are, for they are not float32: {_some(verbatim)}"
+    fallen = [e for e in diff.entries if any(s.form == Form.ADDITIVE for s in e.segments)]
+    if fallen and not asked_additive:
+        yield f"additive, for |value| times a sum moves no row of zeros: {_some(fallen)}"
+
+
+def _some(entries: "Sequence[Entry]") -> str:
+    names = [entry.name for entry in entries]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _share(method: str, sparsity: float | None, hashing: Mapping[str, Any]) -> float | None:
@@ -131,12 +165,13 @@ def apply(
     diff: File,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="NEW", help="The new model.")],
 ) -> None:
-    """Write the model that a diff makes of OLD. Both are checked by their hashes.
+    """Write the model that a diff makes of OLD. Both are checked by their hashes; NEW may be OLD.
 
     Example: `fedspeech diff apply old.safetensors new.diff -o new.safetensors`
     """
     from fedspeech.diff.apply import apply_file
 
+    _apart(out, **{"the diff": diff})  # OLD may be: it is taken over in one step
     data = _read(diff)
     with _named(diff):
         say(f"{out}: {apply_file(old, data, out)}")

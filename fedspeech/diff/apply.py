@@ -1,6 +1,7 @@
 """A diff applied to the model that it was made for: its base's hash before, its result's after."""
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
     """
     diff = wire.decode(data)
     check_base(diff, sha256(old))
+    wire.check_fresh(diff.entries, len(data), sum(tensor.numel() for tensor in old.values()))
     new = dict(update(sorted(old.items()), diff))
     check_result(diff, sha256(new))
     return new
@@ -61,6 +63,8 @@ def apply_file(old: Path, data: bytes, new: Path) -> str:
     diff = wire.decode(data)
     before = layout.read(old)
     check_base(diff, sha256_of(_mapped_apart(old, before)))
+    values = sum(math.prod(shape) for _, shape in before.tensors.values())
+    wire.check_fresh(diff.entries, len(data), values)
 
     def save(part: Path) -> None:
         digest = hashlib.sha256()

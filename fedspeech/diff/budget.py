@@ -90,7 +90,8 @@ def make(
     `share` fixes the share of values that are sent (1 - sparsity), or of cells. `kind` fixes how
     values are stored; without a budget it is fp32, and without a share everything is sent. Tensors
     that `fresh` names start from zero. `tried` is told the best so far after each precision. Raises
-    DiffError where the budget is too small, or a value is NaN or infinite.
+    DiffError where the budget is too small, a value is NaN or infinite, or more values start from
+    zero than devices take from so few bytes.
     """
     search = _Search(old, compare(old, new, fresh), method, share, tried)
     if budget is None:
@@ -102,6 +103,7 @@ def make(
         if tensor.dtype == torch.float32 and not bool(torch.isfinite(tensor).all()):
             raise DiffError(f"tensor {name} would get values that a float32 does not hold")
     data = wire.encode(replace(diff, result=sha256(result)))
+    wire.check_fresh(diff.entries, len(data), sum(tensor.numel() for tensor in old.values()))
     return Made(data, result, search.lost(diff))
 
 
@@ -176,9 +178,17 @@ class _Search:
         best = min([*precisions[len(steps) :], *_descend(cost, steps)], key=cost)
         if math.isinf(cost(best)):
             least = min(self._size(self.least, precision) for precision in precisions)
-            raise DiffError(f"a budget of {budget} bytes is too small: the least is {least} bytes")
+            raise DiffError(
+                f"a budget of {budget} bytes is too small: the least is {least} bytes"
+                f"{self._whole()}"
+            )
         amount = self._most(budget, best, found[best][1], FINE, self._size)
         return self.diff(amount, best)
+
+    def _whole(self) -> str:
+        """What of the least cannot be made smaller."""
+        whole = sum(len(entry.content) for entry in self._comparison.entries)
+        return f", {whole} of them tensors that are not float32 and go as they are" if whole else ""
 
     def _within(self, budget: int, precision: Precision) -> tuple[float, int]:
         """What is lost at this precision, and the amount; infinite where nothing fits."""

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 
 from fedspeech.diff.contents import Change, Entry, Segment
-from fedspeech.diff.wire import DTYPES, MOST_VALUES
+from fedspeech.diff.wire import DTYPES, MOST_VALUES, extent
 from fedspeech.errors import DiffError
+from fedspeech.tensors import raw
+
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,8 @@ class Part:
     base: np.ndarray
     change: np.ndarray
     unit: float
-    matrix: bool
+    rows: int
+    """Of a matrix, runs of equally many values; 0 where a tensor has fewer than two dimensions."""
 
     def magnitudes(self) -> np.ndarray:
         """|change| in units, float32."""
@@ -84,17 +88,13 @@ def compare(
 def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether they are the same to the bit."""
     same = left.dtype == right.dtype and left.shape == right.shape
-    return same and torch.equal(_bytes(left), _bytes(right))
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return same and raw(left) == raw(right)
 
 
 def _compare(name: str, old: torch.Tensor | None, new: torch.Tensor) -> tuple[Entry, list[Part]]:
     shape = tuple(new.shape)
-    if new.numel() > MOST_VALUES:
-        raise DiffError(f"tensor {name}: {new.numel()} values, expected at most {MOST_VALUES}")
+    if extent(shape) > MOST_VALUES:
+        raise DiffError(f"tensor {name}: shape {shape}, expected at most {MOST_VALUES} values")
     if new.dtype != torch.float32:
         return _verbatim(name, new), []
     values = _finite("new", name, new)
@@ -125,8 +125,10 @@ def _part(
     if not np.isfinite(change).all():
         raise DiffError(f"tensor {name}: the change is larger than a float32 holds")
     square = float(np.mean(np.square(values, dtype=np.float64))) if len(values) else 0.0
-    unit = float(np.float32(math.sqrt(square))) or 1.0
-    return Part(name, number, base, change, unit, tensor.dim() > 1)
+    # What is divided by a subnormal number may not be a float32 any more.
+    unit = max(float(np.float32(math.sqrt(square))), TINY) if square else 1.0
+    rows = len(base) // math.prod(tensor.shape[1:]) if tensor.dim() > 1 and len(base) else 0
+    return Part(name, number, base, change, unit, rows)
 
 
 def _finite(which: str, name: str, tensor: torch.Tensor) -> np.ndarray:
@@ -144,5 +146,5 @@ def _verbatim(name: str, tensor: torch.Tensor) -> Entry:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise DiffError(f"tensor {name} is {dtype}; expected float32 or one of {', '.join(DTYPES)}")
-    content = _bytes(tensor).numpy().tobytes()
+    content = raw(tensor).tobytes()
     return Entry(name, Change.VERBATIM, tuple(tensor.shape), dtype=dtype, content=content)

@@ -68,6 +68,14 @@ def sums(array: np.ndarray, keys: Sequence[Key], first: int, last: int) -> np.nd
     return total
 
 
+def has_zero_row(matrix: np.ndarray) -> bool:
+    """Whether a row of shape (rows, values) is wholly zero: what is new, and was never trained.
+
+    The multiplicative form cannot move it.
+    """
+    return not matrix.any(axis=1).all()
+
+
 def apply(base: np.ndarray, array: np.ndarray, keys: Sequence[Key], additive: bool) -> np.ndarray:
     """W_new of a segment: all float32, `base` of shape (values,), A of shape (cells,)."""
     new = np.empty_like(base)

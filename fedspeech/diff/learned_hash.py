@@ -89,7 +89,7 @@ class HashedWeight(torch.nn.Module):
         super().__init__()
         self.size, self.keys, self.anchored = size, tuple(keys), anchored
         self.shape = weight.shape
-        self.additive = additive or not anchored or not bool(weight.any())
+        self.additive = additive or not anchored or _has_zero_row(weight)
         self.register_buffer("base", weight.clone() if anchored else weight.new_zeros(()))
 
     def forward(self, array: torch.Tensor) -> torch.Tensor:
@@ -102,6 +102,11 @@ class HashedWeight(torch.nn.Module):
         if self.anchored:
             return weight.new_zeros(self.size)
         return weight.flatten()[: self.size] / math.sqrt(len(self.keys))
+
+
+def _has_zero_row(weight: torch.Tensor) -> bool:
+    matrix = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[None]
+    return hashed.has_zero_row(matrix.cpu().numpy())
 
 
 class HashDiff(LearnedDiff):

@@ -68,8 +68,8 @@ class Sparse(Method):
 class Hashed(Method):
     """One array for each matrix, fitted to its change; what has fewer dimensions is sent sparse.
 
-    All arrays are the same share of their matrices. A matrix whose base is zero falls back to the
-    additive form, since the multiplicative one cannot move it.
+    All arrays are the same share of their matrices. A matrix with a row that is zero falls back to
+    the additive form, since the multiplicative one cannot move that row.
     """
 
     least = 1
@@ -90,10 +90,10 @@ class Hashed(Method):
         self._fits: dict[tuple[Part, int], np.ndarray] = {}
 
     def _has_array(self, part: Part) -> bool:
-        return part.matrix
+        return part.rows > 0
 
     def _form(self, part: Part) -> Form:
-        additive = self._additive or not part.base.any()
+        additive = self._additive or hashed.has_zero_row(part.base.reshape(max(part.rows, 1), -1))
         return Form.ADDITIVE if additive else Form.MULTIPLICATIVE
 
     def segments(self, amount: int, kind: Kind, step: float) -> list[Segment]:

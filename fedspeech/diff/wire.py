@@ -29,6 +29,8 @@ CHECKSUM = struct.Struct("<I")
 SCALE = struct.Struct("<f")
 MOST_VALUES = 2**32 - 1
 """Of one tensor; positions are hashed in 32 bits."""
+FROM_ZERO = Change.FRESH, Change.GROWN
+"""Whose last segment starts from zero."""
 LONGEST_NAME = 1023
 """Bytes."""
 DTYPES = (
@@ -40,7 +42,7 @@ ITEM_SIZES = (8, 2, 2, 8, 4, 2, 1, 1, 1, 2, 4, 8, 8, 1, 1)
 """Bytes of a value."""
 
 FRESH_PER_BYTE = 256
-"""Values that start from zero: no more in a diff for each of its bytes."""
+"""Values that start from zero: as many as the base has, and so many more for each byte."""
 
 
 def encode(diff: Diff) -> bytes:
@@ -103,7 +105,7 @@ def decode(data: bytes) -> Diff:
     if kind not in list(Kind) or hashes > MOST_HASHES:
         raise damaged(f"values of kind {kind}, {hashes} hash functions")
     entries = list(read_entries(fields, Kind(kind), fields.varint()))
-    _check_sizes(entries, len(data), hashes)
+    _check_hashes(entries, hashes)
     entries = [
         replace(entry, content=bytes(fields.take(_content_size(entry)))) for entry in entries
     ]
@@ -173,8 +175,9 @@ def _read_entry(fields: Fields, kind: Kind, name: str) -> Entry:
     if place is not None and place >= len(DTYPES):
         raise damaged(f"{name!r}: dtype {place}")
     shape = tuple(fields.varint() for _ in range(fields.byte()))
-    if (values := math.prod(shape)) > MOST_VALUES:
+    if extent(shape) > MOST_VALUES:
         raise damaged(f"{name!r}: shape {shape}")
+    values = math.prod(shape)
     if place is not None:
         return Entry(name, change, shape, dtype=DTYPES[place])
     rows, runs = 0, [values]
@@ -201,16 +204,29 @@ def _read_segment(fields: Fields, kind: Kind, name: str, values: int) -> Segment
     return Segment(values, Form(form), scale, counted, gaps)
 
 
-def _check_sizes(entries: Iterable[Entry], size: int, hashes: int) -> None:
-    """Whatever the base model does not vouch for is bounded by the bytes that there are."""
-    fresh = 0
+def _check_hashes(entries: Iterable[Entry], hashes: int) -> None:
     for entry in entries:
-        new = {Change.FRESH: 0, Change.GROWN: 1}.get(entry.change)
-        fresh += entry.segments[new].values if new is not None else 0
         if not hashes and any(segment.form != Form.SPARSE for segment in entry.segments):
             raise damaged(f"{entry.name!r}: hashed, and there are no hash functions")
-    if fresh > FRESH_PER_BYTE * size:
-        raise damaged(f"{fresh} fresh values in {size} bytes")
+
+
+def check_fresh(entries: Iterable[Entry], size: int, base: int) -> None:
+    """Raise DiffError where a diff of `size` bytes starts more values from zero than it may.
+
+    `base` is the number of values of its base: what the base does not vouch for is bounded by the
+    bytes that there are.
+    """
+    fresh = sum(entry.segments[-1].values for entry in entries if entry.change in FROM_ZERO)
+    if fresh > base + FRESH_PER_BYTE * size:
+        raise DiffError(
+            f"{fresh} values start from zero; a diff of {size} bytes for a model of {base} values "
+            f"brings at most {base + FRESH_PER_BYTE * size}"
+        )
+
+
+def extent(shape: Sequence[int]) -> int:
+    """The number of values, as if no dimension were 0: what is counted in between stays below."""
+    return math.prod(max(size, 1) for size in shape)
 
 
 def _content_size(entry: Entry) -> int:

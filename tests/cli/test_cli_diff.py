@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ def models(tmp_path, monkeypatch):
 def test_make_apply_and_inspect(fedspeech, models, tmp_path):
     status, out, err = fedspeech("diff", "make", "old", "new", "--budget", "0.8kB", "-o", "x.diff")
     assert status == 0, err
-    made, gives = out.splitlines()
+    made, whole, gives = out.splitlines()
+    assert whole == "8 bytes as they are, for they are not float32: norm.count"
     data = (tmp_path / "x.diff").read_bytes()
     assert 750 < len(data) <= 800
     ratio, lost = size(models[1]) / len(data), float(re.search(r"; ([\d.]+) % of", made)[1])
@@ -137,6 +139,102 @@ def test_what_cannot_be_made_is_one_message(fedspeech, models, tmp_path, argumen
     assert message.startswith(f"fedspeech: {told}")
     assert sum("fedspeech" in line for line in err.splitlines()) == 1 and "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nan", "new", "old"]
+
+
+def test_what_is_read_is_not_written_over(fedspeech, models, tmp_path):
+    fedspeech("diff", "make", "old", "new", "-o", "x.diff")
+    (tmp_path / "link").symlink_to("old")
+    (tmp_path / "hard").hardlink_to(tmp_path / "new")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for command, out, name in (
+        ("make old new", "old", "OLD"),
+        ("make old new", "link", "OLD"),
+        ("make old new", "hard", "NEW"),
+        ("apply old x.diff", "x.diff", "the diff"),
+    ):
+        status, _, err = fedspeech("diff", *command.split(), "-o", out)
+        told = f"fedspeech: --out: {Path(out)} is {name}, which would be lost; name another file\n"
+        assert (status, err) == (2, told)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_tensors_that_are_not_float32_are_named(fedspeech, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old = {f"w{i}": torch.zeros(40, dtype=torch.bfloat16) for i in range(5)}
+    old["v"] = torch.zeros(100)
+    write(tmp_path / "old", old)
+    write(tmp_path / "new", {name: tensor + 1 for name, tensor in old.items()})
+    _, out, _ = fedspeech("diff", "make", "old", "new", "-o", "x.diff")
+    said = "400 bytes as they are, for they are not float32: w0, w1, w2 and 2 more"
+    assert out.splitlines()[1] == said
+    _, _, err = fedspeech("diff", "make", "old", "new", "-o", "x.diff", "--budget", "300")
+    assert err.endswith(", 400 of them tensors that are not float32 and go as they are\n")
+
+
+def test_matrices_with_a_row_of_zeros_are_additive_and_named(fedspeech, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = torch.Generator().manual_seed(1)
+    old = {name: torch.randn(30, 20, generator=draw) for name in ("a", "b")}
+    old["b"][7] = 0
+    new = {name: tensor + 0.1 for name, tensor in old.items()}
+    write(tmp_path / "old", old)
+    write(tmp_path / "new", new)
+    hashing = ("--method", "hash", "--cells", "1", "-o", "x.diff")
+    _, out, _ = fedspeech("diff", "make", "old", "new", *hashing)
+    assert "additive, for |value| times a sum moves no row of zeros: b" in out.splitlines()
+    entries = {e.name: e for e in wire.decode((tmp_path / "x.diff").read_bytes()).entries}
+    assert entries["a"].segments[0].form == Form.MULTIPLICATIVE
+    fedspeech("diff", "apply", "old", "x.diff", "-o", "result")
+    moved = read(tmp_path / "result")["b"][7]
+    assert (moved - 0.1).abs().mean() < 0.02
+    _, out, _ = fedspeech("diff", "make", "old", "new", *hashing, "--additive")
+    assert "moves no row" not in out
+
+
+def test_what_devices_would_not_take_is_not_made(fedspeech, tmp_path, monkeypatch):
+    """A fresh tensor that is mostly zeros takes few bytes, and a device much memory."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "old", {"a": torch.ones(5)})
+    for zeros, status in ((20_000, 0), (1_000_000, 2)):
+        write(tmp_path / "new", {"a": torch.ones(5), "b": torch.zeros(zeros)})
+        found, _, err = fedspeech("diff", "make", "old", "new", "-o", f"{zeros}.diff")
+        assert found == status, err
+    assert err.startswith("fedspeech: 1000000 values start from zero; a diff of ")
+    assert fedspeech("diff", "apply", "old", "20000.diff", "-o", "result")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"20000.diff", "new", "old", "result"}
+
+
+EMPTY = [(0,), (0, 5), (4, 0), (0, 2, 3), ()]
+
+
+@pytest.mark.parametrize("method", ["sparse", "hash"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_tensors_of_no_values_and_of_one(fedspeech, tmp_path, monkeypatch, method, dtype):
+    """They come, go, change their shape, and stand beside others or alone."""
+    monkeypatch.chdir(tmp_path)
+    old = {f"t{i}": torch.ones(shape, dtype=dtype) for i, shape in enumerate(EMPTY)}
+    turned = {f"t{i}": torch.zeros(shape, dtype=dtype) for i, shape in enumerate(EMPTY[::-1])}
+    matrix = torch.eye(6)
+    for before, after in (
+        (old, turned),
+        ({**old, "m": matrix}, {**turned, "m": matrix + 1}),
+        ({}, old),
+        (old, {}),
+        (turned, old),
+    ):
+        write(tmp_path / "old", before)
+        write(tmp_path / "new", after)
+        for budget in ((), ("--budget", "3kB")):
+            making = ("diff", "make", "old", "new", "-o", "x.diff", "--method", method)
+            made = fedspeech(*making, *budget)
+            assert made[0] == 0, made
+            assert fedspeech("diff", "inspect", "x.diff")[0] == 0
+            applied = fedspeech("diff", "apply", "old", "x.diff", "-o", "result")
+            assert applied[0] == 0, applied
+        found = read(tmp_path / "result")
+        assert {n: tuple(t.shape) for n, t in found.items()} == {
+            n: tuple(t.shape) for n, t in after.items()
+        }
 
 
 @pytest.fixture

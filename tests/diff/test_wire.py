@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference_diff
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import arrays, generations
@@ -219,9 +220,12 @@ def test_a_place_beyond_the_tensor_is_told():
 
 def test_a_small_diff_cannot_ask_for_much_memory():
     """Sizes that nobody vouches for: a fresh tensor, and many codes for a few bytes."""
+    old = {"b": torch.zeros(3)}
     huge = Entry("a", Change.FRESH, (1 << 16, 1 << 15), (Segment(1 << 31),))
-    with pytest.raises(DiffError, match=r"2147483648 fresh values in 1\d\d bytes"):
-        wire.decode(wire.encode(Diff(BASE, RESULT, Kind.FP32, (huge,))))
+    data = wire.encode(Diff(sha256(old), RESULT, Kind.FP32, (huge,)))
+    most = 3 + 256 * len(data)
+    with pytest.raises(DiffError, match=f"^2147483648 values start from zero; .* at most {most}$"):
+        apply(old, data)
     codes = np.broadcast_to(np.uint32(0), 1 << 12)
     many = Entry("a", Change.CHANGED, (1 << 31,), (Segment(1 << 31, Form.ADDITIVE, 1.0, codes),))
     data = wire.encode(Diff(BASE, RESULT, Kind.FP32, (many,), 1))
@@ -232,6 +236,13 @@ def test_a_small_diff_cannot_ask_for_much_memory():
         wire.decode(wrong)
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(0, 1 << 31, 2), (1 << 30, 0, 5), (3, 0, 1 << 31)])
+def test_dimensions_beside_a_zero_are_bounded_too(shape):
+    empty = Entry("a", Change.FRESH, shape, (Segment(0),))
+    with pytest.raises(DiffError, match="the diff is damaged: 'a': shape"):
+        wire.decode(wire.encode(Diff(BASE, RESULT, Kind.FP32, (empty,))))
 
 
 def mutations(data: bytes, number: int):
