@@ -20,7 +20,7 @@ from fedspeech.config.training import PersonalSettings
 from fedspeech.device.lock import locked
 from fedspeech.device.store import BASE, DESCRIPTION, GENERIC, MODELS
 from fedspeech.diff.wire import result_of
-from fedspeech.errors import CorpusError, ModelError
+from fedspeech.errors import BudgetError, CorpusError, ModelError
 from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors, sha256
 
@@ -30,10 +30,13 @@ ERRORS = "errors.log"
 def keep_errors_here(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """A Flower mod: what went wrong is told in the device's own `errors.log` and not elsewhere.
 
-    The text of an error may name files and cite transcripts; the server hears its kind only.
+    The text of an error may name files and cite transcripts; the server hears its kind only. That
+    nothing fits a budget is told in numbers.
     """
     try:
         return call_next(message, context)
+    except BudgetError as error:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
     except Exception as error:
         kind = type(error).__name__
         told = _tell_own_log(context, message.metadata.message_type)

@@ -24,7 +24,7 @@ from fedspeech.device.store import (
 )
 from fedspeech.diff.budget import make
 from fedspeech.diff.methods import METHODS
-from fedspeech.errors import CorpusError, ModelError
+from fedspeech.errors import BudgetError, CorpusError, DiffError, ModelError
 from fedspeech.evaluation import Counts
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription
@@ -149,10 +149,13 @@ class Speaker:
     def personal_diff(self, budget: int, method: str) -> tuple[bytes, str]:
         """P_s as the diff from G that fits the budget and loses least, and the hash of P_s.
 
-        Raises DiffError where nothing fits.
+        Raises BudgetError where nothing fits.
         """
         generic, personal = self.store.get(GENERIC), self.personal()
-        made = make(generic, personal, budget, METHODS[method](sha256(generic)))
+        try:
+            made = make(generic, personal, budget, METHODS[method](sha256(generic)))
+        except DiffError as error:
+            raise BudgetError(f"P_s: {error}") from None
         return made.data, sha256(personal)
 
     def _installed(self, expected: str) -> Tensors:

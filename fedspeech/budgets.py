@@ -29,7 +29,15 @@ class Budgets:
 
     def of(self, speaker: str, what: str, at: str | None = None) -> int | None:
         """The budget of one speaker's device, None where there is none; `at` is one more."""
-        said = [self._run, *self._own.get(speaker, ())]
-        texts = [each[what] for each in said if what in each]
-        budgets = [parse(text, self._full) for text in [*texts, *([at] if at else [])]]
+        own = [each[what] for each in self._own.get(speaker, ()) if what in each]
+        budgets = [parse(text, self._full) for text in [*self._shared(what, at), *own]]
         return min(budgets, default=None)
+
+    def is_own(self, speaker: str, what: str, at: str | None = None) -> bool:
+        """Whether it is the device's own budget that counts, and not what the run has for all."""
+        shared = [parse(text, self._full) for text in self._shared(what, at)]
+        budget = self.of(speaker, what, at)
+        return budget is not None and budget < min(shared, default=budget + 1)
+
+    def _shared(self, what: str, at: str | None) -> list[str]:
+        return [text for text in (self._run.get(what), at) if text]

@@ -36,5 +36,12 @@ class DiffError(FedSpeechError):
     """A diff cannot be made within its budget, is damaged, or is for another model."""
 
 
+class BudgetError(DiffError):
+    """Nothing fits the budget of one device: its own failure, and not that of the run.
+
+    The text has numbers only: unlike other errors on a device it is told to the server.
+    """
+
+
 class SignatureError(FedSpeechError):
     """A release or a key is not signed by whom this device trusts, or is older than what it has."""

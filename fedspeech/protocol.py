@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.serde import config_record_to_proto, metric_record_to_proto
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedspeech.diff.apply import apply_all
@@ -44,7 +45,6 @@ PLAIN_TRAIN, PLAIN_EVALUATE = "train", "evaluate"
 TEXT = "text"
 DIFFS = "fedspeech.diff."
 """Begins the names of the arrays of a record that holds diffs instead of tensors."""
-NUMBER_BYTES = 8
 EXAMPLES = "num-examples"
 """What Flower's strategies weight an answer by."""
 
@@ -139,24 +139,44 @@ def unpack(record: ArrayRecord) -> Tensors:
 
 
 def size(records: RecordDict) -> int:
-    """Bytes of a message's content: names, arrays as they are serialized, text, 8 for a number.
+    """Bytes of a message's content as Flower serializes it (Protocol Buffers).
 
-    What frames them (lengths, dtypes, shapes: some 40 bytes for each array) is not counted.
+    What carries it besides, metadata, HTTP and TLS, is not counted. The tensors' bytes are counted
+    without being copied.
     """
     return sum(
-        len(record_name) + sum(len(name) + _value_size(value) for name, value in record.items())
-        for record_name, record in records.items()
+        _field(_text_field(name) + _field(_record_size(record))) for name, record in records.items()
     )
 
 
-def _value_size(value: Any) -> int:
-    if isinstance(value, list | tuple):
-        return sum(_value_size(item) for item in value)
-    if isinstance(value, str):
-        return len(value.encode())
-    if isinstance(value, bytes):
-        return len(value)
-    return len(value.data) if isinstance(value, Array) else NUMBER_BYTES
+def _record_size(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+    if isinstance(record, ArrayRecord):
+        return sum(
+            _field(_text_field(name) + _field(_array_size(array))) for name, array in record.items()
+        )
+    if isinstance(record, MetricRecord):
+        return int(metric_record_to_proto(record).ByteSize())
+    return int(config_record_to_proto(record).ByteSize())
+
+
+def _array_size(array: Array) -> int:
+    shape = sum(map(_varint, array.shape))
+    parts = _text_field(array.dtype) + _text_field(array.stype)
+    return parts + sum(_field(size) for size in (shape, len(array.data)) if size)
+
+
+def _text_field(text: str) -> int:
+    """An empty text is left out."""
+    return _field(len(text.encode())) if text else 0
+
+
+def _field(size: int) -> int:
+    """Bytes of a field with so many of content: its tag, their number, and they themselves."""
+    return 1 + _varint(size) + size
+
+
+def _varint(number: int) -> int:
+    return max(1, -(-number.bit_length() // 7))
 
 
 def identity(message: Message, speaker: str, arrays: str = "") -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from fedspeech import tensors
 from fedspeech.diff.apply import apply
 from fedspeech.diff.budget import exact
+from fedspeech.diff.wire import result_of
 from fedspeech.errors import DiffError, ModelError
 from fedspeech.tensors import Tensors, write_whole
 
@@ -64,27 +65,33 @@ class Releases:
         model = tensors.read(self.folder / line[0]["file"])
         if tensors.sha256(model) != line[0]["model"]:
             raise ModelError(f"{self.folder / line[0]['file']}: damaged: its hash differs")
-        for data in self._diffs(line[1 : place + 1]):
+        for one, data in zip(line[1:], self._diffs(line[1 : place + 1]), strict=False):
+            if (found := result_of(data)) != one["model"]:
+                raise ModelError(
+                    f"{self.folder / one['file']}: gives the model {found[:12]}, and {LINE} says "
+                    f"{one['model'][:12]}"
+                )
             model = apply(model, data)
         return model
 
-    def deliver(
-        self, held: str, budget: int | None, to: str | None = None
-    ) -> tuple[bytes, ...] | None:
-        """What brings a device that holds `held` to a model, by default the last: diffs, or None
-        for the whole.
+    def size(self, name: str) -> int:
+        """Bytes of the diff that made a model of the line; 0 for the first one."""
+        place = self._place(name)
+        return sum(map(len, self._diffs(self._line()[place : place + 1]))) if place else 0
+
+    def deliver(self, held: str, budget: int | None, to: str) -> tuple[bytes, ...] | None:
+        """What brings a device that holds `held` to another model: diffs, or None for the whole.
 
         The chain of diffs or one direct diff, whichever has fewer bytes; the whole where that has
-        fewest or `held` is not of the line. No diff is larger than the budget, nor is the whole
-        model. Raises DiffError where nothing is within it.
+        fewest or `held` is not of the line. All of it together is within the budget. Raises
+        DiffError where nothing is.
         """
-        to = to or self.names[-1]
         if (held, to) not in self._known:
             self._known[held, to] = list(self._ways(held, to))
         ways = self._known[held, to]
-        within = [way for way in ways if budget is None or _largest(way) <= budget]
+        within = [way for way in ways if budget is None or way[0] <= budget]
         if not within:
-            least = min(_largest(way) for way in ways)
+            least, _ = min(ways, key=lambda way: way[0])
             raise DiffError(
                 f"it holds {held[:12] or 'no generation'}; what leads from there to "
                 f"{to[:12]} has {least} bytes, and its budget is {budget} bytes"
@@ -130,9 +137,3 @@ class Releases:
     def _write(self, line: Sequence[dict[str, Any]]) -> None:
         text = json.dumps(line, indent=1) + "\n"
         write_whole(self.folder / LINE, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _largest(way: Way) -> int:
-    """The bytes of the largest single thing that is sent."""
-    full, diffs = way
-    return full if diffs is None else max(map(len, diffs), default=0)

@@ -35,8 +35,9 @@ from server.journal import Journal
 from server.metrics import Metrics
 from server.recorded_grid import Keeper, RecordedGrid
 from server.releases import release
-from server.roster import describe
+from server.roster import Roster, describe
 from server.stages import Stages
+from strategies.outcome import Failure
 from strategies.personalization import Personalization
 
 app = ServerApp()
@@ -136,7 +137,7 @@ class _Run:
             trained = self._obtain_generic()
         recorded = RecordedGrid(grid, self.journal, self.run.path)
         with self.stages.stage("federation"):
-            members = describe(grid, self.journal, len(self.speech.partition.clients))
+            members, absent = self._meet(grid)
             recorded.know(members)
             rounds = attendance.of(PERSONALIZATION, self.speech.rounds)
             _warn_of_large_groups(found, len({s for one in rounds for s in one.answers}))
@@ -146,6 +147,8 @@ class _Run:
                 *(found, population, trained.description, members, self.settings),
                 *(self.journal, rounds, line, self._budgets(members, trained.model)),
             )
+            failures = (Failure(s, 0, protocol.DESCRIBE, why) for s, why in absent.items())
+            strategy.outcome.failures.extend(failures)
             kept = strategy.personal
             recorded.keep(protocol.PERSONALIZE, Keeper(kept.keep, kept.still_there))
             speakers = {member.node: member.speaker for member in members}
@@ -156,6 +159,14 @@ class _Run:
             self.stages.deaths = getattr(grid, "deaths", 0)
         with self.stages.stage("results"):
             self._write(strategy, trained, {m.speaker: m.seconds for m in members})
+
+    def _meet(self, grid: Grid) -> Roster:
+        seed, clients = self.settings.seed, self.speech.partition.clients
+        expected = {pseudonym(seed, client.speaker) for client in clients}
+        roster = describe(grid, self.journal, expected, self.settings.federation.quorum)
+        for speaker, why in roster.absent.items():
+            log.warning("speaker %s is not there: %s", speaker, why)
+        return roster
 
     def _obtain_generic(self) -> Generic:
         features = cache_folder() / "features"

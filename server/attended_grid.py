@@ -40,9 +40,9 @@ class AttendedGrid(WrappedGrid):
         strategy.configure_train = configure_train  # type: ignore[method-assign]
 
     def get_node_ids(self) -> Iterable[int]:
-        """Nodes of the round, in the order of their speakers' ids."""
+        """Nodes of the round that are there, in the order of their speakers' ids."""
         there = self._round.in_time if self._trained else self._round.asked
-        return [self._nodes[speaker] for speaker in there]
+        return [self._nodes[speaker] for speaker in there if speaker in self._nodes]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -52,7 +52,7 @@ class AttendedGrid(WrappedGrid):
         Raises RunError where fewer of those asked to train have answered well than the quorum.
         """
         replies = self._grid.send_and_receive(messages, timeout=timeout)
-        in_time = {self._nodes[speaker] for speaker in self._round.in_time}
+        in_time = {self._nodes.get(speaker) for speaker in self._round.in_time}
         taken = [reply for reply in replies if reply.metadata.src_node_id in in_time]
         if not self._trained:
             self._trained = True

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fedspeech import tensors
 from fedspeech.config import Config
+from fedspeech.device.lock import locked
 from fedspeech.diff.budget import make, parse
 from fedspeech.diff.methods import METHODS
 from fedspeech.errors import DiffError, ModelError
@@ -28,7 +29,8 @@ def release(settings: Config, model: Tensors, population: Population) -> Release
         line.begin(population.generic_path)
         return line
     line = Releases(Path(settings.generic.releases).absolute())
-    tensors.write(population.generic_path, _released(settings, model, line))
+    with locked(line.folder):
+        tensors.write(population.generic_path, _released(settings, model, line))
     return line
 
 
@@ -38,7 +40,14 @@ def _released(settings: Config, model: Tensors, line: Releases) -> Tensors:
         tensors.write(line.folder / FIRST, model)
         line.begin(line.folder / FIRST)
         return model
+    text = settings.budget.generic
+    budget = None if text is None else parse(text, size(model))
     if (done := line.made_of(name)) is not None:
+        if budget is not None and line.size(done) > budget:
+            raise DiffError(
+                f"budget.generic: {budget} bytes, and {line.folder} has a release of this G of "
+                f"{line.size(done)} bytes, made within a larger one; name another folder"
+            )
         return line.model(done)
     last = line.names[-1]
     before = line.model(last)
@@ -48,8 +57,6 @@ def _released(settings: Config, model: Tensors, line: Releases) -> Tensors:
         raise ModelError(
             f"generic.releases: {line.folder} is a line of another model: {error}"
         ) from None
-    text = settings.budget.generic
-    budget = None if text is None else parse(text, size(model))
     try:
         made = make(before, model, budget, METHODS[settings.budget.method](last))
     except DiffError as error:

@@ -1,6 +1,7 @@
 """Who is there: one `query.describe` to every node."""
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -11,11 +12,20 @@ from fedspeech.protocol import Member
 from server.journal import Journal, Row
 
 
-def describe(grid: Grid, journal: Journal, expected: int) -> list[Member]:
-    """The members of the federation in the order of their speakers' ids.
+class Roster(NamedTuple):
+    """The members of the federation in the order of their speakers' ids, and who is not there."""
+
+    members: list[Member]
+    absent: dict[str, str]
+    """Why, by speaker."""
+
+
+def describe(grid: Grid, journal: Journal, expected: Collection[str], quorum: float) -> Roster:
+    """Ask every node who it is; `expected` are the speakers of the partition.
 
     What a device said when the run first met it counts, so that a resumed run asks the same
-    questions. Raises RunError where fewer than `expected` speakers answer, or two are the same.
+    questions. A device that cannot describe itself is not there. Raises RunError where there are
+    fewer nodes than speakers, less than the quorum of them answers, or two say they are the same.
     """
     messages = [
         Message(protocol.content({}), node, protocol.DESCRIBE, group_id="0")
@@ -26,20 +36,20 @@ def describe(grid: Grid, journal: Journal, expected: int) -> list[Member]:
     for reply in grid.send_and_receive(messages):
         node = reply.metadata.src_node_id
         if (reason := _refused(reply)) is not None:
-            reasons.append(f"  node {node}: {reason}")
+            reasons.append(f"node {node}: {reason}")
             continue
         said = _first_said(journal, messages[0], reply)
         if said["speaker"] in members:
             raise RunError(f"two nodes say that they are speaker {said['speaker']}")
         members[said["speaker"]] = Member(node=node, **said)
-    if len(members) < expected:
-        missing = "" if len(messages) >= expected else "; each needs a node of its own"
-        lines = [
-            f"{len(members)} speakers answered, the partition has {expected}{missing}",
-            *reasons,
-        ]
-        raise RunError("\n".join(lines))
-    return [members[speaker] for speaker in sorted(members)]
+    few_nodes = len(messages) < len(expected)
+    if few_nodes or len(members) < max(quorum * len(expected), 1):
+        missing = "; each needs a node of its own" if few_nodes else ""
+        there = f"{len(members)} speakers answered, the partition has {len(expected)}{missing}"
+        raise RunError("\n  ".join([there, *reasons]))
+    why = "; ".join(reasons) or "no node has it"
+    absent = dict.fromkeys(sorted(set(expected) - set(members)), why)
+    return Roster([members[speaker] for speaker in sorted(members)], absent)
 
 
 def _refused(reply: Message) -> str | None:

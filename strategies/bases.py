@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from fedspeech import protocol
 from fedspeech.aggregation import AggregationRule, ask_peers
 from fedspeech.config import Config
-from fedspeech.errors import DiffError, ModelError, RuleError
+from fedspeech.errors import BudgetError, DiffError, ModelError, RuleError
 from fedspeech.models.description import ModelDescription
 from fedspeech.population import Population
 from fedspeech.tensors import Tensors, TensorStream, check_like, size
@@ -93,18 +93,20 @@ class BaseModels:
             self._views[base] = self._decide(grid, round, base, to)
 
     def models(
-        self, base: str, alpha: float | None, at: str | None = None
+        self, round: int, base: str, alpha: float | None, at: str | None = None
     ) -> Iterator[tuple[str, str, Records]]:
         """Speaker, hash of what the device will have, and M_s as a message carries it, one by one.
 
-        Where the server mixes, its mix at `alpha` instead of M_s; `at` is one more budget. Raises
-        RuleError where the rule gives tensors that cannot be used.
+        Where the server mixes, its mix at `alpha` instead of M_s; `at` is one more budget. Who has
+        a budget of its own that nothing fits drops out. Raises RuleError where the rule gives
+        tensors that cannot be used.
         """
         took = self.pushed.setdefault((at_budget(base, at), alpha), {})
         for speaker, model in self._built(base, alpha):
-            with _naming(speaker):
+            with self._naming(speaker, round, protocol.EVALUATE):
                 name, records, took[speaker] = self._pushes.once(speaker, model, at)
-            yield speaker, name, records
+            if speaker in self._exchange.active:
+                yield speaker, name, records
 
     def _built(self, base: str, alpha: float | None) -> Iterator[tuple[str, Tensors]]:
         """M_s, or the mix, of everybody who is still there."""
@@ -136,12 +138,24 @@ class BaseModels:
         self, grid: Grid, round: int, base: str, alpha: float | None
     ) -> Iterator[Message]:
         for speaker, model in self._built(base, alpha):
-            with _naming(speaker):
+            with self._naming(speaker, round, protocol.INSTALL):
                 name, sent, _ = self._pushes.to_keep(speaker, model, self.installed.get(speaker))
+            if speaker not in self._exchange.active:
+                continue
             # Base and alpha make the same model in another round another question.
             said = {"base": base, "alpha": alpha, "model": name, "held": not sent}
             content = protocol.content(said, **sent)
             yield self._exchange.message(grid, round, protocol.INSTALL, speaker, content)
+
+    @contextmanager
+    def _naming(self, speaker: str, round: int, kind: str) -> Iterator[None]:
+        """Say of whom it is that M_s does not fit its budget; with one of its own it drops out."""
+        try:
+            yield
+        except BudgetError as refusal:
+            self._exchange.drop(speaker, round, kind, str(refusal))
+        except DiffError as error:
+            raise DiffError(f"budget of M_s for {speaker}: {error}") from None
 
     def _build(
         self,
@@ -179,12 +193,3 @@ class BaseModels:
         if alpha is None:
             return stream
         return rule.mix(self._population.personal(speaker), stream, alpha)
-
-
-@contextmanager
-def _naming(speaker: str) -> Iterator[None]:
-    """Say of whom it is that M_s does not fit its budget."""
-    try:
-        yield
-    except DiffError as error:
-        raise DiffError(f"budget of M_s for {speaker}: {error}") from None

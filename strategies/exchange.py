@@ -39,7 +39,8 @@ class Exchange:
 
     def restore(self, active: Iterable[str], failures: Iterable[Failure]) -> None:
         """Take up what is left of the federation after an earlier round."""
-        self._failures.extend(failures)
+        known = self._dropped()
+        self._failures.extend(failure for failure in failures if failure.speaker not in known)
         self.active = {}
         self.admit(active)
 

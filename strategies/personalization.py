@@ -207,7 +207,7 @@ class Personalization(Strategy):
             yield self._exchange.message(grid, server_round, kind, speaker, content)
 
     def _bring_generic(self, speaker: str, held: str, whole: ArrayRecord) -> Records:
-        if speaker in self._personal or held == self._generation:
+        if speaker in self._personal:
             return {}
         return self._pushes.generic(speaker, held, whole)
 
@@ -277,7 +277,8 @@ class Personalization(Strategy):
 
     def _evaluate(self, server_round: int, grid: Grid) -> Iterator[Message]:
         judged = self._judged
-        for speaker, name, sent in self._bases.models(judged.base, judged.mixed, judged.at):
+        models = self._bases.models(server_round, judged.base, judged.mixed, judged.at)
+        for speaker, name, sent in models:
             said = {
                 "base": judged.name,
                 "model": name,

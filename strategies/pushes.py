@@ -1,5 +1,7 @@
 """How models reach devices: whole, or as diffs from what is held there, within budgets."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from flwr.app import ArrayRecord
@@ -8,6 +10,7 @@ from fedspeech import protocol
 from fedspeech.budgets import BASE, GENERIC, Budgets
 from fedspeech.diff.budget import Made, make
 from fedspeech.diff.methods import METHODS
+from fedspeech.errors import BudgetError, DiffError
 from fedspeech.population import Population
 from fedspeech.releases import Releases
 from fedspeech.tensors import Tensors, sha256, size
@@ -26,7 +29,10 @@ class Push(NamedTuple):
 
 
 class Pushes:
-    """Decides for each model and device what is sent. Raises DiffError where nothing may be."""
+    """Decides for each model and device what is sent.
+
+    Raises DiffError where nothing may be: BudgetError where that is the device's own failure.
+    """
 
     def __init__(
         self, population: Population, releases: Releases, budgets: Budgets, method: str
@@ -38,6 +44,8 @@ class Pushes:
     def generic(self, speaker: str, held: str, whole: ArrayRecord) -> Records:
         """This run's G for a device that holds another release, or none."""
         budget, (generation, _) = self._budgets.of(speaker, GENERIC), self._held_generic()
+        if held == generation:
+            return {}
         diffs = self._releases.deliver(held, budget, generation)
         return {"generic": whole if diffs is None else protocol.pack_diffs(diffs)}
 
@@ -47,7 +55,8 @@ class Pushes:
         if budget is None:
             return self._whole(model)
         generation, generic = self._held_generic()
-        made = make(generic, model, budget, METHODS[self._method](generation))
+        with self._own_failure(speaker, at):
+            made = make(generic, model, budget, METHODS[self._method](generation))
         if (name := sha256(made.result)) == generation:
             return Push(name, {}, Pushed(0, made.lost))
         return _as_diff(name, made)
@@ -64,10 +73,21 @@ class Pushes:
         generation, _ = self._held_generic()
         if held is None or not line.names or line.names[0] != generation:
             held = line.begin(self._population.generic_path)
-        made = make(line.model(held), model, budget, METHODS[self._method](held))
+        with self._own_failure(speaker):
+            made = make(line.model(held), model, budget, METHODS[self._method](held))
         name = sha256(made.result)
         line.add(held, name, made.data)
         return _as_diff(name, made)
+
+    @contextmanager
+    def _own_failure(self, speaker: str, at: str | None = None) -> Iterator[None]:
+        """Let it be told apart whether a device's own budget is too small, or that of the run."""
+        try:
+            yield
+        except DiffError as error:
+            if self._budgets.is_own(speaker, BASE, at):
+                raise BudgetError(f"M_s: {error}") from None
+            raise
 
     def _whole(self, model: Tensors) -> Push:
         name, (generation, _) = sha256(model), self._held_generic()

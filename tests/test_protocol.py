@@ -86,22 +86,15 @@ def test_text_comes_back():
         {"s0123": protocol.pack({"x": torch.zeros(9)}), "s4567": protocol.pack(model())},
         {"config": ConfigRecord({"json": "{}", "server-round": 3, "blob": b"x" * 999, "on": True})},
         {"metrics": MetricRecord({"loss": 0.5, "num-examples": 30, "list": [1.0] * 100})},
+        {"": protocol.pack({"": torch.zeros(()), "ä" * 70: torch.zeros(0, 3), "b": torch.ones(1)})},
+        {"a" * 200: protocol.pack({f"{n}": torch.zeros(n) for n in (31, 32, 4095, 4096, 524288)})},
+        {"diffs": protocol.pack_diffs([b"", b"x" * 127, b"y" * 20000]), "none": ArrayRecord()},
+        {},
     ],
 )
-def test_size_is_what_flower_sends_but_for_the_frames(content):
-    """At most 40 bytes for each array and 16 for each other value, as the docstring says."""
+def test_size_is_what_flower_sends(content):
     records = RecordDict(content)
-    sent = recorddict_to_proto(records).ByteSize()
-    arrays = sum(len(record) for record in records.array_records.values())
-    others = sum(len(r) for r in records.values()) - arrays + len(records)
-    assert -8 * others <= sent - protocol.size(records) <= 40 * arrays + 16 * others
-
-
-def test_size_counts_every_byte_of_an_array():
-    small, large = (
-        protocol.size(RecordDict({"m": protocol.pack({"x": torch.zeros(n)})})) for n in (10, 1010)
-    )
-    assert large - small == 4000
+    assert protocol.size(records) == len(recorddict_to_proto(records).SerializeToString())
 
 
 # What a message asks.

@@ -49,7 +49,7 @@ def test_what_is_delivered_leads_to_the_last_and_is_the_smallest_that_does(line)
     line, models = line
     last = models[-1]
     for place, held in enumerate(models):
-        diffs = line.deliver(sha256(held), None)
+        diffs = line.deliver(sha256(held), None, line.names[-1])
         chain = [len((line.folder / f"{i:04}.diff").read_bytes()) for i in range(place + 1, 4)]
         direct = len(exact(held, last)) if place < 3 else 0
         sizes = sum(map(len, diffs))
@@ -72,33 +72,53 @@ def test_one_direct_diff_is_taken_where_it_is_smaller(tmp_path):
         line.add(sha256(model), sha256(after), data)
         model = after
     chain = sum(len((line.folder / f"{i:04}.diff").read_bytes()) for i in range(1, 5))
-    (direct,) = line.deliver(first, None)
+    (direct,) = line.deliver(first, None, line.names[-1])
     assert len(direct) < chain / 2
     assert sha256(apply(drawn(0), direct)) == sha256(model)
 
 
 def test_who_holds_something_else_gets_the_whole_if_its_budget_allows(line):
     line, models = line
-    full = size(models[-1])
-    assert line.deliver("", None) is None
-    assert line.deliver("ab" * 32, full) is None
+    full, last = size(models[-1]), line.names[-1]
+    assert line.deliver("", None, last) is None
+    assert line.deliver("ab" * 32, full, last) is None
     with pytest.raises(DiffError) as caught:
-        line.deliver("ab" * 32, full - 1)
+        line.deliver("ab" * 32, full - 1, last)
     assert str(caught.value) == (
         f"it holds abababababab; what leads from there to {line.names[-1][:12]} has {full} bytes, "
         f"and its budget is {full - 1} bytes"
     )
     with pytest.raises(DiffError, match="it holds no generation; what leads"):
-        line.deliver("", 10)
+        line.deliver("", 10, last)
 
 
-def test_no_single_diff_is_larger_than_the_budget(line):
-    line, _models = line
+def test_all_that_is_delivered_is_within_the_budget(line):
+    line, models = line
+    last = line.names[-1]
     each = [len((line.folder / f"{i:04}.diff").read_bytes()) for i in (1, 2, 3)]
-    diffs = line.deliver(line.names[0], max(each))
-    assert [len(data) for data in diffs] == each  # the whole and the direct diff are larger
-    with pytest.raises(DiffError, match=f"has {max(each)} bytes, and its budget is 100 bytes"):
-        line.deliver(line.names[0], 100)
+    direct = len(exact(models[0], models[-1]))
+    assert direct > sum(each) > max(each)
+    diffs = line.deliver(line.names[0], sum(each), last)
+    assert [len(data) for data in diffs] == each
+    told = f"has {sum(each)} bytes, and its budget is {sum(each) - 1} bytes"
+    with pytest.raises(DiffError, match=told):
+        line.deliver(line.names[0], sum(each) - 1, last)
+
+
+def test_the_size_of_a_release_is_that_of_its_diff(line):
+    line, _models = line
+    sizes = [(line.folder / f"{place:04}.diff").stat().st_size for place in (1, 2, 3)]
+    assert [line.size(name) for name in line.names] == [0, *sizes]
+
+
+def test_a_diff_that_took_anothers_place_is_told(line):
+    line, models = line
+    other = make(models[0], drawn(9, models[0]), budget=900)
+    (line.folder / "0001.diff").write_bytes(other.data)
+    found, said = sha256(other.result)[:12], line.names[1][:12]
+    told = rf"0001\.diff: gives the model {found}, and line\.json says {said}"
+    with pytest.raises(ModelError, match=told):
+        line.model(line.names[1])
 
 
 def test_a_release_after_an_earlier_one_takes_the_place_of_what_followed(line):
@@ -124,7 +144,7 @@ def test_damage_is_told(line):
     tensors.write(line.folder.parent / "g.safetensors", models[0])
     (line.folder / "0001.diff").unlink()
     with pytest.raises(ModelError, match="a release is missing"):
-        Releases(line.folder).deliver(line.names[0], None)
+        Releases(line.folder).deliver(line.names[0], None, line.names[-1])
     (line.folder / "line.json").write_text("[{")
     with pytest.raises(ModelError, match=r"line\.json: not readable"):
         line.names  # noqa: B018

@@ -92,7 +92,7 @@ class Federation:
         """Build each M_s as the engine does: checked, hashed, packed for its message; write it."""
         bases = self._bases({"base": rule})
         bases.decide(None, 1, "base")  # neither rule asks a device
-        for _, _, records in bases.models("base", None):
+        for _, _, records in bases.models(1, "base", None):
             with self._out.open("wb") as file:
                 for array in records["model"].values():
                     file.write(array.data)

@@ -10,14 +10,18 @@ from fedspeech.config.values import Budget, Settings
 class BudgetSettings(Settings):
     """The most bytes of one encoded diff: `500kB`, `64KiB`, or `10x`, a tenth of a whole model.
 
-    What has no budget travels whole. Where several budgets speak of one device (the run's, its line
-    in `speakers`, what it reports itself), the least one counts.
+    What has no budget travels whole, and so does G between a Flower strategy and the devices
+    (`federation.improve`). Candidates of `kbest` travel as they came from their devices, within
+    `personal`. Where several budgets speak of one device (the run's, its line in `speakers`, what
+    it reports itself), the least one counts; a device with a budget of its own that nothing fits
+    drops out.
     """
 
     generic: Budget | None = None
     """Of the diff that makes the next generation of G (`generic.releases`). A device that holds no
-    generation which the server knows is sent G whole, unless a budget of its own (its line in
-    `speakers`, or what it reports) is smaller: then it is refused."""
+    generation which the server knows is sent G whole. A budget of a device's own (its line in
+    `speakers`, or what it reports) bounds all that brings it to G together, a chain of diffs, one
+    diff or the whole: where nothing is within it, the device is refused."""
     base: Budget | None = None
     """Of what brings a device M_s, or the mix of P_s and M_s."""
     personal: Budget | None = None

@@ -1,6 +1,7 @@
 """Runs whose models travel as diffs: what is sent, how large it is, and what comes of it."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -312,6 +313,41 @@ def test_whose_budget_allows_neither_diff_nor_whole_is_refused_with_the_reason(c
     assert failure["reason"].startswith("it holds no generation; what leads from there to ")
     assert failure["reason"].endswith(f" has {whole} bytes, and its budget is 10000 bytes")
     assert found["speakers"] == CLIENTS - 1
+
+
+def test_whose_own_budget_nothing_fits_drops_out_alone(corpus, tmp_path):
+    lines = tmp_path / "speakers.csv"
+    lines.write_text("speaker,generic,base,personal\nt04,,20B,\nt05,,,30B\n")
+    asked = settings(
+        corpus,
+        federation={"bases": ["mean"], "quorum": 0.1},
+        budget={"speakers": str(lines), "base": "4x"},
+    )
+    found = results(simulate(asked, tmp_path / "run"))
+    failures = {one["speaker"]: (one["message"], one["reason"]) for one in found["failures"]}
+    assert failures.keys() == {pseudonym(0, "t04"), pseudonym(0, "t05")}
+    for speaker, kind, what, most in (
+        ("t04", protocol.EVALUATE, "M_s", 20),
+        ("t05", protocol.PERSONALIZE, "P_s", 30),
+    ):
+        message, reason = failures[pseudonym(0, speaker)]
+        told = rf"{what}: a budget of {most} bytes is too small: the least is \d+ bytes"
+        assert message == kind and re.fullmatch(told, reason)
+    assert found["speakers"] == CLIENTS - 2
+
+
+def test_a_release_that_was_made_within_a_larger_budget_is_not_taken(line, corpus, tmp_path):
+    line, _runs = line
+    asked = settings(
+        corpus,
+        seed=1,
+        federation={"bases": ["mean"]},
+        generic={"releases": str(line.folder)},
+        budget={"generic": "600B"},
+    )
+    told = r"budget\.generic: 600 bytes, and .* has a release of this G of \d+ bytes, made within"
+    with pytest.raises(DiffError, match=told):
+        simulate(asked, tmp_path / "again")
 
 
 def test_a_budget_too_small_for_the_next_generation_is_told(line, corpus, tmp_path):

@@ -87,6 +87,19 @@ def test_a_bad_answer_is_its_own_speakers_failure(crowd, good_alone, tmp_path):
 
 
 @pytest.mark.faults
+def test_a_device_that_cannot_say_who_it_is_is_its_own_failure(crowd, good_alone, tmp_path):
+    plan([fault(protocol.DESCRIBE, "t06", "raise")])
+    experiment = settings(crowd, partition={"clients": (*GOOD, "t06")}, federation={"bases": BASES})
+    run = simulate(experiment, tmp_path / "run", client=APP)
+    (failure,) = results(run)["failures"]
+    assert {**failure, "reason": ""} == {
+        "speaker": pseudonym(0, "t06"), "round": 0, "message": protocol.DESCRIBE, "reason": ""
+    }  # fmt: skip
+    assert failure["reason"].endswith(": RuntimeError: this client raises")
+    assert without_traffic(run) == without_traffic(good_alone)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("kind", "what"),
     [

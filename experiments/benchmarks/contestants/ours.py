@@ -54,7 +54,7 @@ def serve(channel: Channel, folder: Path, engine: Engine) -> None:
     try:
         with closing(Journal(run.journal)) as journal:
             recorded = RecordedGrid(grid, journal, folder)
-            members = describe(grid, journal, len(held.devices))
+            members = describe(grid, journal, [path.name for path in held.devices], 1.0).members
             recorded.know(members)
             channel.answer("ready")
             for job in channel:
