@@ -4,14 +4,12 @@ import importlib
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from packaging.requirements import Requirement
@@ -21,6 +19,7 @@ import fedspeech
 from fedspeech import machine, models
 from fedspeech.accelerator import computes_in_bf16
 from fedspeech.config import Config
+from fedspeech.finding import Finding, disk, gib
 from fedspeech.run_folder import cache_folder
 from fedspeech.simulation import sizing
 
@@ -31,26 +30,8 @@ SERVER_BYTES = 2 * 2**30
 """What the server's own process takes at most."""
 WORKER_BYTES = 400 * 2**20
 """Anonymous memory of a worker before its first message, measured."""
-LEAST_DISK = 2**30
 RAY_SECONDS = 120.0
 TRY_RAY = "from fedspeech.simulation import cluster; cluster.try_out()"
-
-
-class Finding(NamedTuple):
-    """One line: what was looked at, what was found, and what to do where that is not enough."""
-
-    name: str
-    found: str
-    todo: str = ""
-    needed: bool = True
-    """Whether nothing runs without it."""
-
-    @property
-    def status(self) -> str:
-        """`ok`, `missing`, or `optional` for what is missing and not needed by everybody."""
-        if not self.todo:
-            return "ok"
-        return "missing" if self.needed else "optional"
 
 
 def findings() -> Iterator[Finding]:
@@ -65,7 +46,7 @@ def findings() -> Iterator[Finding]:
         yield _root_package(name)
     yield _ray()
     for what, folder in (("disk for runs", Path.cwd()), ("disk for the cache", cache_folder())):
-        yield _disk(what, folder)
+        yield disk(what, folder)
     yield _espeak()
     for model in models.MODELS:
         yield _speakers_at_once(model)
@@ -74,12 +55,12 @@ def findings() -> Iterator[Finding]:
 def _memory() -> Finding:
     free, limit = machine.memory_free_bytes(), machine.memory_limit_bytes()
     least = SERVER_BYTES + WORKER_BYTES
-    todo = f"at least {_gib(least)} have to be free" if free < least else ""
-    return Finding("memory", f"{_gib(free)} free of {_gib(limit)}", todo)
+    todo = f"at least {gib(least)} have to be free" if free < least else ""
+    return Finding("memory", f"{gib(free)} free of {gib(limit)}", todo)
 
 
 def _gpus() -> Finding:
-    there = [f"{gpu.name}, {_gib(gpu.free_bytes)} free" for gpu in machine.gpus()]
+    there = [f"{gpu.name}, {gib(gpu.free_bytes)} free" for gpu in machine.gpus()]
     if there:
         hint = "workers on Ray train on them where engine.gpus_per_worker is above 0"
         return Finding("GPUs", "; ".join([*there, hint]))
@@ -172,13 +153,6 @@ def _ray() -> Finding:
     return Finding("Ray", "does not start", f'{said[-1]}; engine.grid = "in-process" does without')
 
 
-def _disk(what: str, folder: Path) -> Finding:
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
-    free = shutil.disk_usage(there).free
-    todo = f"at least {_gib(LEAST_DISK)} have to be free" if free < LEAST_DISK else ""
-    return Finding(what, f"{_gib(free)} free in {there}", todo)
-
-
 def _espeak() -> Finding:
     todo = "pip install 'fedspeech[synthetic]'; the demo speaks its corpus with it"
     try:
@@ -196,7 +170,7 @@ def _speakers_at_once(model: str) -> Finding:
     each = sizing.bytes_each(settings)
     with torch.device("meta"):
         size = models.parameters(models.build(model, settings.features.dimension, sizing.UNITS))
-    about = f"{size / 1e6:.1f} million parameters, about {_gib(each)} a speaker"
+    about = f"{size / 1e6:.1f} million parameters, about {gib(each)} a speaker"
     if gpus := machine.gpus():
         most = sum(int(sizing.SHARE * gpu.free_bytes / each) for gpu in gpus)
         return _at_once(model, f"{about}: {most} speakers at once as stacks", most)
@@ -208,10 +182,6 @@ def _speakers_at_once(model: str) -> Finding:
 def _at_once(model: str, found: str, most: int) -> Finding:
     todo = "" if most >= 1 else "more memory, or a smaller model"
     return Finding(f"model {model}", found, todo, needed=False)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 def _first_line(text: str) -> str:

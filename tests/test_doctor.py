@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedspeech import cli, doctor, machine, models
+from fedspeech import cli, doctor, finding, machine, models
 
 
 def the(name: str, findings) -> doctor.Finding:
@@ -153,8 +153,8 @@ def test_a_full_disk_and_little_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "gpus", list)
     assert ": 2 speakers at once" in doctor._speakers_at_once("tdnn-tiny").found
     assert doctor._speakers_at_once("tdnn").status == "optional"
-    monkeypatch.setattr(doctor, "LEAST_DISK", 2**60)
-    found = doctor._disk("disk for runs", tmp_path / "not" / "there")
+    monkeypatch.setattr(finding, "LEAST_DISK", 2**60)
+    found = finding.disk("disk for runs", tmp_path / "not" / "there")
     assert found.found.endswith(f"free in {tmp_path}")
     assert found.status == "missing"
 

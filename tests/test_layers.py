@@ -33,9 +33,10 @@ BELOW = {
     "signing": {"errors"},
     "key_files": {"tensors", "errors"},
     # A run of diffs is nothing but trainings: it keeps its own folder, and says how far it is.
+    # How a training goes about it follows from the memory that is free.
     "training": {
         *("models", "features", "corpus", "decoding", "evaluation", "diff"),
-        *("run_folder", "progress"),
+        *("run_folder", "progress", "machine"),
         *COMMON,
     },
     "privacy": {"models", "features", "evaluation", *COMMON},

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fedspeech import __version__
-from fedspeech.cli import corpus, device, diff, keys, transcribe
+from fedspeech.cli import corpus, device, diff, doctor, keys, transcribe
 from fedspeech.cli.experiment import File, Overrides
 from fedspeech.errors import FedSpeechError
 
@@ -36,6 +36,7 @@ app.add_typer(diff.app, name="diff")
 app.add_typer(device.app, name="device")
 app.add_typer(keys.app, name="keys")
 app.command()(transcribe.transcribe)
+app.command()(doctor.doctor)
 
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Flower and Ray log.")]
 DEMO = Path("experiments/demo.toml")
@@ -130,35 +131,6 @@ def _show(folder: Path) -> None:
     console = Console()
     report.show(json.loads((folder / "results.json").read_text(encoding="utf-8")), console)
     console.print(f"\nreport: {folder / 'report.html'}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def doctor() -> None:
-    """Say what this machine offers and what is missing. Example: `fedspeech doctor`.
-
-    The exit status is 1 where something is missing that every run needs.
-    """
-    console = Console()
-    try:
-        from fedspeech import doctor as doctor_
-    except ImportError as error:
-        console.print(f"missing  {error}; install fedspeech anew", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-
-    found: list[doctor_.Finding] = []
-    if console.is_terminal:
-        with console.status("looking around"):
-            found += doctor_.findings()
-        table = Table(*(Column(name, overflow="fold") for name in ("", "what", "found", "to do")))
-        for one in found:
-            table.add_row(one.status, one.name, one.found, one.todo)
-        console.print(table)
-    else:
-        for one in doctor_.findings():
-            found.append(one)
-            line = f"{one.status:<9}{one.name}: {one.found}{'; ' if one.todo else ''}{one.todo}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(any(one.status == "missing" for one in found))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from fedspeech.errors import CorpusError
 from fedspeech.tensors import raw
 from fedspeech.units import Units
 
-LEAST_SECONDS, MOST_SECONDS = 0.1, 30.0
+LEAST_SECONDS, MOST_SECONDS = 0.1, 20.0
 """Shorter than a syllable; longer than what a small box can train on at once."""
 SILENCE = 1e-3
 """Of full scale: where nothing is louder than -60 dB, nothing was said."""

@@ -61,6 +61,14 @@ class Course:
         """Minibatches in an epoch; the last one may be smaller."""
         return math.ceil(len(self.utterances) / self.settings.batch_size)
 
+    @property
+    def largest_batch(self) -> tuple[int, int]:
+        """The most utterances and frames that a minibatch can have."""
+        frames = max(
+            len(each) for utterance in self.utterances for each in utterance.log_mel.values()
+        )
+        return min(self.settings.batch_size, len(self.utterances)), frames
+
     def draws(self, epoch: int) -> Draws:
         """The generator of an epoch, counted from 0: for `updates`, and for the model's dropout."""
         seed, round, speaker, purpose = self._name

@@ -3,6 +3,7 @@
 import torch
 
 from fedspeech.accelerator import autocast, place
+from fedspeech.training import thrift
 from fedspeech.training.course import Course, Update
 from fedspeech.training.criteria import CRITERIA
 
@@ -14,6 +15,7 @@ class Loop:
         self.model = model.to(place())
         self.course, self.settings = course, course.settings
         self.criterion = CRITERIA[criterion]
+        thrift.settle(self.model, *course.largest_batch)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=0.0, weight_decay=self.settings.weight_decay, fused=True
         )

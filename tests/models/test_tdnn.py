@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +224,62 @@ def test_a_variance_that_a_rounded_diff_left_below_zero_is_zero(tiny):
         into.append(models.stack(model)(stacked, features[None], lengths[None])[0][0])
     for one, other in zip(wanted, found, strict=True):
         assert one.isfinite().all() and torch.equal(one, other)
+
+
+# Training in little memory.
+
+
+def trained(model: TDNN, recomputes: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Logits, gradients and running statistics of one step with dropout, and the next draw."""
+    model = copy.deepcopy(model).train()
+    model.recomputes = recomputes
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.3
+    with seeding.scoped(0, 0, "", "a step"):
+        logits, _ = model(*speech(41, 60, 17))
+        logits.square().mean().backward()
+        after = torch.rand(3)
+    gradients = {name: each.grad for name, each in model.named_parameters()}
+    return {"logits": logits.detach(), **gradients, **running(model)}, after
+
+
+def test_a_layer_that_is_computed_twice_gives_the_same_bits(tiny):
+    kept, after = trained(tiny, recomputes=False)
+    again, as_well = trained(tiny, recomputes=True)
+    assert kept.keys() == again.keys()
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    assert torch.equal(after, as_well)
+    assert not torch.equal(
+        kept["tdnn.0.norm.running_mean"], running(tiny)["tdnn.0.norm.running_mean"]
+    )
+
+
+def test_in_evaluation_nothing_is_computed_twice(tiny):
+    tiny.recomputes = True
+    tiny.eval()
+    calls = []
+    tiny.tdnn[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    tiny(*speech(30))[0].sum().backward()
+    assert calls == [1]
+    tiny.train()(*speech(30, 20))[0].sum().backward()
+    assert calls == [1] * 3
+
+
+def test_what_training_keeps_of_the_layers_is_known_beforehand():
+    """By the storages that autograd saves, without those of the weights."""
+    with seeding.scoped(0, 0, "", "wide"):
+        model = TDNN(FEATURES, UNITS, width=256, layers=(Layer(1), Layer(3, 1), Layer(3, 2)))
+    own = {each.untyped_storage().data_ptr() for each in model.state_dict().values()}
+    kept = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = model.train()(*speech(300, 300, 300))
+    found = sum(size for place, size in kept.items() if place not in own)
+    assert out[0].shape[0] == 3
+    assert 0.75 < model.kept_bytes(3, 300) / found < 1.33
