@@ -1,4 +1,4 @@
-"""How safetensors lays a model out in a file, so that one can be written tensor by tensor.
+"""How safetensors lays a model out in a file, so that one can be read and written run by run.
 
 The format is that of https://github.com/huggingface/safetensors: the length of a JSON header in
 eight bytes, the header, and the values. The library itself writes whole models only.
@@ -7,15 +7,16 @@ eight bytes, the header, and the values. The library itself writes whole models 
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from fedspeech.errors import ModelError
-from fedspeech.tensors import TensorStream, raw
 
 DTYPES = {
     torch.bool: "BOOL",
@@ -37,6 +38,17 @@ DTYPES = {
 }
 """Their names in the file, where tensors of the last of these come first."""
 NOTES = "__metadata__"
+LENGTH = struct.Struct("<Q")
+RUN_BYTES = 2**18
+"""Of a tensor that are in memory at a time; whole values, whatever their dtype."""
+
+
+class Stored(NamedTuple):
+    """A tensor whose values come some at a time: as bytes (uint8), row by row."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    runs: Iterable[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -68,14 +80,49 @@ def read(path: Path) -> Layout:
     return Layout({name: (dtypes[dtype], shape) for name, (dtype, shape) in found.items()}, notes)
 
 
-def write(path: Path, layout: Layout, model: TensorStream) -> None:
-    """Fill a file with one tensor after another: to the byte what safetensors writes of a whole."""
+def stream(path: Path, layout: Layout) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a file in the order of their names; their values are read when they are asked
+    for, and before the next tensor is.
+
+    Raises ModelError where the file cannot be read, or ends early.
+    """
+    try:
+        with path.open("rb") as file:
+            starts = _starts(file)
+            for name, (dtype, shape) in layout.tensors.items():
+                size = math.prod(shape) * dtype.itemsize
+                yield name, Stored(dtype, shape, _read_runs(file, starts[name], size))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: not a readable model: {error}") from error
+
+
+def _starts(file: BinaryIO) -> dict[str, int]:
+    (size,) = LENGTH.unpack(file.read(LENGTH.size))
+    header = json.loads(file.read(size))
+    first = LENGTH.size + size
+    header.pop(NOTES, None)
+    return {name: first + about["data_offsets"][0] for name, about in header.items()}
+
+
+def _read_runs(file: BinaryIO, start: int, size: int) -> Iterator[np.ndarray]:
+    for first in range(start, start + size, RUN_BYTES):
+        file.seek(first)
+        data = file.read(min(RUN_BYTES, start + size - first))
+        if not data:
+            raise ValueError("it ends early")
+        yield np.frombuffer(data, np.uint8)
+
+
+def write(path: Path, layout: Layout, model: Iterable[tuple[str, Iterable[memoryview]]]) -> None:
+    """Fill a file with one tensor after another, given as runs of bytes: to the byte what
+    safetensors writes of a whole."""
     header, starts = _header(layout)
     with path.open("wb") as file:
         file.write(header)
-        for name, tensor in model:
+        for name, runs in model:
             file.seek(len(header) + starts[name])
-            file.write(raw(tensor))
+            for run in runs:
+                file.write(run)
 
 
 def _header(layout: Layout) -> tuple[bytes, dict[str, int]]:
@@ -90,4 +137,4 @@ def _header(layout: Layout) -> tuple[bytes, dict[str, int]]:
         entries[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": offsets}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, starts
+    return LENGTH.pack(len(text)) + text, starts

@@ -47,8 +47,20 @@ def sha256_of(stream: TensorStream) -> str:
 
 def hash_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
     """One more tensor, in the order of names."""
-    digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-    digest.update(raw(tensor))
+    hash_values(digest, name, tensor.dtype, tuple(tensor.shape), [raw(tensor)])
+
+
+def hash_values(
+    digest: "hashlib._Hash",
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    runs: Iterable[memoryview],
+) -> None:
+    """`hash_tensor` for values that come as some runs of bytes."""
+    digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+    for run in runs:
+        digest.update(run)
 
 
 def raw(tensor: torch.Tensor) -> memoryview:

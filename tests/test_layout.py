@@ -7,6 +7,7 @@ from safetensors.torch import save
 from fedspeech import layout, tensors
 from fedspeech.errors import ModelError
 from fedspeech.layout import DTYPES, Layout
+from fedspeech.tensors import raw
 
 
 def model() -> dict[str, torch.Tensor]:
@@ -25,10 +26,16 @@ def layout_of(model, notes) -> Layout:
 @pytest.mark.parametrize("notes", [{}, {"format": "pt"}])
 def test_it_is_the_file_that_safetensors_writes(tmp_path, notes):
     path, found = tmp_path / "x", model()
-    layout.write(path, layout_of(found, notes), iter(found.items()))
+    runs = ((name, [raw(t)[:3], raw(t)[3:]]) for name, t in found.items())
+    layout.write(path, layout_of(found, notes), runs)
     whole = {name: tensor.contiguous() for name, tensor in found.items()}
     assert path.read_bytes() == save(whole, notes or None)
     assert layout.read(path) == layout_of(found, notes)
+    read = {
+        name: (held.dtype, held.shape, b"".join(held.runs))
+        for name, held in layout.stream(path, layout.read(path))
+    }
+    assert read == {n: (t.dtype, tuple(t.shape), raw(t).tobytes()) for n, t in found.items()}
     assert tensors.sha256(tensors.read(path)) == tensors.sha256(found)
 
 

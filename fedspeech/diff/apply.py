@@ -3,8 +3,10 @@
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +16,8 @@ from fedspeech.diff import hashed, sparse, wire
 from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
 from fedspeech.diff.values import values
 from fedspeech.errors import DiffError
-from fedspeech.layout import Layout
-from fedspeech.tensors import (
-    Tensors,
-    TensorStream,
-    hash_tensor,
-    sha256,
-    sha256_of,
-    stream,
-    write_whole,
-)
+from fedspeech.layout import Layout, Stored
+from fedspeech.tensors import Tensors, TensorStream, hash_values, sha256, write_whole
 
 
 def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
@@ -62,23 +56,21 @@ def apply_file(old: Path, data: bytes, new: Path) -> str:
     """
     diff = wire.decode(data)
     before = layout.read(old)
-    check_base(diff, sha256_of(_mapped_apart(old, before)))
+    digest = hashlib.sha256()
+    for name, held in layout.stream(old, before):
+        hash_values(digest, name, held.dtype, held.shape, (run.data for run in held.runs))
+    check_base(diff, digest.hexdigest())
     values = sum(math.prod(shape) for _, shape in before.tensors.values())
     wire.check_fresh(diff.entries, len(data), values)
 
     def save(part: Path) -> None:
         digest = hashlib.sha256()
-        model = _hashed(update(_mapped_apart(old, before), diff), digest)
-        layout.write(part, _layout(before, diff), model)
+        merged = _merged(layout.stream(old, before), diff, partial(_stored, diff))
+        layout.write(part, _layout(before, diff), _hashed(merged, digest))
         check_result(diff, digest.hexdigest())
 
     write_whole(new, save)
     return diff.result
-
-
-def _mapped_apart(path: Path, layout: Layout) -> TensorStream:
-    """The tensors of a file; what was mapped for one goes when it goes, and not at the end."""
-    return (pair for name in layout.tensors for pair in stream(path, [name]))
 
 
 def _layout(old: Layout, diff: Diff) -> Layout:
@@ -91,11 +83,19 @@ def _layout(old: Layout, diff: Diff) -> Layout:
     return Layout(found, old.notes)
 
 
-def _hashed(stream: TensorStream, digest: "hashlib._Hash") -> TensorStream:
-    """What passes, and is hashed as it does."""
-    for name, tensor in stream:
-        hash_tensor(digest, name, tensor)
-        yield name, tensor
+def _hashed(
+    stream: Iterable[tuple[str, Stored]], digest: "hashlib._Hash"
+) -> Iterator[tuple[str, Iterable[memoryview]]]:
+    """The runs of each tensor, which are hashed as they pass."""
+    for name, (dtype, shape, runs) in stream:
+        hash_values(digest, name, dtype, shape, ())
+        yield name, _hashed_runs(runs, digest)
+
+
+def _hashed_runs(runs: Iterable[np.ndarray], digest: "hashlib._Hash") -> Iterator[memoryview]:
+    for run in runs:
+        digest.update(run.data)
+        yield run.data
 
 
 def check_base(diff: Diff, found: str) -> None:
@@ -115,56 +115,80 @@ def update(base: TensorStream, diff: Diff) -> Iterator[tuple[str, torch.Tensor]]
 
     The base comes in the order of names as well. Raises DiffError where it lacks a tensor.
     """
+    return _merged(base, diff, partial(_tensor, diff))
+
+
+Held = TypeVar("Held")
+
+
+def _merged(
+    base: Iterable[tuple[str, Held]], diff: Diff, changed: Callable[[Entry, Held | None], Held]
+) -> Iterator[tuple[str, Held]]:
+    """The tensors that stay, and what `changed` makes of the others, in the order of names."""
     waiting = deque(diff.entries)
-    for name, tensor in base:
+
+    def made(entry: Entry, held: Held | None) -> Iterator[tuple[str, Held]]:
+        if held is None and entry.change in (Change.CHANGED, Change.GROWN, Change.REMOVED):
+            raise DiffError(f"the diff changes tensor {entry.name!r}, which the model lacks")
+        if entry.change != Change.REMOVED:
+            yield entry.name, changed(entry, held)
+
+    for name, held in base:
         while waiting and waiting[0].name < name:
-            yield from _changed(waiting.popleft(), None, diff)
+            yield from made(waiting.popleft(), None)
         if waiting and waiting[0].name == name:
-            yield from _changed(waiting.popleft(), tensor, diff)
+            yield from made(waiting.popleft(), held)
         else:
-            yield name, tensor
+            yield name, held
     for entry in waiting:
-        yield from _changed(entry, None, diff)
+        yield from made(entry, None)
 
 
-def _changed(
-    entry: Entry, old: torch.Tensor | None, diff: Diff
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The entry's new tensor; nothing where it is removed."""
-    if entry.change in (Change.CHANGED, Change.GROWN, Change.REMOVED) and old is None:
-        raise DiffError(f"the diff changes tensor {entry.name!r}, which the model lacks")
+def _tensor(diff: Diff, entry: Entry, old: torch.Tensor | None) -> torch.Tensor:
+    """The entry's new tensor."""
     if entry.change == Change.VERBATIM:
-        yield entry.name, _verbatim(entry)
-    elif entry.change != Change.REMOVED:
-        bases = _bases(entry, old)
-        # A diff that goes beyond float32 is found by the hash of its result.
-        with np.errstate(over="ignore", invalid="ignore"):
-            runs = [
-                segment_values(diff, entry.name, number, base, segment)
-                for number, (base, segment) in enumerate(zip(bases, entry.segments, strict=True))
-            ]
-        flat = runs[0] if len(runs) == 1 else np.concatenate(runs)
-        yield entry.name, torch.from_numpy(flat).reshape(entry.shape)
+        return _verbatim(entry)
+    runs: Iterable[np.ndarray] = ()
+    if old is not None and entry.change != Change.FRESH:
+        _check_shape(entry, old.dtype, tuple(old.shape))
+        runs = _blocks(old.detach().cpu().contiguous().reshape(-1).numpy())
+    flat = _gathered(_new_runs(diff, entry, runs), math.prod(entry.shape))
+    return torch.from_numpy(flat).reshape(entry.shape)
 
 
-def _bases(entry: Entry, old: torch.Tensor | None) -> list[np.ndarray]:
-    """What each segment starts from, float32 of shape (values,)."""
-    if old is None or entry.change == Change.FRESH:
-        return [np.zeros(segment.values, np.float32) for segment in entry.segments]
+def _stored(diff: Diff, entry: Entry, old: Stored | None) -> Stored:
+    """The entry's new tensor, whose runs are computed as they are asked for."""
+    if entry.change == Change.VERBATIM:
+        content = np.frombuffer(entry.content, np.uint8)
+        return Stored(getattr(torch, entry.dtype), entry.shape, [content])
+    runs: Iterable[np.ndarray] = ()
+    if old is not None and entry.change != Change.FRESH:
+        _check_shape(entry, old.dtype, old.shape)
+        runs = (run.view(np.float32) for run in old.runs)
+    new = _new_runs(diff, entry, runs)
+    return Stored(torch.float32, entry.shape, (run.view(np.uint8) for run in new))
+
+
+def _check_shape(entry: Entry, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     before = (entry.rows, *entry.shape[1:]) if entry.change == Change.GROWN else entry.shape
-    if old.dtype != torch.float32 or tuple(old.shape) != before:
+    if dtype != torch.float32 or shape != before:
         raise DiffError(
             f"the diff changes tensor {entry.name!r} of float32 {before}; the model has "
-            f"{str(old.dtype).removeprefix('torch.')} {tuple(old.shape)}"
+            f"{str(dtype).removeprefix('torch.')} {shape}"
         )
-    flat = old.detach().cpu().contiguous().reshape(-1).numpy()
-    return [flat, *(np.zeros(s.values, np.float32) for s in entry.segments[1:])]
 
 
-def segment_values(
-    diff: Diff, name: str, number: int, base: np.ndarray, segment: Segment
-) -> np.ndarray:
-    """The new values of a tensor's segment (0: the first, 1: the new rows), float32."""
+def _new_runs(diff: Diff, entry: Entry, old: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The entry's new values, float32, run by run; `old` are those of the base's tensor."""
+    for number, segment in enumerate(entry.segments):
+        fresh = number or entry.change == Change.FRESH
+        base = _zeros(segment.values) if fresh else old
+        yield from _segment_runs(diff, entry.name, number, base, segment)
+
+
+def _segment_runs(
+    diff: Diff, name: str, number: int, base: Iterable[np.ndarray], segment: Segment
+) -> Iterable[np.ndarray]:
     if not len(segment.codes):
         return base
     if segment.form == Form.SPARSE:
@@ -172,6 +196,30 @@ def segment_values(
     array = values(segment.codes, diff.kind, segment.scale)
     keys = hashed.keys(diff.seed, name, number, diff.hashes)
     return hashed.apply(base, array, keys, segment.form == Form.ADDITIVE)
+
+
+def segment_values(
+    diff: Diff, name: str, number: int, base: np.ndarray, segment: Segment
+) -> np.ndarray:
+    """The new values of a tensor's segment (0: the first, 1: the new rows), float32."""
+    return _gathered(_segment_runs(diff, name, number, _blocks(base), segment), len(base))
+
+
+def _blocks(flat: np.ndarray) -> Iterator[np.ndarray]:
+    return (flat[first:last] for first, last in hashed.blocks(len(flat)))
+
+
+def _zeros(count: int) -> Iterator[np.ndarray]:
+    return (np.zeros(last - first, np.float32) for first, last in hashed.blocks(count))
+
+
+def _gathered(runs: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """Some runs as one array, float32 of shape (count,)."""
+    flat, first = np.empty(count, np.float32), 0
+    for run in runs:
+        flat[first : first + len(run)] = run
+        first += len(run)
+    return flat
 
 
 def _verbatim(entry: Entry) -> torch.Tensor:

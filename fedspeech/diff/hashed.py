@@ -8,7 +8,7 @@ FORMAT.md specifies the hash and the order of the float32 operations to the bit.
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,15 +76,21 @@ def has_zero_row(matrix: np.ndarray) -> bool:
     return not matrix.any(axis=1).all()
 
 
-def apply(base: np.ndarray, array: np.ndarray, keys: Sequence[Key], additive: bool) -> np.ndarray:
-    """W_new of a segment: all float32, `base` of shape (values,), A of shape (cells,)."""
-    new = np.empty_like(base)
-    for first, last in blocks(len(base)):
-        change = sums(array, keys, first, last)
-        if not additive:
-            change *= np.abs(base[first:last])
-        np.add(base[first:last], change, out=new[first:last])
-    return new
+def apply(
+    base: Iterable[np.ndarray], array: np.ndarray, keys: Sequence[Key], additive: bool
+) -> Iterator[np.ndarray]:
+    """W_new of a segment, run by run as the base comes: all float32, A of shape (cells,)."""
+    first = 0
+    for run in base:
+        last = first + len(run)
+        # A diff that goes beyond float32 is found by the hash of its result.
+        with np.errstate(over="ignore", invalid="ignore"):
+            change = sums(array, keys, first, last)
+            if not additive:
+                change *= np.abs(run)
+            change += run
+        yield change
+        first = last
 
 
 def fit(

@@ -1,5 +1,8 @@
 """The sparse form: what is added to the values that change most, and where they are."""
 
+from collections.abc import Iterable, Iterator
+from functools import partial
+
 import numpy as np
 
 from fedspeech.diff.compare import Part
@@ -7,6 +10,9 @@ from fedspeech.diff.contents import Form, Segment
 from fedspeech.diff.fields import damaged
 from fedspeech.diff.hashed import blocks
 from fedspeech.diff.values import Kind, codes, scale_of, values
+
+BEYOND = partial(np.errstate, over="ignore", invalid="ignore")
+"""A diff that goes beyond float32 is found by the hash of its result."""
 
 
 def segment(part: Part, places: np.ndarray, kind: Kind, step: float) -> Segment:
@@ -30,18 +36,49 @@ def segment(part: Part, places: np.ndarray, kind: Kind, step: float) -> Segment:
     return Segment(count, Form.SPARSE, scale, stored, gaps.astype(np.uint32))
 
 
-def apply(base: np.ndarray, segment: Segment, kind: Kind) -> np.ndarray:
-    """The segment's new values (float32). Raises DiffError for a place beyond the last value."""
-    new = base.copy()
+def apply(base: Iterable[np.ndarray], segment: Segment, kind: Kind) -> Iterator[np.ndarray]:
+    """The segment's new values (float32), run by run as the base comes.
+
+    Raises DiffError for a place beyond the last value.
+    """
+    if len(segment.codes) == segment.values:
+        return _everywhere(base, segment, kind)
+    return _at_places(base, segment, kind)
+
+
+def _everywhere(base: Iterable[np.ndarray], segment: Segment, kind: Kind) -> Iterator[np.ndarray]:
+    first = 0
+    for run in base:
+        last = first + len(run)
+        with BEYOND():
+            new = run + values(segment.codes[first:last], kind, segment.scale)
+        yield new
+        first = last
+
+
+def _at_places(base: Iterable[np.ndarray], segment: Segment, kind: Kind) -> Iterator[np.ndarray]:
+    first, changes = 0, _changes(segment, kind)
+    places, added = next(changes)
+    for run in base:
+        new, last = run.copy(), first + len(run)
+        while len(places):
+            here = int(np.searchsorted(places, last))
+            with BEYOND():
+                new[places[:here] - first] += added[:here]
+            places, added = places[here:], added[here:]
+            if len(places):
+                break
+            places, added = next(changes, (places, added))
+        yield new
+        first = last
+
+
+def _changes(segment: Segment, kind: Kind) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places (int64, ascending) and what is added there, some at a time."""
     place = 0
     for first, last in blocks(len(segment.codes)):
-        added = values(segment.codes[first:last], kind, segment.scale)
-        if len(segment.codes) == len(base):
-            new[first:last] += added
-            continue
         places = np.cumsum(segment.gaps[first:last].astype(np.int64) + 1) + place - 1
         place = int(places[-1]) + 1
-        if place > len(base):
-            raise damaged(f"a change of value {place - 1} of {len(base)}")
-        new[places] += added
-    return new
+        if place > segment.values:
+            raise damaged(f"a change of value {place - 1} of {segment.values}")
+        yield places, values(segment.codes[first:last], kind, segment.scale)

@@ -74,7 +74,9 @@ def test_applying_is_the_formula_in_float32(additive, hashes):
         total = total + array[hashed.cells(key, 0, values, 50)]
     wanted = base + (total if additive else total * np.abs(base))
     assert wanted.dtype == np.float32
-    found = hashed.apply(base, array, keys, additive)
+    runs = list(hashed.apply([base[:70], base[70:71], base[71:]], array, keys, additive))
+    assert list(map(len, runs)) == [70, 1, values - 71]
+    found = np.concatenate(runs)
     assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
     # And the sum itself is that of the incidence matrix.
     few = incidence(keys, 40, 50) @ array.astype(float)

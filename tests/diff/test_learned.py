@@ -152,7 +152,7 @@ def test_the_forward_pass_is_what_the_device_computes_to_the_bit():
         keys = hashed.keys(3, "w", 0, 3)
         array = torch.randn(500, generator=DRAW)
         weight = HashedWeight(base, 500, keys, additive, True)(array).numpy().ravel()
-        device = hashed.apply(base.numpy().ravel(), array.numpy(), keys, additive)
+        (device,) = hashed.apply([base.numpy().ravel()], array.numpy(), keys, additive)
         assert_array_equal(weight.view(np.uint32), device.view(np.uint32))
 
 
