@@ -49,7 +49,9 @@ class Population:
         return tensors.stream(self.personal_path(speaker))
 
     def difference(self, speaker: str) -> Tensors:
-        """P_s - G."""
+        """P_s - G, which with G gives P_s again: to the bit where a value has at most doubled or
+        halved, else but for rounding.
+        """
         return dict(tensors.subtract(self.personal(speaker), dict(self.generic())))
 
     def keep(self, speaker: str, difference: Tensors) -> None:

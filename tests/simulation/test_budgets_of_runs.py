@@ -284,7 +284,7 @@ def test_a_device_behind_is_sent_what_leads_to_the_last_generation(line, corpus,
     hold(tmp_path / "behind", asked, devices.folders(before / "devices"), oldest)
     behind, diffs = recorded(asked, tmp_path / "behind")
     (first, *_) = devices.folders(behind / "devices")
-    expected = line.deliver(line.names[0], None)
+    expected = line.deliver(line.names[0], None, line.names[-1])
     got = [data for text, data in diffs.of(protocol.PERSONALIZE)]
     assert got == list(expected)
     assert Speaker(first).store.hash("generic") == line.names[-1]
