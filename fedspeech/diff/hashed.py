@@ -116,7 +116,8 @@ def fit(
         return moved + damping * array
 
     solved = _solved(product, target, diagonal + damping)
-    return np.clip(solved, -LARGEST, LARGEST).astype(np.float32)
+    array: np.ndarray = np.clip(solved, -LARGEST, LARGEST).astype(np.float32)
+    return array
 
 
 def _scattered(
