@@ -2,7 +2,8 @@
 
 A number v of b bits keeps its leading one and the `kept` bits after it; its tail is the other
 w = max(b - 1 - kept, 0) bits. The symbol (w << kept) + (v >> w) grows with v, so that small numbers
-are their own symbols. How many bits are kept is chosen for each stream by the measured size.
+are their own symbols. How many bits are kept is chosen for each stream by the measured size; and
+whether its code is of order 0, or of order 1: then there is a table for each number before.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,15 @@ BLOCK = 2**15
 """Numbers whose symbols are computed at a time; they stay in the cache."""
 LEAST_SCALE, MOST_SCALE = 8, 14
 NEARLY = 1 / 1024
+CONTEXTS, CONTEXT_SCALE = 16, 12
+"""Of order 1: tables, and what their frequencies sum to, so little that they stay in the cache."""
+ONCE = np.ones(1, np.int64)
+ORDER_1 = MOST_KEPT + 1
+"""Stands where the kept bits of a table would, before the tables of a stream of order 1."""
+SAMPLE = 2**15
+"""Numbers at the beginning of a stream that tell whether order 1 is worth its time."""
+WORTH = 1 / 32
+"""Of the size, what order 1 has to save."""
 SPARE = 8
 """A symbol has at most 1 - 2**-SPARE of the whole sum, so that no symbol costs nothing."""
 SYMBOLS_PER_BYTE = 2048
@@ -28,6 +38,11 @@ def encode(streams: Sequence[np.ndarray]) -> bytes:
     """The streams' numbers (uint32). Their counts are not in it; empty streams leave no trace."""
     tables, coded, low = [], [], []
     for numbers in filter(len, streams):
+        if is_order_1(numbers):
+            _, codes = _fit_order_1(numbers)
+            tables.append(bytes([ORDER_1]) + b"".join(_table_bytes(MOST_KEPT, *c) for c in codes))
+            coded.append((numbers.astype(np.uint16), _side_by_side(codes)))
+            continue
         finest, widths = _symbols(numbers, MOST_KEPT)
         _, kept, lowest, frequencies = _fit(finest)
         symbols, widths = _coarser(finest, widths, kept)
@@ -42,7 +57,10 @@ def encode(streams: Sequence[np.ndarray]) -> bytes:
 def about(streams: Sequence[np.ndarray]) -> int:
     """The bytes that `encode` gives, within some in a thousand, at a fraction of its work."""
     used = [numbers for numbers in streams if len(numbers)]
-    cost = sum(_fit(_symbols(numbers, MOST_KEPT)[0])[0] for numbers in used)
+    cost = sum(
+        _fit_order_1(numbers)[0] if is_order_1(numbers) else _fit_order_0(numbers)
+        for numbers in used
+    )
     return (cost >> 19) + rans.LANE_BYTES * rans.lanes(sum(map(len, used)))
 
 
@@ -162,6 +180,45 @@ def _fit(finest: np.ndarray) -> tuple[int, int, int, np.ndarray]:
     return cost, kept, lowest, frequencies
 
 
+def _fit_order_0(numbers: np.ndarray) -> int:
+    return _fit(_symbols(numbers, MOST_KEPT)[0])[0]
+
+
+def is_order_1(numbers: np.ndarray) -> bool:
+    """Whether a stream's code is of order 1: of many small numbers that follow from each other."""
+    if len(numbers) < SAMPLE or int(numbers.max()) >= 2 << MOST_KEPT:
+        return False
+    sample = numbers[:SAMPLE]
+    return _fit_order_1(sample)[0] < (1 - WORTH) * _fit_order_0(sample)
+
+
+def _fit_order_1(numbers: np.ndarray) -> tuple[int, list[tuple[int, np.ndarray]]]:
+    """Size (`_cost`); of each context the lowest symbol and frequencies from there on."""
+    size = int(numbers.max()) + 1
+    places = numbers.astype(np.intp)
+    places[1:] += np.minimum(places[:-1], CONTEXTS - 1) * size
+    histograms = np.bincount(places, minlength=CONTEXTS * size).reshape(CONTEXTS, size)
+    # The first number of a lane may be any of them, and has context 0.
+    histograms[0] += histograms.any(axis=0)
+    cost, codes = 0, []
+    for histogram in histograms:
+        # A context that never occurs has a table all the same.
+        lowest, frequencies = _normalized(histogram if histogram.any() else ONCE, CONTEXT_SCALE)
+        known = histogram[lowest : lowest + len(frequencies)]
+        cost += _cost(known, MOST_KEPT, lowest, frequencies)
+        codes.append((lowest, frequencies))
+    return cost, codes
+
+
+def _side_by_side(codes: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Frequencies (int64) of all symbols from 0 on, a row for each context."""
+    size = max(lowest + len(frequencies) for lowest, frequencies in codes)
+    rows = np.zeros((len(codes), size), np.int64)
+    for row, (lowest, frequencies) in zip(rows, codes, strict=True):
+        row[lowest : lowest + len(frequencies)] = frequencies
+    return rows
+
+
 def _scale(count: int) -> int:
     """Frequencies sum to two to the power of this."""
     return min(max(count.bit_length(), LEAST_SCALE), MOST_SCALE)
@@ -219,14 +276,24 @@ def _bit_lengths(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_table(fields: Fields, count: int) -> tuple[int, int, np.ndarray]:
-    """What `_table_bytes` wrote for a stream of `count` numbers."""
-    kept, lowest, size = fields.byte(), fields.varint(), fields.varint()
+    """Bits kept, lowest symbol and frequencies for a stream of `count` numbers."""
+    if (kept := fields.byte()) != ORDER_1:
+        return _read_order_0(fields, kept, _scale(count))
+    codes = [_read_order_0(fields, fields.byte(), CONTEXT_SCALE) for _ in range(CONTEXTS)]
+    if any(kept != MOST_KEPT for kept, *_ in codes):
+        raise damaged("tables that do not go together")
+    return MOST_KEPT, 0, _side_by_side([code[1:] for code in codes])
+
+
+def _read_order_0(fields: Fields, kept: int, scale: int) -> tuple[int, int, np.ndarray]:
+    """What `_table_bytes` wrote, after its first byte."""
+    lowest, size = fields.varint(), fields.varint()
     if kept > MOST_KEPT or lowest + size > len(_lowest_numbers(kept)):
         raise damaged("a table of symbols that there are not")
     pairs = np.frombuffer(fields.take((size + 1) // 2), np.uint8)
     lengths = np.stack([pairs & 15, pairs >> 4], 1).reshape(-1)[:size]
     frequencies = _numbers(fields, lengths.astype(np.uint16), 0, 0).astype(np.int64)
-    sum, most = 1 << _scale(count), int(frequencies.max(initial=0))
+    sum, most = 1 << scale, int(frequencies.max(initial=0))
     if int(frequencies.sum()) != sum or most > sum - (sum >> SPARE):
         raise damaged("frequencies that do not sum up")
     return kept, lowest, frequencies

@@ -1,11 +1,13 @@
-"""Interleaved rANS in integer NumPy: static codes of order 0, many symbols at a time.
+"""Interleaved rANS in integer NumPy: static codes of order 0 or 1, many symbols at a time.
 
 Duda, "Asymmetric numeral systems", 2013 (arXiv 1311.2540); Giesen, "Interleaved entropy coders",
 2014 (arXiv 1402.3392). Symbol number i of a stream goes to lane i modulo the number of lanes; all
-streams share the lanes, one stream after another. FORMAT.md says it to the bit.
+streams share the lanes, one stream after another. Of order 1, where a symbol's frequencies follow
+from the symbol before, each lane has a run of the stream instead, so that it knows that symbol.
+FORMAT.md says it to the bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,7 +20,9 @@ LANE_BYTES = 3
 """What a lane costs: of the 32 bits of its state, 8 on average say something."""
 
 Stream = tuple[np.ndarray, np.ndarray]
-"""Symbols, and the frequency of each possible symbol; frequencies sum to a power of two."""
+"""Symbols, and the frequency of each possible symbol; frequencies sum to a power of two. Of order
+1: a row of frequencies for each context, which is the symbol before, or the last row's number where
+that is less; the first of a lane has context 0."""
 
 
 def lanes(symbols: int) -> int:
@@ -42,12 +46,11 @@ def _push(
     states: np.ndarray, symbols: np.ndarray, frequencies: np.ndarray, words: list[np.ndarray]
 ) -> None:
     """Put a stream on top of the states, its last symbols first."""
-    scale, width = _scale(frequencies), len(states)
+    scale = _scale(frequencies)
     frequency = frequencies.astype(np.uint32)
-    start = _starts(frequency)
-    for first in reversed(range(0, len(symbols), width)):
-        # Places for NumPy; it would convert anything else each time.
-        block = symbols[first : first + width].astype(np.intp)
+    start = _starts(frequency).reshape(-1)
+    frequency = frequency.reshape(-1)
+    for block in _rounds_backwards(symbols, frequencies, len(states)):
         state, divisor = states[: len(block)], frequency[block]
         (over,) = (state >= divisor << np.uint32(STATE_BITS - scale)).nonzero()
         pushed = state[over]
@@ -56,6 +59,38 @@ def _push(
         # (x // f << scale) + x % f + start, with x % f = x - x // f * f
         state += state // divisor * (np.uint32(1 << scale) - divisor)
         state += start[block]
+
+
+def _rounds_backwards(
+    symbols: np.ndarray, frequencies: np.ndarray, width: int
+) -> Iterator[np.ndarray]:
+    """The last symbols of all lanes, those before, ...: as places in the flat frequencies."""
+    # Places for NumPy (intp); it would convert anything else each time.
+    if frequencies.ndim == 1:
+        for first in reversed(range(0, len(symbols), width)):
+            yield symbols[first : first + width].astype(np.intp)
+        return
+    count, (contexts, size) = len(symbols), frequencies.shape
+    rounds, used = _runs(count, width)
+    padded = np.zeros(rounds * used, symbols.dtype)
+    padded[:count] = symbols
+    in_rounds = np.ascontiguousarray(padded.reshape(used, rounds).T)
+    for place in reversed(range(rounds)):
+        block = in_rounds[place, : _still(count, place, rounds)].astype(np.intp)
+        if place:
+            block += np.minimum(in_rounds[place - 1, : len(block)], contexts - 1) * np.intp(size)
+        yield block
+
+
+def _runs(count: int, width: int) -> tuple[int, int]:
+    """Rounds of a stream of order 1, which are the symbols of a lane, and lanes that have any."""
+    rounds = -(-count // width)
+    return rounds, -(-count // rounds)
+
+
+def _still(count: int, place: int, rounds: int) -> int:
+    """Lanes that have a symbol in this round: the first ones."""
+    return -(-(count - place) // rounds)
 
 
 class Decoder:
@@ -74,22 +109,33 @@ class Decoder:
 
     def read(self, count: int, frequencies: np.ndarray) -> np.ndarray:
         """The next stream's symbols, uint16. Raises DiffError where words are missing."""
-        scale = np.uint32(_scale(frequencies))
-        symbol_of = np.repeat(np.arange(len(frequencies), dtype=np.uint16), frequencies)
-        frequency_of = frequencies.astype(np.uint32)[symbol_of]
-        slots = np.arange(1 << int(scale), dtype=np.uint32)
-        place_of = slots - _starts(frequencies.astype(np.uint32))[symbol_of]
-        last = slots[-1]
-        symbols = np.empty(count, np.uint16)
-        for first in range(0, count, len(self._states)):
-            block = symbols[first : first + len(self._states)]
-            state = self._states[: len(block)]
-            slot = (state & last).astype(np.intp)
-            block[:] = symbol_of[slot]
-            state >>= scale
-            state *= frequency_of[slot]
-            state += place_of[slot]
-            self._refill(state)
+        tables, width = _Tables(frequencies), len(self._states)
+        if frequencies.ndim == 1:
+            symbols = np.empty(count, np.uint16)
+            for first in range(0, count, width):
+                block = symbols[first : first + width]
+                block[:] = self._round(tables, len(block), None)
+            return symbols
+        rounds, used = _runs(count, width)
+        in_rounds = np.zeros((rounds, used), np.uint16)
+        context = None
+        for place, row in enumerate(in_rounds):
+            still = _still(count, place, rounds)
+            row[:still] = self._round(tables, still, context)
+            context = np.minimum(row, len(frequencies) - 1).astype(np.intp) << tables.scale
+        return in_rounds.T.reshape(-1)[:count]
+
+    def _round(self, tables: "_Tables", width: int, context: np.ndarray | None) -> np.ndarray:
+        """A symbol from each of the first lanes; a context is where its table begins."""
+        state = self._states[:width]
+        slot = (state & tables.last).astype(np.intp)
+        if context is not None:
+            slot += context[:width]
+        state >>= np.uint32(tables.scale)
+        state *= tables.frequency_of[slot]
+        state += tables.place_of[slot]
+        self._refill(state)
+        symbols: np.ndarray = tables.symbol_of[slot]
         return symbols
 
     def _refill(self, state: np.ndarray) -> None:
@@ -106,10 +152,25 @@ class Decoder:
             raise damaged("the coded words do not come out even")
 
 
+class _Tables:
+    """What each slot stands for; one context's slots after those of another."""
+
+    def __init__(self, frequencies: np.ndarray) -> None:
+        self.scale = _scale(frequencies)
+        self.last = np.uint32((1 << self.scale) - 1)
+        flat = frequencies.reshape(-1).astype(np.uint32)
+        places = np.repeat(np.arange(len(flat)), flat)
+        self.symbol_of = (places % frequencies.shape[-1]).astype(np.uint16)
+        self.frequency_of = flat[places]
+        slots = np.arange(len(places), dtype=np.uint32) & self.last
+        self.place_of = slots - _starts(frequencies.astype(np.uint32)).reshape(-1)[places]
+
+
 def _scale(frequencies: np.ndarray) -> int:
-    return int(frequencies.sum()).bit_length() - 1
+    """Of the sum of the frequencies; all contexts have the same."""
+    return int(frequencies.sum(-1).flat[0]).bit_length() - 1
 
 
 def _starts(frequencies: np.ndarray) -> np.ndarray:
-    starts: np.ndarray = np.cumsum(frequencies, dtype=np.uint32) - frequencies
+    starts: np.ndarray = np.cumsum(frequencies, -1, dtype=np.uint32) - frequencies
     return starts

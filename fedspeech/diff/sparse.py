@@ -5,12 +5,15 @@ from functools import partial
 
 import numpy as np
 
+from fedspeech.diff import entropy
 from fedspeech.diff.compare import Part
 from fedspeech.diff.contents import Form, Segment
 from fedspeech.diff.fields import damaged
 from fedspeech.diff.hashed import blocks
 from fedspeech.diff.values import Kind, codes, scale_of, values
 
+DENSE = 16
+"""One of so many values has to change before a code for every value is tried."""
 BEYOND = partial(np.errstate, over="ignore", invalid="ignore")
 """A diff that goes beyond float32 is found by the hash of its result."""
 
@@ -19,8 +22,8 @@ def segment(part: Part, places: np.ndarray, kind: Kind, step: float) -> Segment:
     """The segment that adds the part's change at the places (int64, ascending), as near as it can.
 
     int8 has steps of `step` units, or wider ones where the largest value needs them. Places where
-    nothing is left of the change are left out, unless most of the values change: then all have a
-    code, and there are no gaps.
+    nothing is left of the change are left out, unless most of the values change, or neighbours
+    change alike and it takes less: then all have a code, and there are no gaps.
     """
     wanted = part.change[places]
     scale = scale_of(wanted, step * part.unit)
@@ -28,12 +31,20 @@ def segment(part: Part, places: np.ndarray, kind: Kind, step: float) -> Segment:
     something = values(stored, kind, scale) != 0
     places, stored = places[something], stored[something]
     count = len(part.base)
-    if 2 * len(places) > count:
+    gaps = (np.diff(places, prepend=-1) - 1).astype(np.uint32)
+    if DENSE * len(places) > count:
         everywhere = np.zeros(count, np.uint32)
         everywhere[places] = stored
-        return Segment(count, Form.SPARSE, scale, everywhere)
-    gaps = np.diff(places, prepend=-1) - 1
-    return Segment(count, Form.SPARSE, scale, stored, gaps.astype(np.uint32))
+        if 2 * len(places) > count or _smaller(everywhere, gaps, stored, kind):
+            return Segment(count, Form.SPARSE, scale, everywhere)
+    return Segment(count, Form.SPARSE, scale, stored, gaps)
+
+
+def _smaller(everywhere: np.ndarray, gaps: np.ndarray, stored: np.ndarray, kind: Kind) -> bool:
+    """Whether a code for every value takes less: where neighbours change alike, in int8."""
+    if kind != Kind.INT8 or not entropy.is_order_1(everywhere):
+        return False
+    return entropy.about([everywhere]) < entropy.about([gaps, stored])
 
 
 def apply(base: Iterable[np.ndarray], segment: Segment, kind: Kind) -> Iterator[np.ndarray]:

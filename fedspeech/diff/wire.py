@@ -21,7 +21,7 @@ from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
 
 MAGIC = b"\x89FSDIFF\n"
-VERSION = 1
+VERSION = 2
 FIXED = struct.Struct("<8sHQ32s32sBBQ")
 """Magic, version, length, base, result, kind of values, hash functions, seed."""
 PREFIX = struct.Struct("<8sHQ")

@@ -247,8 +247,8 @@ DAMAGE = {
     "truncated": (lambda data: data[:-7], r"the diff is damaged: \d+ bytes, and its header says"),
     "flipped": (lambda d: d[:200] + bytes([d[200] ^ 4]) + d[201:], "its checksum does not fit"),
     "newer": (
-        lambda d: d[:8] + b"\2" + d[9:],
-        "the diff has format version 2, and this program knows versions up to 1; update it",
+        lambda d: d[:8] + b"\3" + d[9:],
+        "the diff has format version 3, and this program knows versions up to 2; update it",
     ),
     "other": (lambda data: b"PK" + data, "this is not a diff: it does not begin as one"),
     "empty": (lambda data: b"", "this is not a diff"),

@@ -280,3 +280,17 @@ def test_values_at_the_ends_of_float32(before, after, method, most):
     assert 0 <= made.lost <= 1
     if most is None and method is methods.Sparse:
         assert made.lost < 1e-12
+
+
+def test_neighbours_that_change_alike_take_less_than_compressors_need():
+    """int8: filters whose taps change alike, sent with a code for every value, zeros as well."""
+    draw = np.random.default_rng(4)
+    old = draw.normal(0, 0.1, (400, 40, 5)).astype(np.float32)
+    change = 0.01 * draw.normal(size=(400, 40, 1)) + 0.002 * draw.normal(size=old.shape)
+    new = {"w": torch.from_numpy((old + change).astype(np.float32))}
+    made = make({"w": torch.from_numpy(old)}, new, size(new) // 40)
+    (entry,) = wire.decode(made.data).entries
+    (segment,) = entry.segments
+    assert len(segment.codes) == segment.values and np.mean(segment.codes == 0) > 0.5
+    assert sha256(apply({"w": torch.from_numpy(old)}, made.data)) == sha256(made.result)
+    assert len(lzma.compress(segment.codes.astype(np.uint8).tobytes(), preset=9)) > len(made.data)

@@ -1,6 +1,7 @@
 """The code of gaps and codes, against a decoder that goes symbol by symbol."""
 
 import math
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_the_streams_sizes_add_up_but_for_lanes():
     ("data", "counts", "told"),
     [
         (bytes(4), [8193], "8193 numbers in 4 bytes"),
-        (bytes([9, 0, 2, 0]), [1], "symbols that there are not"),
+        (bytes([10, 0, 2, 0]), [1], "symbols that there are not"),
         (bytes([0, 30, 9]), [1], "symbols that there are not"),
         (bytes([0, 0, 0]), [1], "do not sum up"),
         (bytes([0, 0, 2, 0x22, 0]), [1], "do not sum up"),
@@ -173,3 +174,45 @@ def test_the_streams_sizes_add_up_but_for_lanes():
 def test_damage_is_told(data, counts, told):
     with pytest.raises(DiffError, match=told):
         entropy.decode(data, counts)
+
+
+@pytest.mark.parametrize("count", [2**15, 40_000, 150_001])
+def test_numbers_that_follow_from_each_other_take_what_order_1_says(count):
+    """By the entropy of each number given the one before, counted plainly."""
+    steps = np.random.default_rng(7).integers(-1, 2, count)
+    walk = (np.abs(np.cumsum(steps)) % 23).astype(np.uint32)
+    others = [np.arange(900, dtype=np.uint32) * 80, walk[:5]]
+    data = entropy.encode([walk, *others])
+    assert data[0] == entropy.ORDER_1
+    decoded = entropy.decode(data, [count, 900, 5])
+    assert all(np.array_equal(a, b) for a, b in zip(decoded, [walk, *others], strict=True))
+    plain = reference_diff.streams(reference_diff.Bytes(data), [count, 900, 5])
+    assert plain == [walk.tolist(), *(other.tolist() for other in others)]
+    pairs = np.bincount(np.minimum(walk[:-1], 15) * 23 + walk[1:], minlength=16 * 23)
+    pairs = pairs.reshape(16, 23)
+    given = np.broadcast_to(pairs.sum(1, keepdims=True), pairs.shape)[pairs > 0]
+    wanted = np.sum(pairs[pairs > 0] * np.log2(given / pairs[pairs > 0])) / 8
+    alone = len(entropy.encode([walk]))
+    assert wanted < alone < 1.01 * wanted + 600 + 4 * count / 1024
+    assert entropy.about([walk]) == pytest.approx(alone, rel=0.01)
+
+
+def test_order_1_is_for_numbers_that_need_it():
+    draw = np.random.default_rng(8)
+    assert entropy.encode([draw.integers(0, 20, 2**16).astype(np.uint32)])[0] <= entropy.MOST_KEPT
+    walk = (np.abs(np.cumsum(draw.integers(-1, 2, 2**16))) % 23).astype(np.uint32)
+    walk[-1] = 512
+    assert entropy.encode([walk])[0] <= entropy.MOST_KEPT
+
+
+def test_no_mutation_of_order_1_does_more_than_tell():
+    draw = np.random.default_rng(9)
+    walk = (np.abs(np.cumsum(draw.integers(-1, 2, 2**15))) % 23).astype(np.uint32)
+    data = entropy.encode([walk])
+    for place in draw.integers(0, [300, len(data)], (100, 2)).flat:
+        other = bytearray(data)
+        other[place] ^= 1 << int(draw.integers(8))
+        # A wrong number may come out, which the hash of the result tells.
+        with suppress(DiffError):
+            (found,) = entropy.decode(bytes(other), [len(walk)])
+            assert len(found) == len(walk)

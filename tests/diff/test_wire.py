@@ -152,9 +152,9 @@ def test_a_file_that_is_something_else():
 
 
 def test_a_newer_version_says_so_whatever_else_it_holds():
-    newer = DIFF[:8] + (2).to_bytes(2, "little") + b"something else altogether"
+    newer = DIFF[:8] + (3).to_bytes(2, "little") + b"something else altogether"
     with pytest.raises(
-        DiffError, match="format version 2, and this program knows versions up to 1"
+        DiffError, match="format version 3, and this program knows versions up to 2"
     ):
         wire.decode(newer)
 

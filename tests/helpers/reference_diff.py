@@ -69,6 +69,23 @@ def number_of(symbol: int, kept: int, tail: int) -> int:
     return ((symbol - (width << kept)) << width) + tail
 
 
+def tables_of(data: Bytes) -> list[tuple[int, dict[int, int]]]:
+    """One, or 16 of order 1."""
+    if data.data[data.at] == 9:
+        data.take(1)
+        return [table(data) for _ in range(16)]
+    return [table(data)]
+
+
+def order_of(count: int, lanes: int, contexts: int) -> list[tuple[int, int, bool]]:
+    """Symbols as they are decoded: number, lane, and whether the one before is its context."""
+    if contexts == 1:
+        return [(i, i % lanes, False) for i in range(count)]
+    run = -(-count // lanes)
+    order = [(lane * run + place, lane, place > 0) for place in range(run) for lane in range(lanes)]
+    return [(i, lane, known) for i, lane, known in order if i < count]
+
+
 def table(data: Bytes) -> tuple[int, dict[int, int]]:
     kept, lowest, size = data.number(1), data.varint(), data.varint()
     nibbles = data.take((size + 1) // 2)
@@ -80,33 +97,32 @@ def table(data: Bytes) -> tuple[int, dict[int, int]]:
 
 def streams(data: Bytes, counts: list[int]) -> list[list[int]]:
     """Lane by lane, symbol by symbol."""
-    tables = [table(data) if count else None for count in counts]
+    tables = [tables_of(data) if count else [] for count in counts]
     words = data.varint()
     lanes = min(max(sum(counts) // 1024, 1), 2048)
     states = [data.number(4) for _ in range(lanes)]
     queue = [data.number(2) for _ in range(words)]
     queue.reverse()
     symbols = []
-    for count, entry in zip(counts, tables, strict=True):
-        symbols.append([])
-        if not count:
-            continue
-        scale = min(max(count.bit_length(), 8), 14)
-        slots = [(s, f, i) for s, f in sorted(entry[1].items()) for i in range(f)]
-        assert len(slots) == 1 << scale
-        for i in range(count):
-            state = states[i % lanes]
-            symbol, frequency, place = slots[state % (1 << scale)]
-            state = frequency * (state >> scale) + place
+    for count, some in zip(counts, tables, strict=True):
+        symbols.append([0] * count)
+        scale = 12 if len(some) > 1 else min(max(count.bit_length(), 8), 14)
+        slots = [[(s, f, i) for s, f in sorted(t.items()) for i in range(f)] for _, t in some]
+        assert all(len(each) == 1 << scale for each in slots)
+        for i, lane, known in order_of(count, lanes, len(some)) if count else ():
+            context = min(symbols[-1][i - 1], 15) if known else 0
+            symbol, frequency, place = slots[context][states[lane] % (1 << scale)]
+            state = frequency * (states[lane] >> scale) + place
             if state < 1 << 16:
                 state = (state << 16) + queue.pop()
-            states[i % lanes] = state
-            symbols[-1].append(symbol)
+            states[lane] = state
+            symbols[-1][i] = symbol
     assert not queue and set(states) == {1 << 16}
     found = []
-    for entry, coded in zip(tables, symbols, strict=True):
-        low = tails(data, [width_of(s, entry[0]) for s in coded]) if entry else []
-        found.append([number_of(s, entry[0], t) for s, t in zip(coded, low, strict=True)])
+    for some, coded in zip(tables, symbols, strict=True):
+        kept = some[0][0] if some else 0
+        low = tails(data, [width_of(s, kept) for s in coded]) if some else []
+        found.append([number_of(s, kept, t) for s, t in zip(coded, low, strict=True)])
     return found
 
 
@@ -115,7 +131,7 @@ def streams(data: Bytes, counts: list[int]) -> list[list[int]]:
 
 def read(file: bytes) -> dict:
     data = Bytes(file)
-    assert data.take(8) == b"\x89FSDIFF\n" and data.number(2) == 1
+    assert data.take(8) == b"\x89FSDIFF\n" and data.number(2) == 2
     assert data.number(8) == len(file)
     assert zlib.crc32(file[:-4]) == int.from_bytes(file[-4:], "little")
     diff = {"base": data.take(32).hex(), "result": data.take(32).hex(), "kind": data.number(1)}
