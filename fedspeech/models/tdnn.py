@@ -108,6 +108,7 @@ class TDNNLayer(nn.Module):
 class TDNN(nn.Module):
     """Features (batch, frames, inputs) -> logits (batch, ceil(frames / 3), units)."""
 
+    criterion = "ctc"
     subsampling = SUBSAMPLING
 
     def __init__(self, inputs: int, units: int, width: int, layers: tuple[Layer, ...]) -> None:
