@@ -22,6 +22,11 @@ class Greedy:
         start = torch.full((batch, 1), BLANK, device=model.output.weight.device)
         self._predicted, self._state = model.predict(start)
 
+    @property
+    def agreed(self) -> list[list[int]]:
+        """All of `spelled`, as nothing of it changes any more."""
+        return self.spelled
+
     @torch.inference_mode()
     def accept(self, encoded: torch.Tensor, lengths: torch.Tensor) -> None:
         """Go on with what was heard next, (batch, steps, joint), `lengths` (batch,) of it."""
