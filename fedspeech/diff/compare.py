@@ -20,8 +20,9 @@ class Part:
     """A run of a float32 tensor's values that changes: what it was and what has to be added.
 
     `base` and `change` are float32 of shape (values,). `number` is 1 for rows that the old model
-    does not have, else 0. `unit` is the root mean square of the new values: errors are counted in
-    it, so that a layer of large values weighs no more than one of small values.
+    does not have, else 0. `unit` is the root mean square of the new values, or of the change where
+    that is larger: errors are counted in it, so that a layer of large values weighs no more than
+    one of small values.
     """
 
     name: str
@@ -124,11 +125,15 @@ def _part(
         change = values - base
     if not np.isfinite(change).all():
         raise DiffError(f"tensor {name}: the change is larger than a float32 holds")
-    square = float(np.mean(np.square(values, dtype=np.float64))) if len(values) else 0.0
-    # What is divided by a subnormal number may not be a float32 any more.
-    unit = max(float(np.float32(math.sqrt(square))), TINY) if square else 1.0
+    # What is divided by a number that is far smaller may not be a float32 any more.
+    unit = float(np.float32(max(_root_mean_square(values), _root_mean_square(change))))
+    unit = max(unit, TINY) if unit else 1.0
     rows = len(base) // math.prod(tensor.shape[1:]) if tensor.dim() > 1 and len(base) else 0
     return Part(name, number, base, change, unit, rows)
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return math.sqrt(np.mean(np.square(values, dtype=np.float64))) if len(values) else 0.0
 
 
 def _finite(which: str, name: str, tensor: torch.Tensor) -> np.ndarray:

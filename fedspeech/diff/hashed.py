@@ -20,6 +20,8 @@ STEPS, TOLERANCE = 60, 1e-4
 """Of the conjugate gradients: how many at most, and the relative residual that is enough."""
 DAMPING = 1e-3
 """Of the squares that fall into an average cell."""
+LARGEST = 2.0**100
+"""Of a fitted cell: a few of them add up to a float32, whatever tiny values they are fitted to."""
 
 
 class Key(NamedTuple):
@@ -113,7 +115,8 @@ def fit(
         moved = _scattered(lambda i, j: squares[i:j] * sums(array, keys, i, j), base, size, keys)
         return moved + damping * array
 
-    return _solved(product, target, diagonal + damping).astype(np.float32)
+    solved = _solved(product, target, diagonal + damping)
+    return np.clip(solved, -LARGEST, LARGEST).astype(np.float32)
 
 
 def _scattered(

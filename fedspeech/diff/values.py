@@ -26,6 +26,7 @@ LARGEST_FP16 = np.float32(65504)
 LARGEST_BF16 = np.array(0x7F7F0000, np.uint32).view(np.float32)
 MOST = 127
 """int8 is -127 ... 127."""
+LARGEST_SCALE = float(np.finfo(np.float32).max) / MOST
 
 
 def kind(name: str) -> Kind:
@@ -57,7 +58,7 @@ def codes(values: np.ndarray, kind: Kind, scale: float) -> np.ndarray:
 def scale_of(values: np.ndarray, step: float) -> float:
     """The least scale of at least `step` with which int8 holds all of the values; a float32."""
     largest = float(np.abs(values).max(initial=0)) / MOST
-    return float(np.float32(max(step, largest))) or 1.0
+    return float(np.float32(min(max(step, largest), LARGEST_SCALE))) or 1.0
 
 
 def values(codes: np.ndarray, kind: Kind, scale: float) -> np.ndarray:

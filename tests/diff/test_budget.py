@@ -14,6 +14,7 @@ from slow import slow
 from small_models import generations
 
 from fedspeech.diff import budget, methods, wire
+from fedspeech.diff.apply import apply
 from fedspeech.diff.budget import make, parse
 from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
@@ -258,3 +259,24 @@ def test_the_size_that_the_search_goes_by_is_nearly_what_is_encoded(method, kind
 def test_budgets_beyond_all_numbers(text):
     with pytest.raises(DiffError, match="a number of bytes that a file can have"):
         parse(text, 1000)
+
+
+@pytest.mark.parametrize("most", [None, 800])
+@pytest.mark.parametrize("method", [methods.Sparse, HASH], ids=["sparse", "hash"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1e-42, 1), (1, 1e-42), (1e38, 0), (1, 3e37), (1e-38, 1e38), (1e20, 1e-20)],
+)
+@pytest.mark.filterwarnings("error")
+def test_values_at_the_ends_of_float32(before, after, method, most):
+    """Beside values of a usual size, which no longer go along with the extreme ones for free."""
+    draw = torch.Generator().manual_seed(3)
+    noise = [torch.rand(20, 30, generator=draw) + 0.5 for _ in range(4)]
+    old = {"extreme": before * noise[0], "usual": noise[1]}
+    new = {"extreme": after * noise[2], "usual": noise[1] + 0.1 * noise[3]}
+    made = make(old, new, most, method)
+    assert sha256(apply(old, made.data)) == sha256(made.result)
+    assert most is None or len(made.data) <= most
+    assert 0 <= made.lost <= 1
+    if most is None and method is methods.Sparse:
+        assert made.lost < 1e-12
