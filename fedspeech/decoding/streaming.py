@@ -22,10 +22,16 @@ MIRRORED = (WINDOW - SHIFT) // 2
 class FeatureStream:
     """Features of a recording as it comes.
 
-    Mean and deviation have to be known beforehand: those of the speaker's train_s.
+    Mean and deviation have to be known beforehand: those of the speaker's train_s. Raises
+    ModelError for features that are normalized by the utterance itself.
     """
 
     def __init__(self, settings: FeatureSettings, normalization: Normalization) -> None:
+        if settings.normalization == "utterance":
+            raise ModelError(
+                "features.normalization = utterance: how an utterance sounds as a whole is not "
+                "known while it is spoken, expected a model with speaker"
+            )
         self._settings, self._normalization = settings, normalization
         self._matrix = features.transform(settings.kind, settings.dimension)
         self._waiting = torch.zeros(0)
@@ -73,7 +79,8 @@ class Stream:
     """A transducer that listens.
 
     `width` 1 is greedy search; a wider beam is surer of its words, and says each of them when all
-    texts of the beam begin with it. Raises ModelError for a model that has to hear the end first.
+    texts of the beam begin with it. Raises ModelError for a model that has to hear the end first,
+    and as `FeatureStream` does.
     """
 
     def __init__(

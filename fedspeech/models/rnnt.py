@@ -18,8 +18,9 @@ such step every 30 ms.
   with 64 each is lower by 0.2 M.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -125,7 +126,7 @@ class RNNT(nn.Module):
         states: State = []
         for number, layer in enumerate(layers):
             # On a processor, PyTorch learns no LSTM in bfloat16, or ten times more slowly.
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast("cpu", enabled=False), _own_lstm(not torch.is_grad_enabled()):
                 y, after = layer(x, state[number] if state else None)
             x = self.dropout(y)
             states.append(after)
@@ -134,3 +135,18 @@ class RNNT(nn.Module):
 
 def _layers(inputs: Sequence[int], units: int) -> nn.ModuleList:
     return nn.ModuleList(nn.LSTM(size, units, batch_first=True) for size in inputs)
+
+
+@contextmanager
+def _own_lstm(wanted: bool) -> Iterator[None]:
+    """PyTorch's own LSTM in the block if wanted, instead of oneDNN's.
+
+    oneDNN's learns twice as fast, but lays the weights out anew in every call: for a few steps of
+    one utterance that takes six times as long as the steps.
+    """
+    set_flags: Any = torch.backends.mkldnn.set_flags
+    before, *_ = set_flags(False if wanted else None, _fp32_precision=None)
+    try:
+        yield
+    finally:
+        set_flags(before, _fp32_precision=None)

@@ -119,3 +119,9 @@ def test_a_model_that_has_to_hear_the_end_is_told():
     about = ModelDescription("tdnn-tiny", LOG_MEL, vocabulary("words"))
     with pytest.raises(ModelError, match="model tdnn-tiny does not stream, expected an RNN-T"):
         Stream(about.empty(), about, normalization(LOG_MEL))
+
+
+def test_features_that_need_the_whole_utterance_are_told():
+    settings = FeatureSettings(kind="log-mel", dimension=64, normalization="utterance")
+    with pytest.raises(ModelError, match=r"features.normalization = utterance: .* with speaker"):
+        FeatureStream(settings, normalization(settings))

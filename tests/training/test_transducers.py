@@ -9,6 +9,8 @@ import torch
 from fedspeech import evaluation, seeding, tensors
 from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.config.training import Optimization, PersonalSettings
+from fedspeech.diff.learned_hash import HashDiff
+from fedspeech.diff.learned_sparse import CubicSchedule, SparseDiff
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import distance, sha256, state
@@ -115,3 +117,28 @@ def test_a_file_keeps_it(description, generic, tmp_path):
     description.write(tmp_path / "g.json")
     module = description.module(tensors.read(tmp_path / "g.safetensors"))
     assert sha256(state(module)) == sha256(generic)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "hash"])
+def test_a_diff_is_learned_on_top_of_it(description, generic, mine, kind):
+    module = description.module(generic)
+    if kind == "sparse":
+        learned: SparseDiff | HashDiff = SparseDiff(module, CubicSchedule(0.9, 0, 1))
+    else:
+        learned = HashDiff(module, 0.1, 3)
+    course = Course(SETTINGS, description.features, description.units, mine, NAME)
+    Loop(module, course).epoch(0)
+    if isinstance(learned, SparseDiff):
+        learned.prune(1)
+    new = learned.state()
+    assert sorted(new) == sorted(generic)
+    moved = {name for name in generic if not torch.equal(new[name], generic[name])}
+    assert {"encoder.0.weight_hh_l0", "prediction.0.weight_ih_l0", "output.weight"} <= moved
+    if kind == "sparse":
+        name = "encoder.1.weight_hh_l0"
+        assert (new[name] != generic[name]).float().mean() < 0.15
+    evaluated = evaluation.transcribe(module, mine, description.features, description.units)
+    learned.remove()
+    assert sha256(state(module)) == sha256(new)
+    again = evaluation.transcribe(module, mine, description.features, description.units)
+    assert again == evaluated
