@@ -192,14 +192,14 @@ def _cost(histogram: np.ndarray, kept: int, lowest: int, frequencies: np.ndarray
     counts[: len(histogram)] = histogram
     widths = _widths(np.arange(lowest, lowest + len(frequencies)), kept).astype(np.int64)
     symbols = int((counts * ((scale + widths) * 65536 - lengths)).sum())
-    return symbols + _table_size(lowest, frequencies) * 8 * 65536
+    return symbols + _table_bits(lowest, frequencies) * 65536
 
 
-def _table_size(lowest: int, frequencies: np.ndarray) -> int:
-    """Bytes of `_table_bytes`."""
+def _table_bits(lowest: int, frequencies: np.ndarray) -> int:
+    """Of `_table_bytes`, but for what fills up the last byte of each width's tails."""
     head = 1 + len(varint(lowest)) + len(varint(len(frequencies)))
-    _, widths = _bit_lengths(frequencies.astype(np.uint32))
-    return head + (len(frequencies) + 1) // 2 + tails.size(widths)
+    _, lengths = np.frexp(frequencies)
+    return 8 * (head + (len(frequencies) + 1) // 2) + int(np.maximum(lengths - 1, 0).sum())
 
 
 def _table_bytes(kept: int, lowest: int, frequencies: np.ndarray) -> bytes:

@@ -32,13 +32,6 @@ def take(fields: Fields, numbers: np.ndarray, widths: np.ndarray) -> None:
             taken += len(places)
 
 
-def size(widths: np.ndarray) -> int:
-    """Bytes of `pack`, which depend on the widths (uint8) alone."""
-    counts = np.bincount(widths)
-    planes, rest = np.divmod(np.arange(len(counts)), 8)
-    return int(np.sum(counts * planes + -(-counts * rest // 8)))
-
-
 def _groups(widths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Each width that there is, but for 0, and which numbers have it (bool)."""
     for width in range(1, int(widths.max(initial=0)) + 1):
