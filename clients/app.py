@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
@@ -17,6 +16,7 @@ from clients.race import DeviceRace
 from clients.speaker import Speaker
 from fedspeech import protocol
 from fedspeech.config.training import PersonalSettings
+from fedspeech.device import pace
 from fedspeech.device.lock import locked
 from fedspeech.device.store import BASE, DESCRIPTION, GENERIC, MODELS
 from fedspeech.diff.wire import result_of
@@ -77,9 +77,11 @@ def _speaker(context: Context) -> Speaker:
     """The speaker of this node.
 
     The bits of a model depend on how many threads sum up, so that number is the node's own setting
-    and never what happens to be there.
+    (`threads`) and never what happens to be there; so is how nice it is to all else (`nice`).
     """
-    torch.set_num_threads(int(context.node_config.get("threads", 1)))
+    config = context.node_config
+    nice = int(config["nice"]) if "nice" in config else None
+    pace.settle(int(config.get("threads", 1)), nice)
     return speaker.open_folder(folder(context))
 
 

@@ -13,6 +13,7 @@ from fedspeech import evaluation, features
 from fedspeech.config.model import AugmentationSettings
 from fedspeech.config.training import PersonalSettings
 from fedspeech.corpus.cuts import text_of
+from fedspeech.device import voice
 from fedspeech.device.store import (
     BASE,
     DESCRIPTION,
@@ -101,7 +102,13 @@ class Speaker:
                 for each in self.tunings(asked)
             )
             self.keep_tuned(asked, *tuned)
+        self._keep_normalization()
         return self.store.get(DIFFERENCE), self.store.state()["answered"]
+
+    def _keep_normalization(self) -> None:
+        """How the owner sounds, for `transcribe`: the recordings need not be there for ever."""
+        if self.description.features.normalization == "speaker":
+            voice.normalization(self.folder, self.description.features)
 
     def has_finished(self, asked: Mapping[str, Any]) -> bool:
         """Whether this very fine-tuning is done, and what came of it is here undamaged."""

@@ -2,6 +2,7 @@
 
 import torch
 
+from fedspeech import machine
 from fedspeech.config.engine import EngineSettings
 
 
@@ -18,6 +19,13 @@ def trains_on_gpu(engine: EngineSettings) -> bool:
     if engine.grid == "in-process":
         return place().type == "cuda"
     return engine.gpus_per_worker > 0 and not engine.simulated_gpus
+
+
+def memory_bytes() -> int:
+    """All the memory of that device, whatever of it is taken."""
+    if place().type == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return machine.memory_limit_bytes()
 
 
 def autocast(precision: str) -> torch.autocast:

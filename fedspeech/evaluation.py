@@ -12,7 +12,7 @@ import jiwer
 import numpy as np
 import torch
 
-from fedspeech import features, seeding
+from fedspeech import decoding, features, seeding
 from fedspeech.accelerator import place
 from fedspeech.config.model import FeatureSettings
 from fedspeech.decoding import greedy
@@ -65,8 +65,8 @@ def _transcribe(
     model.eval()
     texts: dict[int, str] = {}
     for chosen, batch in batches:
-        logits, lengths = model(batch.features, batch.lengths)
-        texts.update(zip(chosen, greedy.decode(logits, lengths, units), strict=True))
+        output, lengths = model(batch.features, batch.lengths)
+        texts.update(zip(chosen, decoding.decode(model, output, lengths, units), strict=True))
     return [texts[i] for i in range(len(texts))]
 
 

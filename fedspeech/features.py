@@ -25,6 +25,8 @@ from fedspeech.corpus.cuts import SAMPLE_RATE, samples, speaker_of, text_of
 from fedspeech.errors import ModelError
 
 FRAMES_PER_SECOND = 100
+WINDOW, SHIFT = SAMPLE_RATE * 25 // 1000, SAMPLE_RATE // FRAMES_PER_SECOND
+"""Samples that a frame is computed from, and samples from one frame to the next."""
 FULL_SCALE = 32768.0
 """Kaldi's sample range; keeps the energies of quiet speech above the floor of its logarithm."""
 LOW_HERTZ, HIGH_HERTZ = 20.0, SAMPLE_RATE / 2 - 400
@@ -70,15 +72,26 @@ def one_thread() -> Iterator[None]:
 
 def log_mel(wave: torch.Tensor, dimension: int) -> torch.Tensor:
     """Log-mel energies, float32 (frames, dimension), of float32 samples (n,) at 16 kHz."""
-    shortest = SAMPLE_RATE * 25 // 1000
-    wave = torch.nn.functional.pad(wave, (0, max(0, shortest - len(wave))))
+    wave = torch.nn.functional.pad(wave, (0, max(0, WINDOW - len(wave))))
+    return _energies(wave, dimension, snip_edges=False)
+
+
+def log_mel_of_windows(samples: torch.Tensor, dimension: int) -> torch.Tensor:
+    """The same of float32 samples (n,) that begin with the first window and end with the last one.
+
+    `log_mel` mirrors a recording at its ends, so that its first window lies around its first step.
+    """
+    return _energies(samples, dimension, snip_edges=True)
+
+
+def _energies(wave: torch.Tensor, dimension: int, snip_edges: bool) -> torch.Tensor:
     energies: torch.Tensor = torchaudio.compliance.kaldi.fbank(
         wave[None] * FULL_SCALE,
         num_mel_bins=dimension,
         sample_frequency=SAMPLE_RATE,
         low_freq=LOW_HERTZ,
         high_freq=HIGH_HERTZ,
-        snip_edges=False,
+        snip_edges=snip_edges,
         dither=0.0,
     )
     return energies

@@ -252,7 +252,7 @@ def _warn_of_skipped(skipped: Mapping[str, int]) -> None:
         if count:
             log.warning(
                 "speaker %s: %d utterances of train_s were skipped; the vocabulary of G does not "
-                "spell them",
+                "spell them, or with more units than they have steps",
                 speaker,
                 count,
             )

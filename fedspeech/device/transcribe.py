@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 
-from fedspeech import features, tensors
+from fedspeech import decoding, features, tensors
 from fedspeech.accelerator import place
 from fedspeech.corpus.cuts import recording, samples
-from fedspeech.decoding import greedy
 from fedspeech.device import personal, voice
 from fedspeech.device.store import DESCRIPTION
 from fedspeech.errors import CorpusError, ModelError
@@ -43,8 +42,8 @@ class Recognizer:
         """
         seen = features.batch([self._heard(path, channel)], self._description.features)
         seen = seen.to(place())
-        logits, lengths = self._module(seen.features, seen.lengths)
-        return greedy.decode(logits, lengths, self._description.units)[0]
+        output, lengths = self._module(seen.features, seen.lengths)
+        return decoding.decode(self._module, output, lengths, self._description.units)[0]
 
     def _heard(self, path: Path, channel: int | None) -> Utterance:
         source = recording(path, channel)

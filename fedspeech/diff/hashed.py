@@ -115,9 +115,8 @@ def fit(
         moved = _scattered(lambda i, j: squares[i:j] * sums(array, keys, i, j), base, size, keys)
         return moved + damping * array
 
-    solved = _solved(product, target, diagonal + damping)
-    array: np.ndarray = np.clip(solved, -LARGEST, LARGEST).astype(np.float32)
-    return array
+    solved: np.ndarray = np.clip(_solved(product, target, diagonal + damping), -LARGEST, LARGEST)
+    return solved.astype(np.float32)
 
 
 def _scattered(

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 
 from fedspeech.errors import ConfigError
+from fedspeech.models import rnnt
+from fedspeech.models.rnnt import RNNT
 from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.models.tdnn import TDNN, Layer
 
@@ -16,10 +18,22 @@ kernels are ours, chosen to give that number."""
 SMALL_LAYERS = (Layer(1), *(Layer(3, 1),) * 2, *(Layer(3, 2),) * 2, *(Layer(3, 3),) * 2)
 """Sees 45 frames to each side, which a whole word of a command corpus needs."""
 
+
+def _transducer(shape: rnnt.Shape) -> Callable[[int, int], torch.nn.Module]:
+    return lambda inputs, units: RNNT(inputs, units, shape)
+
+
 MODELS: dict[str, Callable[[int, int], torch.nn.Module]] = {
     "tdnn": lambda inputs, units: TDNN(inputs, units, width=512, layers=PAPER_LAYERS),
     "tdnn-small": lambda inputs, units: TDNN(inputs, units, width=256, layers=SMALL_LAYERS),
     "tdnn-tiny": lambda inputs, units: TDNN(inputs, units, width=96, layers=SMALL_LAYERS),
+    "rnnt": _transducer(rnnt.NEURAL_DIFF),
+    "rnnt-teacher-41m": _transducer(rnnt.TEACHER_41M),
+    "rnnt-student-22m": _transducer(rnnt.STUDENT_22M),
+    "rnnt-teacher-57m": _transducer(rnnt.TEACHER_57M),
+    "rnnt-student-30m": _transducer(rnnt.STUDENT_30M),
+    "rnnt-small": _transducer(rnnt.SMALL),
+    "rnnt-tiny": _transducer(rnnt.TINY),
 }
 
 
@@ -45,6 +59,11 @@ def build(name: str, inputs: int, units: int) -> torch.nn.Module:
 def stack(model: torch.nn.Module) -> StackedTDNN | None:
     """Many models of the model's shape as one, or None where its architecture has no such form."""
     return StackedTDNN(model) if isinstance(model, TDNN) else None
+
+
+def criterion(model: torch.nn.Module) -> str:
+    """What the model is trained and decoded by: it says so itself, or its output is CTC's."""
+    return str(getattr(model, "criterion", "ctc"))
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -46,6 +46,7 @@ class Encoder(nn.Module):
 class Contrastive(nn.Module):
     """Speech against the phrases that it is told of with `know`; those are no part of its state."""
 
+    criterion = "triplet"
     tokens: torch.Tensor
     token_counts: torch.Tensor
 

@@ -46,6 +46,11 @@ class ModelDescription:
         with torch.device("meta"):
             return self.empty()
 
+    @property
+    def subsampling(self) -> int:
+        """Frames for each step of the model's output."""
+        return int(getattr(self._shape(), "subsampling", 1))
+
     def layers(self) -> dict[str, tuple[str, ...]]:
         """The names of the model's trained values by layer, the input layer first."""
         return models.layers(self._shape())

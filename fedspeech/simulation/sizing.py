@@ -38,6 +38,14 @@ def settle(settings: Config, before: int | None = None) -> Config:
     if settings.engine.cohort == "auto" and before is not None:
         settings = with_cohort(settings, before)
     asked = settings.engine.cohort
+    if models.stack(_module(settings)) is None:
+        if asked not in ("auto", 1):
+            log.warning(
+                "engine.cohort: a %s cannot be stacked; speakers are fine-tuned one by one, in the "
+                "plain loop",
+                settings.model.name,
+            )
+        return with_cohort(settings, 1)
     if trains_on_gpu(settings.engine) and not torch.cuda.is_available():
         # A cluster's GPUs, whose memory is not known here.
         return with_cohort(settings, 1) if asked == "auto" else settings
@@ -88,9 +96,13 @@ def _auto(settings: Config, most: int) -> int:
     if not trains_on_gpu(settings.engine):
         log.info("cohorts of 1: on a processor plain loops are faster than a stack")
         return 1
+    return max(1, most)
+
+
+def _module(settings: Config) -> torch.nn.Module:
+    """The model without weights."""
     with torch.device("meta"):
-        module = models.build(settings.model.name, settings.features.dimension, UNITS)
-    return max(1, most) if models.stack(module) else 1
+        return models.build(settings.model.name, settings.features.dimension, UNITS)
 
 
 def most_together(settings: Config) -> int:
@@ -123,15 +135,20 @@ def bytes_each(settings: Config) -> int:
     """What the fine-tuning of one speaker takes in a stack, at the most.
 
     Weights and a minibatch of the longest utterances: every layer's outputs, and what its product
-    reads with its neighbouring frames beside each other.
+    reads with its neighbouring frames beside each other. A transducer's lattice comes on top: it
+    takes its share of the memory whatever the batch.
     """
-    with torch.device("meta"):
-        model = models.build(settings.model.name, settings.features.dimension, UNITS)
-    values = sum(
-        module.in_channels * module.kernel_size[0] + COPIES * module.out_channels
-        for module in model.modules()
-        if isinstance(module, torch.nn.Conv1d)
-    )
+    model = _module(settings)
+    values = sum(map(_values, model.modules()))
     subsampling = getattr(model, "subsampling", 1)
     frames = LONGEST_SECONDS * FRAMES_PER_SECOND / subsampling * settings.personal.batch_size
     return int(VALUE_BYTES * (COPIES * models.parameters(model) + frames * values))
+
+
+def _values(module: torch.nn.Module) -> int:
+    """What a layer keeps of each frame, for its gradient; an LSTM four gates and its cells."""
+    if isinstance(module, torch.nn.Conv1d):
+        return module.in_channels * module.kernel_size[0] + COPIES * module.out_channels
+    if isinstance(module, torch.nn.LSTM):
+        return module.input_size + 2 * COPIES * module.hidden_size
+    return 0

@@ -14,7 +14,7 @@ from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.seeding import Draws
 from fedspeech.tensors import Tensors
 from fedspeech.training.course import Course, Update
-from fedspeech.training.criteria import CRITERIA
+from fedspeech.training.criteria import ctc
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -73,12 +73,10 @@ class Cohort:
         trained: Sequence[str],
         starts: Sequence[Tensors],
         courses: Sequence[Course],
-        criterion: str = "ctc",
     ) -> None:
         dtype = starts[0][trained[0]].dtype
         self.members = [Member(course, stack, dtype) for course in courses]
         self._stack, self._settings = stack, courses[0].settings
-        self._criterion = CRITERIA[criterion]
         self._tensors = {
             name: torch.stack([start[name] for start in starts]).to(place()) for name in starts[0]
         }
@@ -147,7 +145,7 @@ class Cohort:
             logits, frames = self._stack(self._tensors, features, lengths, True, masks)
         there = lengths > 0
         references = [reference for update, _ in updates for reference in update.references]
-        losses = self._criterion(logits[there], frames[there], references)
+        losses = ctc.loss(logits[there], frames[there], references)
         owners = there.nonzero()[:, 0]
         weights = 1 / there.sum(1).to(losses.dtype)
         return losses, weights[owners], owners

@@ -14,6 +14,7 @@ from fedspeech import features
 from fedspeech.config.model import FeatureSettings
 from fedspeech.config.training import Optimization
 from fedspeech.features import Batch, Utterance
+from fedspeech.models.description import ModelDescription
 from fedspeech.seeding import Draws
 
 POOL_BATCHES = 20
@@ -100,6 +101,19 @@ class Course:
 
     def _length(self, index: int) -> int:
         return len(self.utterances[index].log_mel[1.0])
+
+
+def fitting(utterances: Sequence[Utterance], description: ModelDescription) -> list[Utterance]:
+    """Those with at most as many units as the model has steps; no criterion learns from others.
+
+    At the slowest of their speeds. Raises CorpusError where the vocabulary lacks something.
+    """
+    subsampling = description.subsampling
+
+    def steps(utterance: Utterance) -> int:
+        return -(-max(map(len, utterance.log_mel.values())) // subsampling)
+
+    return [u for u in utterances if len(description.units.encode(u.text)) <= steps(u)]
 
 
 def learning_rate(settings: Optimization, done: float) -> float:

@@ -1,6 +1,7 @@
 """Training G on the generic part, judged by its development speakers."""
 
 import io
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from fedspeech import evaluation, models, seeding
 from fedspeech.config import Config
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import Partition
-from fedspeech.errors import RunError
+from fedspeech.errors import CorpusError, RunError
 from fedspeech.features import Utterance, prepare
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, state, write_whole
-from fedspeech.training.course import Course
+from fedspeech.training.course import Course, fitting
 from fedspeech.training.loop import Loop
 from fedspeech.units import learn
+
+log = logging.getLogger("fedspeech")
 
 PURPOSE = "generic"
 
@@ -54,7 +57,7 @@ def train(
 
     After every epoch a checkpoint is written; where there is one, training goes on from it and
     gives the same G as if it had never stopped. Raises RunError where the loss or the
-    model is no number any more.
+    model is no number any more, CorpusError where no utterance can be learned from.
     """
     settings = config.generic
     before = torch.get_num_threads()
@@ -93,7 +96,7 @@ class _Run:
         with seeding.scoped(config.seed, 0, "", f"{PURPOSE}, initialization"):
             model = description.empty()
         name = (config.seed, 0, "", PURPOSE)
-        course = Course(settings, config.features, units, speech, name)
+        course = Course(settings, config.features, units, _taught(speech, description), name)
         return _Run(Loop(model, course), description, development)
 
     def finished(self) -> bool:
@@ -148,6 +151,15 @@ class _Run:
             self.epochs = [Epoch(*values) for values in content["epochs"]]
         except Exception as error:  # torch raises many kinds for a damaged file
             raise RunError(f"{path}: not a checkpoint of this training: {error}") from error
+
+
+def _taught(speech: Sequence[Utterance], description: ModelDescription) -> list[Utterance]:
+    taught = fitting(speech, description)
+    if not taught:
+        raise CorpusError("all utterances for G have more units than there are steps")
+    if skipped := len(speech) - len(taught):
+        log.warning("G skips %d utterances: they have more units than there are steps", skipped)
+    return taught
 
 
 def _is_finite(model: torch.nn.Module) -> bool:

@@ -3,18 +3,17 @@
 import torch
 
 from fedspeech.accelerator import autocast, place
-from fedspeech.training import thrift
+from fedspeech.training import criteria, thrift
 from fedspeech.training.course import Course, Update
-from fedspeech.training.criteria import CRITERIA
 
 
 class Loop:
     """Trains a model in place, epoch by epoch, on the accelerator where there is one."""
 
-    def __init__(self, model: torch.nn.Module, course: Course, criterion: str = "ctc") -> None:
+    def __init__(self, model: torch.nn.Module, course: Course) -> None:
         self.model = model.to(place())
         self.course, self.settings = course, course.settings
-        self.criterion = CRITERIA[criterion]
+        self.criterion = criteria.of(model)
         thrift.settle(self.model, *course.largest_batch)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=0.0, weight_decay=self.settings.weight_decay, fused=True
@@ -31,8 +30,8 @@ class Loop:
         self._set(update.learning_rate, update.dropout)
         batch = update.batch.to(place())
         with autocast(self.settings.precision):
-            logits, lengths = self.model(batch.features, batch.lengths)
-        losses = self.criterion(logits, lengths, update.references)
+            output, lengths = self.model(batch.features, batch.lengths)
+            losses = self.criterion(output, lengths, update.references)
         self.optimizer.zero_grad()
         torch.autograd.backward(losses.mean())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_norm)

@@ -14,7 +14,7 @@ from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, state
 from fedspeech.training.cohort import Cohort
-from fedspeech.training.course import Course
+from fedspeech.training.course import Course, fitting
 from fedspeech.training.loop import Loop
 
 VALIDATION_SHARE = 0.2
@@ -38,7 +38,10 @@ def fine_tune(
     name: tuple[int, int, str, str],
     proximal: float = 0.0,
 ) -> FineTuned:
-    """Fine-tune a model on some utterances; those that the vocabulary cannot spell are skipped.
+    """Fine-tune a model on some utterances.
+
+    Skipped are those that the vocabulary cannot spell, or spells with more units than the model has
+    steps for them.
 
     `name` is (seed, round, speaker, purpose) of the draws; `proximal` is the mu of FedProx. Raises
     CorpusError where nothing is left to train on.
@@ -119,7 +122,10 @@ def _course(
     spelled = [utterance for utterance in utterances if _spells(description, utterance)]
     if not spelled:
         raise CorpusError("the vocabulary spells none of this speaker's utterances")
-    return Course(settings, description.features, description.units, spelled, name)
+    taught = fitting(spelled, description)
+    if not taught:
+        raise CorpusError("all of this speaker's utterances have more units than there are steps")
+    return Course(settings, description.features, description.units, taught, name)
 
 
 def _spells(description: ModelDescription, utterance: Utterance) -> bool:

@@ -6,6 +6,7 @@ import torch
 from clients import speaker as module
 from clients.speaker import Speaker
 from fedspeech.config.training import PersonalSettings
+from fedspeech.device import voice
 from fedspeech.device.store import BASE, VALIDATION
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.evaluation import word_errors
@@ -69,6 +70,15 @@ def test_g_is_taken_over_or_expected(folders, description, generic):
     with pytest.raises(ModelError, match="expected generation abc, this device holds"):
         me.check_generic("abc")
     assert me.describe()["generation"] == sha256(generic)
+
+
+def test_how_the_owner_sounds_is_kept_for_later(speaker, tuned, heard, description):
+    """A device transcribes as it was fine-tuned, whether the recordings are still there or not."""
+    assert (speaker.folder / voice.VOICE).exists()
+    found = voice.normalization(speaker.folder, description.features)
+    expected = speaker.utterances("train")[0].normalization
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.deviation, expected.deviation)
 
 
 def test_p_is_what_the_local_loop_makes_of_g(speaker, client, heard, generic, description):

@@ -41,6 +41,16 @@ def test_all_threads_of_the_process_give_way(child):
     assert int(tasks) > 1
 
 
+def test_without_a_wish_niceness_stays(child):
+    done = child(
+        SETTLED.replace("int(sys.argv[2])", "None").replace(
+            "import os,", "import os\nos.nice(5)\nimport"
+        ),
+        2,
+    )
+    assert done.stdout.split(maxsplit=2)[::2] == ["2", "{5}\n"], done.stderr
+
+
 def test_niceness_is_not_taken_back(child):
     done = child(BACK)
     assert done.stdout == "nice: this process may not go back to 6\n", done.stderr

@@ -21,7 +21,7 @@ def test_an_unknown_name_is_told(name, told):
         models.build(name, 40, 5)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", ["tdnn-small", "tdnn-tiny", "rnnt-small", "rnnt-tiny"])
 def test_a_seed_gives_the_same_model(name):
     def build(seed: int) -> str:
         with seeding.scoped(seed, 0, "", "initialization"):
@@ -35,7 +35,7 @@ def test_parameters_counts_what_is_trained():
     assert models.parameters(module) == 3 * 2 + 2 + 2 + 2
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", ["tdnn", "tdnn-small", "tdnn-tiny"])
 def test_layers_hold_every_trained_value_once_the_input_layer_first(name):
     with torch.device("meta"):
         model = models.build(name, 40, 5)

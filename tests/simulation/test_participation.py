@@ -11,6 +11,7 @@ import torch
 from federations import (
     LONG,
     Around,
+    apart,
     assert_same,
     ledger,
     made,
@@ -216,8 +217,10 @@ def test_who_holds_which_p(partly, tune):
     assert files == {NAMES[speaker] for speaker in held} == set(NAMES.values()) - {NAMES["t08"]}
     for speaker, model in held.items():
         found = dict(population.personal(NAMES[speaker]))
-        for name, tensor in model.items():
-            assert torch.allclose(found[name], tensor, rtol=0, atol=1e-7), (speaker, name)
+        # Where a gradient is nothing but rounding, Adam's first step may go either way.
+        assert apart(found, model, generic) < 1e-2, speaker
+        others = [tuned for other, tuned in held.items() if other != speaker]
+        assert min(apart(found, other, generic) for other in others) > 0.1
 
 
 def test_what_is_late_is_lost_where_it_is_dropped(experiment, six, files, tmp_path):

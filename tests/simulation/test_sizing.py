@@ -62,6 +62,15 @@ def test_one_speaker_is_never_too_many(monkeypatch):
     assert sizing.settle(settings(cohort=1)).engine.cohort == 1
 
 
+def test_transducers_are_no_stack_wherever_they_train_which_is_said(gpu, caplog):
+    with caplog.at_level(logging.WARNING, "fedspeech"):
+        gpus = {"grid": "ray", "gpus_per_worker": 1.0}
+        assert sizing.settle(settings(model="rnnt-tiny", **gpus)).engine.cohort == 1
+        assert not caplog.records
+        assert sizing.settle(settings(4, model="rnnt-tiny", **gpus)).engine.cohort == 1
+    assert "engine.cohort: a rnnt-tiny cannot be stacked" in caplog.text
+
+
 @pytest.fixture
 def gpu(monkeypatch) -> None:
     """A GPU that holds 10.5 speakers with the tiny model; this process sees it."""

@@ -1,17 +1,28 @@
 """What a model is trained for: one criterion per file, and `CRITERIA`, the dict that names them.
 
-A criterion takes the encoder's output and the references; the encoder knows nothing of it.
+A model says by which it is trained (`criterion`). A criterion takes what came out of the model and
+the references. It sees the model as well: a transducer has parts that read the references.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 
-from fedspeech.training.criteria import ctc, triplet
+from fedspeech import models
+from fedspeech.training.criteria import ctc, rnnt, triplet
 
 Criterion = Callable[[torch.Tensor, torch.Tensor, Sequence[Sequence[int]]], torch.Tensor]
-"""(logits (batch, frames, units), lengths (batch,), unit numbers) -> loss per utterance (batch,)
+"""(output (batch, frames, ...), lengths (batch,), unit numbers) -> loss per utterance (batch,)
 
 `triplet` takes distances (batch, phrases) and the number of each utterance's phrase."""
 
-CRITERIA: dict[str, Criterion] = {"ctc": ctc.loss, "triplet": triplet.loss}
+CRITERIA: dict[str, Callable[[torch.nn.Module], Criterion]] = {
+    "ctc": lambda model: ctc.loss,
+    "rnnt": rnnt.of,
+    "triplet": lambda model: triplet.loss,
+}
+
+
+def of(model: torch.nn.Module) -> Criterion:
+    """The criterion by which this model is trained."""
+    return CRITERIA[models.criterion(model)](model)

@@ -96,7 +96,7 @@ def _sparse(
     begin, end = (round(share * course.updates_per_epoch * training.epochs) for share in prune)
     schedule = CubicSchedule(1 - 1 / _ratio(cell), begin, max(end, begin + 1))
     learned = SparseDiff(module, schedule, _names(module, base), anchored=bool(base))
-    loop = Loop(module, course, task.criterion)
+    loop = Loop(module, course)
     loop.optimizer.register_step_post_hook(_pruning(learned))
     return learned, loop
 
@@ -128,7 +128,7 @@ def _hashed(
 
 def _loop(task: Task, training: Optimization, cell: Cell, module: torch.nn.Module) -> Loop:
     course = task.course(cell.generation, training, cell.seed, cell.purpose)
-    return Loop(module, course, task.criterion)
+    return Loop(module, course)
 
 
 def _train(loop: Loop, cell: Cell) -> float:

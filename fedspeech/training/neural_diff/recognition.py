@@ -1,4 +1,4 @@
-"""Setting 1 of the paper: a recognizer (CTC) whose training speech grows."""
+"""Setting 1 of the paper: a recognizer whose training speech grows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,6 @@ from fedspeech.training.neural_diff.task import Task, by_speaker
 class Recognition(Task):
     """D_t is a share of the training speech; each seed draws an order of its own."""
 
-    criterion = "ctc"
     metric = "WER"
 
     def __init__(

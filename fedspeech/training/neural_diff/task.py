@@ -16,10 +16,9 @@ from fedspeech.training.course import Course
 class Task(ABC):
     """Generations of one model: its shape, its training speech and its errors in each.
 
-    `criterion` is a name of `CRITERIA`; `metric` says what `errors` count.
+    `metric` says what `errors` count.
     """
 
-    criterion: str
     metric: str
 
     @property

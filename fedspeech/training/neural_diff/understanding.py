@@ -48,7 +48,6 @@ class Phrases:
 class Understanding(Task):
     """D_t is the speech of the domains that are known at t, and so is the test."""
 
-    criterion = "triplet"
     metric = "error"
 
     def __init__(

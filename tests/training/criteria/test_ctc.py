@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedspeech.training.criteria import CRITERIA, ctc
+from fedspeech import models
+from fedspeech.training import criteria
+from fedspeech.training.criteria import ctc
 
 UNITS = 3
 
@@ -70,5 +72,5 @@ def test_what_cannot_be_spelled_has_no_gradient():
     assert not logits.grad.any()
 
 
-def test_it_is_found_by_its_name():
-    assert CRITERIA["ctc"] is ctc.loss
+def test_it_is_that_of_tdnns():
+    assert criteria.of(models.build("tdnn-tiny", 40, 3)) is ctc.loss
