@@ -15,8 +15,9 @@ from clients import speaker
 from clients.race import DeviceRace
 from clients.speaker import Speaker
 from fedspeech import protocol
+from fedspeech.config.corpus import PartitionSettings
 from fedspeech.config.training import PersonalSettings
-from fedspeech.device import pace
+from fedspeech.device import own_speech, pace
 from fedspeech.device.lock import locked
 from fedspeech.device.store import BASE, DESCRIPTION, GENERIC, MODELS
 from fedspeech.diff.wire import result_of
@@ -140,8 +141,12 @@ def _check_sent(role: str, expected: str, found: str) -> None:
 
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
-    """Who this is and what it holds."""
-    said = _speaker(context).describe()
+    """Who this is and what it holds; where a run begins, a box cuts its owner's speech for it."""
+    me, asked = _speaker(context), protocol.text(message.content)
+    if "speech" in context.node_config:
+        parts = PartitionSettings.model_validate(asked["partition"])
+        own_speech.cut(Path(str(context.node_config["speech"])), me.folder, parts, asked["begins"])
+    said = me.describe()
     return Message(protocol.content(said), reply_to=message)
 
 
@@ -179,13 +184,19 @@ def word_errors(message: Message, context: Context) -> Message:
 
 @app.train("install")
 def install(message: Message, context: Context) -> Message:
-    """Keep M_s, unless it is here: killed before it answered, a device is asked once more."""
-    me, expected = _speaker(context), protocol.text(message.content)["model"]
+    """Keep M_s, unless it is here: killed before it answered, a device is asked once more.
+
+    What is for the owner's use comes with the alphas of which one is to be chosen.
+    """
+    me, asked = _speaker(context), protocol.text(message.content)
+    expected = asked["model"]
     sent = message.content.array_records.get("model")
     if sent is None:
         me.install(None)
     elif not me.has_installed(expected):
         _take(me, sent, BASE, expected, me.install, {})
+    if "choose" in asked:
+        me.note_alpha(asked["choose"])
     return Message(protocol.content({"installed": me.store.hash(BASE)}), reply_to=message)
 
 

@@ -14,6 +14,7 @@ from fedspeech.config.model import AugmentationSettings
 from fedspeech.config.training import PersonalSettings
 from fedspeech.corpus.cuts import text_of
 from fedspeech.device import voice
+from fedspeech.device.personal import ALPHA
 from fedspeech.device.store import (
     BASE,
     DESCRIPTION,
@@ -112,7 +113,7 @@ class Speaker:
 
     def has_finished(self, asked: Mapping[str, Any]) -> bool:
         """Whether this very fine-tuning is done, and what came of it is here undamaged."""
-        finished = self.store.state().get("asked") == dict(asked)
+        finished = _tuned(self.store.state().get("asked", {})) == _tuned(asked)
         return finished and self.store.holds(DIFFERENCE) and self.store.holds(VALIDATION)
 
     def tunings(self, asked: Mapping[str, Any]) -> tuple[Tuning, Tuning]:
@@ -239,6 +240,13 @@ class Speaker:
         best = [alpha for alpha, wrong in zip(alphas, errors, strict=True) if wrong == min(errors)]
         return best[(len(best) - 1) // 2]
 
+    def note_alpha(self, alphas: Sequence[float]) -> None:
+        """Choose the alpha that `transcribe` mixes with what is installed; of none, the server
+        has mixed already and P_s has no weight any more.
+        """
+        alpha = self.choose_alpha(self.store.get(BASE), alphas) if alphas else 0.0
+        self.store.note(**{ALPHA: alpha})
+
     def improve(
         self, begin: Tensors, settings: PersonalSettings, seed: int, round: int, proximal: float
     ) -> tuple[Tensors, float]:
@@ -280,6 +288,11 @@ class Speaker:
             self.folder / "features",
             reference=self._cuts[TRAIN],
         )
+
+
+def _tuned(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fine-tuning depends on: of the rounds, the one in which it began."""
+    return {**asked, "began": asked.get("began", asked.get("round")), "round": None}
 
 
 def mixed(personal: Tensors, base: Tensors, alpha: float) -> Tensors:

@@ -60,6 +60,20 @@ def address(text: str) -> Address:
     return Address(host, int(port))
 
 
+def trusting(ca: Path | None) -> ssl.SSLContext:
+    """TLS that trusts this CA, or those of the system. Raises ConfigError where it is none."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{ca}: not a CA's certificate as a PEM file: {error}") from None
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def findings(to: Address, ca: Path | None, key: Path | None) -> Iterator[Finding]:
     """Each step, until one does not work and no other can follow."""
     for step in (_name, _port):
@@ -67,9 +81,9 @@ def findings(to: Address, ca: Path | None, key: Path | None) -> Iterator[Finding
         if found.todo:
             return
     try:
-        context = ssl.create_default_context(cafile=ca)
-    except (OSError, ssl.SSLError) as error:
-        yield Finding("CA", f"{ca}: {error}", "give the CA's certificate as a PEM file (--ca)")
+        context = trusting(ca)
+    except ConfigError as error:
+        yield Finding("CA", str(error), "give the CA's certificate as a PEM file (--ca)")
         return
     begin = datetime.now(UTC)
     try:

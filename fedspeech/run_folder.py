@@ -29,6 +29,10 @@ FREE = {
     "engine.retries",
     "engine.message_seconds",
     "engine.ray_address",
+    "engine.superlink",
+    "federation.deployment.boxes",
+    "federation.deployment.wait",
+    "federation.deployment.deadline",
 }
 """Settings that may differ between a run and its resumption: they change no model, unless clients
 train on a GPU by some of them and on a processor by others."""

@@ -27,9 +27,10 @@ from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.simulation import devices, sizing
 from fedspeech.simulation.grid import SimulatedGrid
 from fedspeech.tensors import Tensors
-from server import attendance, generic, improve, ledger, results
+from server import attendance, generic, improve, ledger, meeting, results
 from server.attended_grid import AttendedGrid
 from server.detail import detail
+from server.fleet import FleetGrid
 from server.generic import Generic
 from server.journal import Journal
 from server.metrics import Metrics
@@ -57,6 +58,8 @@ def main(grid: Grid, context: Context) -> None:
     run = RunFolder(Path(str(asked["out"])).absolute())
     run.open(settings, resume=bool(asked.get("resume", False)))
     try:
+        if settings.engine.grid == "deployment":
+            grid = FleetGrid.around(grid, run, settings)
         found = rules.of_experiment(settings)
         models.find(settings.model.name)
         if settings.federation.improve is not None:
@@ -87,13 +90,17 @@ class _Speech:
     partition: Partition
     table: list[dict[str, Any]]
     rounds: tuple[Round, ...]
-    """Who takes part in each round."""
+    """Who takes part in each round; on boxes, that is not known yet."""
     budgets: Mapping[str, Mapping[str, str]]
     """Of each speaker's device, as `budget.speakers` has them."""
 
 
 def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
     speech = corpus.load(settings.corpus)
+    if settings.engine.grid == "deployment":
+        run.write_environment(settings.seed, statistics.fingerprint(speech))
+        public = cutting.public(speech, settings.partition)
+        return _Speech(public, statistics.table(public), (), {})
     partition = cutting.partition(speech, settings.partition)
     _warn_of_left_out(partition.left_out)
     rounds = attendance.plan(settings, partition.clients, set(cutting.by_speaker(speech)))
@@ -135,14 +142,15 @@ class _Run:
         """From the corpus to the results."""
         with self.stages.stage("generic model"):
             trained = self._obtain_generic()
-        recorded = RecordedGrid(grid, self.journal, self.run.path)
         with self.stages.stage("federation"):
             members, absent = self._meet(grid)
+            recorded = RecordedGrid(grid, self.journal, self.run.path)
             recorded.know(members)
-            rounds = attendance.of(PERSONALIZATION, self.speech.rounds)
+            plan = self.speech.rounds or attendance.everybody(self.settings, members)
+            rounds = attendance.of(PERSONALIZATION, plan)
             _warn_of_large_groups(found, len({s for one in rounds for s in one.answers}))
             population = Population(self.run.models)
-            line = self._release(recorded, trained, members, population)
+            line = self._release(recorded, trained, members, population, plan)
             strategy = Personalization(
                 *(found, population, trained.description, members, self.settings),
                 *(self.journal, rounds, line, self._budgets(members, trained.model)),
@@ -161,6 +169,8 @@ class _Run:
             self._write(strategy, trained, {m.speaker: m.seconds for m in members})
 
     def _meet(self, grid: Grid) -> Roster:
+        if isinstance(grid, FleetGrid):
+            return meeting.meet(grid, self.journal, self.run, self.settings)
         seed, clients = self.settings.seed, self.speech.partition.clients
         expected = {pseudonym(seed, client.speaker) for client in clients}
         roster = describe(grid, self.journal, expected, self.settings.federation.quorum)
@@ -188,9 +198,10 @@ class _Run:
         trained: Generic,
         members: Sequence[Member],
         population: Population,
+        plan: Sequence[Round],
     ) -> Releases:
         """Improve G where the settings say so, and make it the last release of its line."""
-        rounds = attendance.of(IMPROVE, self.speech.rounds)
+        rounds = attendance.of(IMPROVE, plan)
         grid: Grid = recorded
         if rounds and self.settings.federation.participation is not None:
             nodes = {member.speaker: member.node for member in members}

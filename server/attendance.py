@@ -10,6 +10,7 @@ from fedspeech.config.federation import ParticipationSettings
 from fedspeech.corpus.partition import Client, pseudonym
 from fedspeech.errors import ConfigError, RunError
 from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
+from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
 
 FILE = "participation.json"
@@ -39,6 +40,15 @@ def plan(settings: Config, clients: Sequence[Client], known: Set[str]) -> tuple[
     if federation.participation is not None:
         participation.check_quorum(rounds, federation.quorum)
     return rounds
+
+
+def everybody(settings: Config, members: Sequence[Member]) -> tuple[Round, ...]:
+    """All rounds of a run on boxes: every box is asked in each, and takes its own time."""
+    federation = settings.federation
+    improve = federation.improve.rounds if federation.improve else 0
+    stages = {IMPROVE: improve, PERSONALIZATION: federation.rounds}
+    at_once = dict.fromkeys((member.speaker for member in members), 0.0)
+    return participation.plan(ParticipationSettings(), settings.seed, stages, at_once)
 
 
 def of(stage: str, rounds: Sequence[Round]) -> list[Round]:

@@ -107,7 +107,7 @@ def assemble(
     ]
     table = Table(outcome, [*federation.bases, *budgeted], federation.alphas, config.seed)
     correlations, pairs = layer_correlations(outcome)
-    chosen_base = federation.chosen_base or _default_base(federation.bases)
+    chosen_base = federation.first_base
     return {
         "kind": config.kind,
         "name": config.name,
@@ -217,10 +217,6 @@ def _differences(table: Table, bases: Sequence[str]) -> list[dict[str, Any]]:
                 difference = table.difference((base, alpha), cell)
                 rows.append({"base": base, "alpha": alpha, "against": against, **difference})
     return rows
-
-
-def _default_base(bases: Sequence[str]) -> str:
-    return "kbest" if "kbest" in bases else bases[0]
 
 
 def _chosen(table: Table, outcome: Outcome, base: str) -> dict[str, Any] | None:

@@ -35,10 +35,10 @@ def describe(grid: Grid, journal: Journal, expected: Collection[str], quorum: fl
     reasons = []
     for reply in grid.send_and_receive(messages):
         node = reply.metadata.src_node_id
-        if (reason := _refused(reply)) is not None:
+        if (reason := refused(reply)) is not None:
             reasons.append(f"node {node}: {reason}")
             continue
-        said = _first_said(journal, messages[0], reply)
+        said = first_said(journal, messages[0], reply)
         if said["speaker"] in members:
             raise RunError(f"two nodes say that they are speaker {said['speaker']}")
         members[said["speaker"]] = Member(node=node, **said)
@@ -52,7 +52,8 @@ def describe(grid: Grid, journal: Journal, expected: Collection[str], quorum: fl
     return Roster([members[speaker] for speaker in sorted(members)], absent)
 
 
-def _refused(reply: Message) -> str | None:
+def refused(reply: Message) -> str | None:
+    """Why a reply describes nobody, or None where it does."""
     if (reason := protocol.failure(reply)) is not None:
         return reason
     try:
@@ -62,7 +63,7 @@ def _refused(reply: Message) -> str | None:
     return None
 
 
-def _first_said(journal: Journal, asked: Message, reply: Message) -> dict[str, Any]:
+def first_said(journal: Journal, asked: Message, reply: Message) -> dict[str, Any]:
     """What this speaker's device said of itself when the run first asked it."""
     said = protocol.Described.model_validate(protocol.text(reply.content)).model_dump()
     id = protocol.identity(asked, said["speaker"])

@@ -1,7 +1,7 @@
 """M_s for every speaker: decided by a rule, built as a stream of tensors, sent to the device."""
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from flwr.app import Message
@@ -70,16 +70,24 @@ class BaseModels:
         return Federation(self._population, seconds, layers, self._config.seed, round)
 
     def install(
-        self, grid: Grid, round: int, base: str, alpha: float | None, to: Collection[str]
+        self,
+        grid: Grid,
+        round: int,
+        base: str,
+        alpha: float | None,
+        to: Collection[str],
+        choose: Sequence[float] | None = None,
     ) -> None:
         """Send those of `to` that have a P_s their M_s or, where the server mixes, their mix at
         `alpha`.
 
-        Raises RuleError where the rule gives weights or tensors that cannot be used.
+        With `choose` it is for the owner's use, and the device notes which of these alphas it
+        takes; none of them where the server has mixed. Raises RuleError where the rule gives
+        weights or tensors that cannot be used.
         """
         self.decide(grid, round, base, to)
         count = len(self._still_there(base))
-        messages = protocol.Messages(self._installs(grid, round, base, alpha), count)
+        messages = protocol.Messages(self._installs(grid, round, base, alpha, choose), count)
         replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
         for speaker, content in self._exchange.answers(round, protocol.INSTALL, replies):
             self.installed[speaker] = protocol.text(content)["installed"]
@@ -135,15 +143,21 @@ class BaseModels:
         return {s: view for s, view in self._views[base].items() if s in self._exchange.active}
 
     def _installs(
-        self, grid: Grid, round: int, base: str, alpha: float | None
+        self,
+        grid: Grid,
+        round: int,
+        base: str,
+        alpha: float | None,
+        choose: Sequence[float] | None,
     ) -> Iterator[Message]:
+        own = {} if choose is None else {"choose": list(choose)}
         for speaker, model in self._built(base, alpha):
             with self._naming(speaker, round, protocol.INSTALL):
                 name, sent, _ = self._pushes.to_keep(speaker, model, self.installed.get(speaker))
             if speaker not in self._exchange.active:
                 continue
             # Base and alpha make the same model in another round another question.
-            said = {"base": base, "alpha": alpha, "model": name, "held": not sent}
+            said = {"base": base, "alpha": alpha, "model": name, "held": not sent, **own}
             content = protocol.content(said, **sent)
             yield self._exchange.message(grid, round, protocol.INSTALL, speaker, content)
 

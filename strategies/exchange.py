@@ -14,24 +14,31 @@ from strategies.outcome import Failure
 class Exchange:
     """Messages to the speakers that take part and are still there; at first to nobody.
 
-    A speaker that answers with an error or not at all is left out from then on. Below the quorum
-    of those that have taken part the run has failed.
+    A speaker that answers with an error or not at all is left out from then on; where devices are
+    `returning`, until it is admitted once more. Below the quorum of those that have taken part the
+    run has failed.
     """
 
-    def __init__(self, members: Sequence[Member], quorum: float, failures: list[Failure]) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        quorum: float,
+        failures: list[Failure],
+        returning: bool = False,
+    ) -> None:
         ordered = sorted(members, key=lambda member: member.speaker)
         self.active: dict[str, Member] = {}
         self._members = {member.speaker: member for member in ordered}
         self._speakers = {member.node: member.speaker for member in ordered}
-        self._quorum = quorum
+        self._quorum, self._returning = quorum, returning
         self._failures = failures
         self._asked: set[str] = set()
         self.timeout = 3600.0
         """Seconds without any answer after which those that are still asked drop out."""
 
     def admit(self, speakers: Iterable[str]) -> None:
-        """Let speakers take part from now on; who has dropped out stays out."""
-        here = {*self.active, *speakers} - self._dropped()
+        """Let speakers take part from now on; who has dropped out stays out, or returns."""
+        here = {*self.active, *speakers} - (set() if self._returning else self._dropped())
         self.active = {s: member for s, member in self._members.items() if s in here}
 
     def _dropped(self) -> set[str]:

@@ -9,9 +9,12 @@ P_s of their last round; a speaker that has none yet is unknown to the rules, an
 device that is late is asked in the round in which it will be done, for the round in which it began:
 nothing reaches it in between. Where late answers are dropped it is not asked for one. M_s goes to
 those who are asked in the next round; after the last one everybody who has a P_s is judged.
+
+Boxes have no plan. Who was not there is asked in the next round again, for the round in which it
+began unless late answers are dropped; and in the end each is brought what its owner will use.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +26,7 @@ from fedspeech import protocol, seeding
 from fedspeech.aggregation import AggregationRule
 from fedspeech.budgets import Budgets
 from fedspeech.config import Config
+from fedspeech.config.federation import DeploymentSettings
 from fedspeech.errors import DiffError, RunError
 from fedspeech.models.description import ModelDescription
 from fedspeech.participation import Round
@@ -32,6 +36,7 @@ from fedspeech.releases import Releases
 from fedspeech.rules import GENERIC
 from fedspeech.tensors import sha256
 from strategies.bases import BaseModels
+from strategies.delivery import deliver
 from strategies.exchange import Exchange
 from strategies.outcome import Failure, Outcome, at_budget
 from strategies.personal import Personal, PersonalModels
@@ -91,7 +96,12 @@ class Personalization(Strategy):
         self.outcome = Outcome()
         self._population, self._description, self._config = population, description, config
         self._rounds, self._plan = rounds, plan
-        self._exchange = Exchange(members, config.federation.quorum, self.outcome.failures)
+        boxes = config.engine.grid == "deployment"
+        self._late = config.federation.deployment or DeploymentSettings() if boxes else None
+        self._overdue: dict[str, int] = {}
+        """The round that each box owes a P_s of."""
+        failures = self.outcome.failures
+        self._exchange = Exchange(members, config.federation.quorum, failures, returning=boxes)
         self._questions = Questions(population, self._exchange, config.seed)
         self._generation = sha256(dict(population.generic()))
         self.personal = PersonalModels(population, budgets, config.budget.method)
@@ -137,6 +147,8 @@ class Personalization(Strategy):
             self._compare(grid, num_rounds, base)
         self._relate_distance_to_errors(grid, num_rounds)
         self._finish()
+        if self._late is not None:
+            deliver(grid, num_rounds, self._config.federation, self._bases, self.outcome)
         return Result()
 
     def _go_on(self) -> int:
@@ -148,6 +160,7 @@ class Personalization(Strategy):
         self._exchange.restore(state["active"], [Failure(**one) for one in state["failures"]])
         self._personal = {s: Personal(*hashes) for s, hashes in state["personal"].items()}
         self.outcome.skipped = dict(state["skipped"])
+        self._overdue = dict(state["overdue"])
         self._check_kept(self._plan[state["round"]])
         return int(state["round"])
 
@@ -168,6 +181,7 @@ class Personalization(Strategy):
             "installed": self._bases.installed,
             "personal": self._personal,
             "skipped": self.outcome.skipped,
+            "overdue": self._overdue,
             "failures": [vars(failure) for failure in self.outcome.failures],
         }
         self._rounds.end_round(round, state)
@@ -178,13 +192,13 @@ class Personalization(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> protocol.Messages:
         """One `train.personalize` for each answer; G goes along where it is not held."""
-        answers = self._plan[server_round - 1].answers
+        answers = self._answers(server_round)
         self._exchange.admit(answers)
         count = len(answers.keys() & self._exchange.active)
         return protocol.Messages(self._train(server_round, arrays, grid), count)
 
     def _train(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> Iterator[Message]:
-        answers = self._plan[server_round - 1].answers
+        answers = self._answers(server_round)
         said = {
             "description": self._description.to_json(),
             "generation": self._generation,
@@ -206,6 +220,14 @@ class Personalization(Strategy):
             kind = protocol.PERSONALIZE
             yield self._exchange.message(grid, server_round, kind, speaker, content)
 
+    def _answers(self, round: int) -> dict[str, int]:
+        """Whose P_s is asked for in a round, and the round that it belongs to."""
+        return {**self._plan[round - 1].answers, **self._overdue}
+
+    def _owe(self, answers: Mapping[str, int], answered: Collection[str]) -> None:
+        if self._late is not None and self._late.late == "next-round":
+            self._overdue = {s: began for s, began in answers.items() if s not in answered}
+
     def _bring_generic(self, speaker: str, held: str, whole: ArrayRecord) -> Records:
         if speaker in self._personal:
             return {}
@@ -214,7 +236,8 @@ class Personalization(Strategy):
     def _start(self, speaker: str) -> dict[str, Any] | None:
         """Where a round begins: G (None), later alpha * P_s + (1 - alpha) * what is installed."""
         go_on = self._config.federation.continue_from
-        if speaker not in self._personal or go_on is None:
+        installed = speaker in self._personal and speaker in self._bases.installed
+        if not installed or go_on is None:
             return None
         mixed_already = self._bases.mixed_on_server(go_on.base)
         alpha = 0.0 if mixed_already else go_on.alpha
@@ -231,6 +254,7 @@ class Personalization(Strategy):
             self.outcome.skipped[speaker] = said["skipped"]
             self._personal[speaker] = self.personal.found(speaker, said)
             answered.add(speaker)
+        self._owe(self._answers(server_round), answered)
         if one.asked:
             there, what = len(answered.intersection(one.asked)), "that were asked answered in time"
             self._exchange.check_quorum(server_round, kind, there, len(one.asked), what)

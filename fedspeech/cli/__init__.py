@@ -1,5 +1,6 @@
 """The `fedspeech` command; thin."""
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -13,9 +14,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fedspeech import __version__
-from fedspeech.cli import corpus, device, diff, doctor, keys, transcribe
+from fedspeech.cli import box, corpus, device, diff, doctor, keys, transcribe
 from fedspeech.cli.experiment import File, Overrides
-from fedspeech.errors import FedSpeechError
+from fedspeech.errors import ConfigError, FedSpeechError
 
 if TYPE_CHECKING:
     from fedspeech.config import Experiment
@@ -37,8 +38,11 @@ app.add_typer(device.app, name="device")
 app.add_typer(keys.app, name="keys")
 app.command()(transcribe.transcribe)
 app.command()(doctor.doctor)
+app.command()(box.box)
 
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Flower and Ray log.")]
+APPS = "fedspeech.apps"
+"""The entry points of what speaks Flower: nothing here imports it."""
 DEMO = Path("experiments/demo.toml")
 REFUSALS = {EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS}
 """What a file system refuses: the user's to mend, wherever it comes up."""
@@ -52,13 +56,30 @@ def run(
     overrides: Overrides = [],  # noqa: B006  (Typer copies it)
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    on: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--on", metavar="deployment NAME", help="On the boxes of a SuperLink."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run an experiment. Example: `fedspeech run experiments/an4.toml --set seed=1`."""
+    """Run an experiment, simulated or on the boxes of a deployment.
+
+    NAME is a connection of Flower's configuration. Example: `fedspeech run experiments/an4.toml
+    --set seed=1`, or on boxes `fedspeech run experiments/boxes.toml --on deployment home`
+    """
     from fedspeech import config
 
     _show_logs(verbose)
-    _run(config.load(file, overrides), out, resume)
+    _run(config.load(file, [*overrides, *_place(on)]), out, resume)
+
+
+def _place(on: tuple[str, str] | None) -> list[str]:
+    """`--on` as settings."""
+    if on is None:
+        return []
+    if on[0] != "deployment":
+        raise ConfigError(f"--on: expected deployment NAME, found {' '.join(on)}")
+    return ['engine.grid="deployment"', f"engine.superlink={json.dumps(on[1])}"]
 
 
 @app.command()
@@ -93,6 +114,10 @@ def _run(settings: "Experiment", out: Path | None, resume: bool) -> None:
 def _launch(settings: "Experiment", folder: Path, resume: bool) -> None:
     from fedspeech.config import Config
 
+    if isinstance(settings, Config) and settings.engine.grid == "deployment":
+        (deploy,) = importlib.metadata.entry_points(group=APPS, name="deployment")
+        deploy.load()(settings, folder, resume)
+        return
     if isinstance(settings, Config):
         from fedspeech.simulation.launch import launch
 

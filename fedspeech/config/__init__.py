@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fedspeech.config import settings_file
 from fedspeech.config.budget import BudgetSettings
@@ -44,6 +44,20 @@ class Config(Settings):
     """Settings of each aggregation rule, by its name; `class = "package:Class"` names its code."""
     budget: BudgetSettings = BudgetSettings()
     engine: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _boxes_take_their_own_time(self) -> "Config":
+        deployed = self.engine.grid == "deployment"
+        if deployed and self.federation.participation is not None:
+            raise ValueError(
+                "federation.participation is simulated time; boxes have federation.deployment"
+            )
+        if not deployed and self.federation.deployment is not None:
+            raise ValueError(
+                'federation.deployment: expected engine.grid = "deployment" '
+                "(fedspeech run FILE --on deployment NAME)"
+            )
+        return self
 
 
 Experiment = Config | NeuralDiffConfig

@@ -14,8 +14,10 @@ ROUNDING = 1e-6
 class EngineSettings(Settings):
     """Where clients run."""
 
-    grid: Literal["ray", "in-process"] = "ray"
-    """Ray's workers side by side, or one client after the other."""
+    grid: Literal["ray", "in-process", "deployment"] = "ray"
+    """Ray's workers side by side, one client after the other, or the boxes of a SuperLink."""
+    superlink: str | None = None
+    """The connection in Flower's configuration by which `deployment` reaches its SuperLink."""
     workers: Positive = 2
     """Ray's processes."""
     cpus_per_worker: Positive = 1

@@ -66,6 +66,19 @@ class ParticipationSettings(Settings):
         return self
 
 
+class DeploymentSettings(Settings):
+    """How long the boxes of a deployment are waited for, in real seconds."""
+
+    boxes: Positive = 2
+    """How many are waited for before the run begins."""
+    wait: PositiveFloat = 600.0
+    """For so many boxes; then the run begins with those that are there."""
+    deadline: PositiveFloat = 3600.0
+    """For a box's answer, from its question on; then the exchange ends without it."""
+    late: Literal["drop", "next-round"] = "next-round"
+    """Whether a P_s that was not there by the deadline is lost, or taken in a later round."""
+
+
 class FederationSettings(Settings):
     """Rounds, what is compared, and when a round has failed."""
 
@@ -90,6 +103,8 @@ class FederationSettings(Settings):
     improve: ImproveSettings | None = None
     participation: ParticipationSettings | None = None
     """By default everybody takes part in every round."""
+    deployment: DeploymentSettings | None = None
+    """Only where `engine.grid` is `deployment`."""
 
     @field_validator("bases", "alphas")
     @classmethod
@@ -116,3 +131,8 @@ class FederationSettings(Settings):
         if self.rounds > 1 and self.continue_from is None:
             raise ValueError(f"rounds = {self.rounds}: expected continue_from (base and alpha)")
         return self
+
+    @property
+    def first_base(self) -> str:
+        """The base that is reported first."""
+        return self.chosen_base or ("kbest" if "kbest" in self.bases else self.bases[0])

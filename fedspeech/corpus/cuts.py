@@ -1,5 +1,6 @@
 """What recipes share: one utterance as a Lhotse cut, its samples, and a list of what is wrong."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import torchaudio
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 
 from fedspeech.errors import CorpusError
+from fedspeech.tensors import write_whole
 
 SAMPLE_RATE = 16_000
 """Samples per second of all speech inside the platform; other rates are resampled."""
@@ -186,3 +188,13 @@ def speaker_of(cut: MonoCut) -> str:
 def text_of(cut: MonoCut) -> str:
     """The transcript."""
     return str(cut.supervisions[0].text)
+
+
+def write(path: Path, cuts: Sequence[MonoCut]) -> None:
+    """Write cuts as Lhotse reads them, whole or not at all; their recordings by absolute paths.
+
+    Raises DiskError where the disk does not take it.
+    """
+    placed = CutSet.from_cuts(cuts).with_recording_path_prefix(Path.cwd())
+    lines = [json.dumps(cut.to_dict(), ensure_ascii=False) + "\n" for cut in placed]
+    write_whole(path, lambda part: part.write_text("".join(lines), encoding="utf-8"))

@@ -37,6 +37,16 @@ class Partition:
     """Clients that cannot take part, and why."""
 
 
+def public(corpus: CutSet, settings: PartitionSettings) -> Partition:
+    """The generic part and its development speakers, where the clients' speech is on their boxes.
+
+    Raises as `partition` does.
+    """
+    speech = by_speaker(corpus)
+    generic, development = _generic(speech, settings)
+    return Partition(_cuts(generic, speech), _cuts(development, speech), (), {})
+
+
 def partition(corpus: CutSet, settings: PartitionSettings) -> Partition:
     """Cut a corpus into the generic part, its development speakers and the clients.
 
@@ -44,8 +54,8 @@ def partition(corpus: CutSet, settings: PartitionSettings) -> Partition:
     speaker is named twice or is not in the corpus, CorpusError where a part has no speech.
     """
     speech = by_speaker(corpus)
-    generic = _choose("partition.generic", settings.generic, sorted(speech), last=False)
-    development = _choose("partition.development", settings.development, generic, last=True)
+    training, development = _generic(speech, settings)
+    generic = [*training, *development]
     rest = sorted(set(speech) - set(generic))
     named = isinstance(settings.clients, (tuple, str)) and settings.clients != "rest"
     pool = sorted(speech) if named else rest
@@ -54,16 +64,25 @@ def partition(corpus: CutSet, settings: PartitionSettings) -> Partition:
         raise ConfigError("partition.clients: no speaker is left beside partition.generic")
     if both := sorted(set(generic) & set(chosen)):
         raise ConfigError(f"speaker {both[0]} is in partition.generic and in partition.clients")
-    training = [speaker for speaker in generic if speaker not in set(development)]
-    if not training:
-        raise ConfigError("partition: all generic speakers are development speakers")
     clients = [client(speaker, speech[speaker], settings.train) for speaker in chosen]
-    left_out = {c.speaker: why for c in clients if (why := _too_little(c, settings))}
+    left_out = {c.speaker: why for c in clients if (why := too_little(c, settings))}
     kept = tuple(c for c in clients if c.speaker not in left_out)
     if not kept:
         speaker, why = min(left_out.items())
         raise CorpusError(f"none of {len(left_out)} clients has enough speech; {speaker}: {why}")
     return Partition(_cuts(training, speech), _cuts(development, speech), kept, left_out)
+
+
+def _generic(
+    speech: Mapping[str, Sequence[MonoCut]], settings: PartitionSettings
+) -> tuple[list[str], list[str]]:
+    """The speakers that train G, and those that judge it while it trains."""
+    generic = _choose("partition.generic", settings.generic, sorted(speech), last=False)
+    development = _choose("partition.development", settings.development, generic, last=True)
+    training = [speaker for speaker in generic if speaker not in set(development)]
+    if not training:
+        raise ConfigError("partition: all generic speakers are development speakers")
+    return training, development
 
 
 def train_and_test(
@@ -145,7 +164,8 @@ def _train_part(cuts: Sequence[MonoCut], part: TrainPart) -> list[MonoCut]:
     return train
 
 
-def _too_little(client: Client, settings: PartitionSettings) -> str | None:
+def too_little(client: Client, settings: PartitionSettings) -> str | None:
+    """What a client lacks to take part, or None."""
     seconds = sum(cut.duration for cut in client.train)
     if seconds < settings.least_seconds or len(client.train) < 2:
         return (

@@ -15,8 +15,9 @@ from fedspeech.corpus.partition import Partition, by_speaker
 def table(partition: Partition) -> list[dict[str, Any]]:
     """One row per part: generic, development, and the clients' train_s and test_s together.
 
-    A row has `part`, `speakers`, `utterances`, `words`, `hours` and `seconds_per_speaker`, with its
-    `mean`, `least` and `most`.
+    There is none for what is not here: the clients' speech may be on their boxes. A row has `part`,
+    `speakers`, `utterances`, `words`, `hours` and `seconds_per_speaker`, with its `mean`, `least`
+    and `most`.
     """
     parts: dict[str, Iterable[MonoCut]] = {
         "generic": partition.generic,
@@ -24,7 +25,8 @@ def table(partition: Partition) -> list[dict[str, Any]]:
         "train_s": [cut for client in partition.clients for cut in client.train],
         "test_s": [cut for client in partition.clients for cut in client.test],
     }
-    return [_row(part, list(cuts)) for part, cuts in parts.items()]
+    listed = {part: list(cuts) for part, cuts in parts.items()}
+    return [_row(part, cuts) for part, cuts in listed.items() if cuts]
 
 
 def _row(part: str, cuts: Sequence[MonoCut]) -> dict[str, Any]:

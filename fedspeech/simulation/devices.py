@@ -4,8 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lhotse import CutSet
-
+from fedspeech.corpus.cuts import write
 from fedspeech.corpus.partition import Client, pseudonym
 from fedspeech.tensors import write_whole
 
@@ -23,7 +22,8 @@ def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> None:
         if (device / ABOUT).exists():
             continue
         for part, cuts in (("train", client.train), ("test", client.test)):
-            _write_cuts(device / f"{part}.jsonl", CutSet.from_cuts(cuts))
+            # A worker may run in another folder than the one that a relative path starts from.
+            write(device / f"{part}.jsonl", cuts)
         # Where the devices of one machine share the file of G.
         about = {"speaker": name, "pool": "../pool"}
         _write_text(device / ABOUT, json.dumps(about) + "\n")
@@ -32,13 +32,6 @@ def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> None:
 def folders(folder: Path) -> list[Path]:
     """The device folders under `folder`, in the order of the speakers' ids."""
     return sorted(about.parent for about in folder.glob(f"*/{ABOUT}"))
-
-
-def _write_cuts(path: Path, cuts: CutSet) -> None:
-    # A worker may run in another folder than the one that a relative path starts from.
-    cuts = cuts.with_recording_path_prefix(Path.cwd())
-    lines = [json.dumps(cut.to_dict(), ensure_ascii=False) + "\n" for cut in cuts]
-    _write_text(path, "".join(lines))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,0 +1,55 @@
+"""`fedspeech box`: take part with the owner's speech, from an edge box."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+APPS = "fedspeech.apps"
+
+
+def box(
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server to take part at.")],
+    ca: Annotated[Path, typer.Option(help="The certificate of the server's own CA (PEM).")],
+    key: Annotated[Path, typer.Option(help="The box's private key (OpenSSH).")],
+    speech: Annotated[
+        Path, typer.Option(help="The owner's recordings with transcripts; only read.")
+    ],
+    device: Annotated[Path, typer.Option(help="Where the box keeps its models.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Under which the server knows the owner; else drawn once and kept."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="That training may use.")] = 1,
+    nice: Annotated[
+        int | None, typer.Option(min=0, max=19, help="How far training gives way to all else.")
+    ] = None,
+) -> None:
+    """Take part in runs, until it is stopped. What has been said never leaves the box.
+
+    Where the server cannot be reached it is tried again and again; `fedspeech doctor --server`
+    tells why. `fedspeech transcribe` works all the while.
+
+    Example: `fedspeech box --server asr.example.org:443 --ca ca.crt --key box.key --speech
+    recordings --device /var/lib/fedspeech`
+    """
+    import importlib.metadata
+
+    from fedspeech import connection, node_key
+    from fedspeech.corpus.one_speaker import entries
+    from fedspeech.device import identity
+
+    connection.address(server)
+    connection.trusting(ca)
+    node_key.read(key)
+    next(entries(speech), None)
+    identity.settle(device, name)
+    settings: dict[str, str | int] = {
+        "device": str(device.absolute()),
+        "speech": str(speech.absolute()),
+        "threads": threads,
+    }
+    if nice is not None:
+        settings["nice"] = nice
+    (start,) = importlib.metadata.entry_points(group=APPS, name="box")
+    start.load()(server, str(ca), str(key), connection.free_port(), settings)

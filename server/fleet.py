@@ -1,0 +1,194 @@
+"""The boxes of a deployment as a Grid: they come and go, and each is asked until it answers.
+
+A SuperLink tells of a message to a box that was away when it came, or whose client was killed, by
+an error a minute later; of one that a SuperNode took and then forgot because it was restarted, it
+tells nothing at all. Here every message is kept on disk until it is answered or its deadline is
+over, and sent once more as soon as its box is there again.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.superlink.grid import HttpGrid
+
+from fedspeech.config import Config
+from fedspeech.config.federation import DeploymentSettings
+from fedspeech.run_folder import RunFolder
+from fedspeech.tensors import write_whole
+from server import superlink
+from server.wrapped_grid import WrappedGrid
+
+log = logging.getLogger("fedspeech")
+
+ONLINE = "online"
+LOOK_SECONDS = 3.0
+"""Between two looks at who is there; a SuperNode asks for messages as often."""
+SENT_AGAIN = {
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.UNKNOWN,
+}
+"""Flower's errors that say nothing about what was asked."""
+
+
+@dataclass
+class _Letter:
+    """A message that is not answered yet; its content is in `file`."""
+
+    light: Message
+    file: Path
+    due: float
+    number: str
+    """Under which the SuperLink has it; empty where it has to be sent once more."""
+    activated: str
+    """When its box had last come in by then."""
+
+
+class FleetGrid(WrappedGrid):
+    """Around Flower's grid to a SuperLink, for messages with a deadline each."""
+
+    def __init__(self, grid: HttpGrid, name: str, spool: Path, deadline: float) -> None:
+        super().__init__(grid)
+        self._http, self._name, self._spool, self._deadline = grid, name, spool, deadline
+        self._letters: dict[str, _Letter] = {}
+        self._numbers: dict[str, str] = {}
+        self._boxes: Mapping[int, NodeInfo] = {}
+        self._looked = 0.0
+        spool.mkdir(parents=True, exist_ok=True)
+        for left in spool.iterdir():
+            left.unlink()
+
+    @classmethod
+    def around(cls, grid: HttpGrid, run: RunFolder, settings: Config) -> "FleetGrid":
+        """For a run, as its settings have it."""
+        asked = settings.federation.deployment or DeploymentSettings()
+        name = settings.engine.superlink or "the run's own"
+        return cls(grid, name, run.path / "spool", asked.deadline)
+
+    @property
+    def at_once(self) -> int:
+        """All boxes work at the same time."""
+        return max(1, len(self._boxes))
+
+    def get_node_ids(self) -> list[int]:
+        """Boxes that are there now."""
+        self._look()
+        return sorted(node for node, box in self._boxes.items() if box.status == ONLINE)
+
+    def arrivals(self, count: int, seconds: float) -> Iterator[int]:
+        """Nodes as they come in, until there are so many of them; for at most so long."""
+        until, seen = time.monotonic() + seconds, set[int]()
+        while True:
+            new = [node for node in self.get_node_ids() if node not in seen]
+            seen.update(new)
+            yield from new
+            if len(seen) >= count or time.monotonic() > until:
+                return
+            time.sleep(min(LOOK_SECONDS, seconds))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; the ids under which they are asked for, whichever way they go."""
+        ids = []
+        for message in messages:
+            id = f"letter-{len(self._numbers)}-{message.metadata.dst_node_id}"
+            self._numbers[id] = id
+            self._letters[id] = self._keep(id, message)
+            self._send(id, message)
+            ids.append(id)
+        return ids
+
+    def _keep(self, id: str, message: Message) -> _Letter:
+        data = recorddict_to_proto(message.content).SerializeToString(deterministic=True)
+        file = self._spool / id
+        write_whole(file, lambda part: part.write_bytes(data))
+        light = Message(content=RecordDict(), metadata=message.metadata)
+        return _Letter(light, file, time.monotonic() + self._deadline, "", "")
+
+    def _send(self, id: str, message: Message) -> None:
+        letter = self._letters[id]
+        with superlink.told(self._name):
+            (number,) = self._http.push_messages([message])
+        box = self._boxes.get(message.metadata.dst_node_id)
+        letter.number, letter.activated = number or "", box.last_activated_at if box else ""
+        if number:
+            self._numbers[number] = id
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """What came, as answers to what was sent first; errors for what is over its deadline."""
+        underway = {n: i for i in message_ids if (n := self._letters[i].number)}
+        with superlink.told(self._name):
+            replies = list(self._http.pull_messages(list(underway))) if underway else []
+        answered = [self._taken(reply) for reply in replies]
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._look()
+            self._send_again()
+        late = [self._given_up(id) for id in list(self._letters) if self._is_over(id)]
+        return iter([reply for reply in (*answered, *late) if reply is not None])
+
+    def _taken(self, reply: Message) -> Message | None:
+        """The reply as one to the letter; None where the letter is to be sent once more."""
+        id = self._numbers.get(reply.metadata.reply_to_message_id, "")
+        if id not in self._letters:  # answered already, or given up
+            return None
+        if reply.has_error() and reply.error.code in SENT_AGAIN:
+            self._letters[id].number = ""
+            return None
+        self._letters.pop(id).file.unlink()
+        reply.metadata.__dict__["_reply_to_message_id"] = id
+        return reply
+
+    def _look(self) -> None:
+        with superlink.told(self._name):
+            self._boxes = {box.node_id: box for box in self._http.get_nodes()}
+        self._looked = time.monotonic()
+
+    def _send_again(self) -> None:
+        """What its box cannot have any more, where the box is there."""
+        for id, letter in self._letters.items():
+            box = self._boxes.get(letter.light.metadata.dst_node_id)
+            if box is None or box.status != ONLINE:
+                continue
+            if not letter.number or box.last_activated_at != letter.activated:
+                log.info("box %s is back: %s once more", box.node_id, letter.light.metadata)
+                self._send(id, self._message(letter))
+
+    def _message(self, letter: _Letter) -> Message:
+        proto = RecordDictProto.FromString(letter.file.read_bytes())
+        about = letter.light.metadata
+        return Message(
+            recorddict_from_proto(proto),
+            about.dst_node_id,
+            about.message_type,
+            group_id=about.group_id,
+        )
+
+    def _is_over(self, id: str) -> bool:
+        return time.monotonic() > self._letters[id].due
+
+    def _given_up(self, id: str) -> Message:
+        letter = self._letters.pop(id)
+        letter.file.unlink()
+        error = Error(ErrorCode.NODE_UNAVAILABLE, f"no answer within {self._deadline:g} s")
+        reply = Message(error, reply_to=letter.light)
+        reply.metadata.__dict__["_reply_to_message_id"] = id
+        return reply
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Replies in the order in which they come; every message ends by its deadline."""
+        waiting = dict.fromkeys(self.push_messages(messages))
+        while waiting:
+            for reply in self.pull_messages(list(waiting)):
+                del waiting[reply.metadata.reply_to_message_id]
+                yield reply
+            time.sleep(0.5 if waiting else 0)

@@ -1,0 +1,100 @@
+"""Which boxes a run is with: those that are there when it begins, and then the same ones again."""
+
+import json
+import logging
+from collections.abc import Mapping
+
+from flwr.app import Message
+
+from fedspeech import progress, protocol
+from fedspeech.config import Config
+from fedspeech.config.federation import DeploymentSettings
+from fedspeech.errors import RunError
+from fedspeech.protocol import Member
+from fedspeech.run_folder import RunFolder
+from server.fleet import FleetGrid
+from server.journal import Journal
+from server.roster import Roster, first_said, refused
+
+log = logging.getLogger("fedspeech")
+
+FILE = "boxes.json"
+"""Of a run's folder: the node of each speaker's box, as it was met first."""
+
+
+def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) -> Roster:
+    """Wait for the boxes, and ask each who it is and how much speech of its owner it can use.
+
+    A box cuts train_s and test_s itself, as `partition.train` says, when a run begins; a run that
+    is resumed is with the boxes of its beginning, whether they are back yet or not. Raises RunError
+    where too few are there, or two say they are the same.
+    """
+    asked = settings.federation.deployment or DeploymentSettings()
+    known = _known(run)
+    with progress.stage(asked.boxes) as shown:
+        shown.start("boxes")
+        for _ in grid.arrivals(asked.boxes, asked.wait):
+            shown.advance("")
+    question = {"partition": settings.partition.model_dump(mode="json"), "seed": settings.seed}
+    found, reasons = _ask(grid, {**question, "begins": not known})
+    standard = Message(protocol.content(question), 1, protocol.DESCRIBE, group_id="0")
+    members = {}
+    for speaker, (node, reply) in sorted(found.items()):
+        if known and speaker not in known:
+            log.warning("speaker %s came after the run had begun; it is for the next one", speaker)
+            continue
+        members[speaker] = Member(node=node, **first_said(journal, standard, reply))
+    for speaker in sorted(set(known) - set(members)):
+        row = journal.get(protocol.identity(standard, speaker))
+        if row is not None:
+            log.warning("speaker %s is not back yet", speaker)
+            members[speaker] = Member(node=known[speaker], **row.answer)
+    _check_quorum(members, asked.boxes, settings.federation.quorum, reasons)
+    run.write_json(FILE, {speaker: str(member.node) for speaker, member in members.items()})
+    return Roster(list(members.values()), {f"node {node}": why for node, why in reasons.items()})
+
+
+def _known(run: RunFolder) -> dict[str, int]:
+    path = run.path / FILE
+    try:
+        return {s: int(node) for s, node in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(f"{path}: damaged, cannot be resumed: {error}") from None
+
+
+def _ask(
+    grid: FleetGrid, question: Mapping[str, object]
+) -> tuple[dict[str, tuple[int, Message]], dict[int, str]]:
+    """The answers by speaker, with the box's node; by node, why there is none."""
+    messages = [
+        Message(protocol.content(question), node, protocol.DESCRIBE, group_id="0")
+        for node in grid.get_node_ids()
+    ]
+    found: dict[str, tuple[int, Message]] = {}
+    reasons: dict[int, str] = {}
+    for reply in grid.send_and_receive(messages):
+        node = reply.metadata.src_node_id
+        if (reason := refused(reply)) is not None:
+            reasons[node] = reason
+            continue
+        speaker = protocol.text(reply.content)["speaker"]
+        if speaker in found:
+            raise RunError(
+                f"nodes {found[speaker][0]} and {node} both say that they are speaker {speaker}"
+            )
+        found[speaker] = node, reply
+    return found, reasons
+
+
+def _check_quorum(
+    members: Mapping[str, Member], boxes: int, quorum: float, reasons: Mapping[int, str]
+) -> None:
+    if len(members) >= (least := max(quorum * boxes, 1)):
+        return
+    lines = [f"  node {node}: {why}" for node, why in reasons.items()]
+    raise RunError(
+        f"{len(members)} boxes are there and usable, expected at least {least:g} (federation.quorum"
+        f" of federation.deployment.boxes = {boxes})" + "".join(f"\n{line}" for line in lines)
+    )
