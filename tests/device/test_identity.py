@@ -1,0 +1,41 @@
+"""The name by which a server knows a box's owner."""
+
+import json
+import re
+
+import pytest
+
+from fedspeech.device import identity
+from fedspeech.errors import ConfigError
+
+
+def test_a_name_is_drawn_once(tmp_path):
+    first = identity.settle(tmp_path / "a")
+    assert re.fullmatch("box-[0-9a-f]{16}", first)
+    assert identity.settle(tmp_path / "a") == first
+    assert identity.settle(tmp_path / "b") != first
+
+
+def test_a_name_that_is_given_is_kept(tmp_path):
+    assert identity.settle(tmp_path, "anna") == "anna"
+    assert identity.settle(tmp_path) == "anna"
+    assert json.loads((tmp_path / "device.json").read_text()) == {"speaker": "anna"}
+
+
+def test_a_device_stays_its_owners(tmp_path):
+    identity.settle(tmp_path, "anna")
+    with pytest.raises(ConfigError, match="this is anna's device, not ben's"):
+        identity.settle(tmp_path, "ben")
+
+
+@pytest.mark.parametrize("name", ["", "../anna", "a b", "-anna", "a" * 129])
+def test_names_that_could_be_paths_are_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="--name: expected letters"):
+        identity.settle(tmp_path, name)
+    assert not (tmp_path / "device.json").exists()
+
+
+def test_a_damaged_file_is_nobodys(tmp_path):
+    (tmp_path / "device.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"device\.json: damaged"):
+        identity.settle(tmp_path)

@@ -1,0 +1,168 @@
+"""Boxes that come and go, with a SuperLink of a few lines whose boxes do what they are told."""
+
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+
+from server import fleet
+from server.fleet import FleetGrid
+
+ANNA, BEN = 11, 12
+
+
+class SuperLink:
+    """Takes messages and gives out replies as Flower's HttpGrid does."""
+
+    def __init__(self):
+        self.boxes = {node: ["online", "2026-01-01T00:00:00"] for node in (ANNA, BEN)}
+        self.taken: list[tuple[str, Message]] = []
+        self.replies: dict[str, Message] = {}
+
+    def get_nodes(self):
+        return [
+            SimpleNamespace(node_id=node, status=status, last_activated_at=activated)
+            for node, (status, activated) in self.boxes.items()
+        ]
+
+    def push_messages(self, messages):
+        numbers = [f"m{len(self.taken) + i}" for i, _ in enumerate(messages)]
+        self.taken += zip(numbers, messages, strict=True)
+        return numbers
+
+    def pull_messages(self, numbers):
+        return [self.replies.pop(number) for number in numbers if number in self.replies]
+
+    def answer(self, number, **values):
+        self._reply(number, RecordDict({"said": ConfigRecord(values)}))
+
+    def refuse(self, number, code, reason):
+        self._reply(number, Error(code, reason))
+
+    def _reply(self, number, content):
+        message = dict(self.taken)[number]
+        reply = Message(content, reply_to=message)
+        reply.metadata.__dict__["_reply_to_message_id"] = number
+        self.replies[number] = reply
+
+
+@pytest.fixture
+def link(monkeypatch):
+    monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.0)
+    return SuperLink()
+
+
+@pytest.fixture
+def grid(link, tmp_path):
+    found = FleetGrid(link, "home", tmp_path / "spool", deadline=60.0)
+    found.get_node_ids()
+    return found
+
+
+def question(node, text="how are you"):
+    content = RecordDict({"asked": ConfigRecord({"text": text})})
+    return Message(content, node, "query.word_errors", group_id="3")
+
+
+def said(reply):
+    return dict(reply.content.config_records["said"])
+
+
+def test_only_boxes_that_are_there_are_nodes(grid, link):
+    link.boxes[BEN][0] = "offline"
+    assert grid.get_node_ids() == [ANNA]
+
+
+def test_an_answer_is_to_what_was_sent(grid, link):
+    first, second = grid.push_messages([question(ANNA), question(BEN)])
+    assert not list(grid.pull_messages([first, second]))
+    link.answer("m1", errors=7)
+    (reply,) = grid.pull_messages([first, second])
+    assert (reply.metadata.reply_to_message_id, said(reply)) == (second, {"errors": 7})
+
+
+@pytest.mark.parametrize(
+    "code", [ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.UNKNOWN]
+)
+def test_what_did_not_get_there_is_sent_once_more_when_the_box_is_back(grid, link, code):
+    (number,) = grid.push_messages([question(ANNA)])
+    link.boxes[ANNA][0] = "offline"
+    link.refuse("m0", code, "not there")
+    assert not list(grid.pull_messages([number]))
+    assert not list(grid.pull_messages([number]))
+    assert len(link.taken) == 1
+    link.boxes[ANNA][0] = "online"
+    assert not list(grid.pull_messages([number]))
+    again = link.taken[1][1]
+    assert (again.metadata.dst_node_id, again.metadata.message_type) == (ANNA, "query.word_errors")
+    assert again.metadata.group_id == "3"
+    assert dict(again.content.config_records["asked"]) == {"text": "how are you"}
+    link.answer("m1", errors=1)
+    (reply,) = grid.pull_messages([number])
+    assert (reply.metadata.reply_to_message_id, said(reply)) == (number, {"errors": 1})
+
+
+def test_a_box_that_was_restarted_between_two_looks_is_asked_again(grid, link):
+    (number,) = grid.push_messages([question(ANNA)])
+    assert not list(grid.pull_messages([number]))
+    assert len(link.taken) == 1
+    link.boxes[ANNA][1] = "2026-01-01T00:05:00"
+    assert not list(grid.pull_messages([number]))
+    assert len(link.taken) == 2
+    assert not list(grid.pull_messages([number]))
+    assert len(link.taken) == 2, "once for each time that it came back"
+
+
+def test_what_the_box_itself_says_went_wrong_is_the_answer(grid, link):
+    (number,) = grid.push_messages([question(ANNA)])
+    link.refuse("m0", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "CorpusError on the device")
+    (reply,) = grid.pull_messages([number])
+    assert (reply.metadata.reply_to_message_id, reply.error.reason) == (
+        number,
+        "CorpusError on the device",
+    )
+
+
+def test_after_its_deadline_a_message_is_answered_with_an_error(link, tmp_path):
+    grid = FleetGrid(link, "home", tmp_path / "spool", deadline=0.0)
+    grid.get_node_ids()
+    (number,) = grid.push_messages([question(BEN)])
+    (reply,) = grid.pull_messages([number])
+    assert reply.metadata.reply_to_message_id == number
+    assert reply.metadata.src_node_id == BEN
+    assert reply.error.reason == "no answer within 0 s"
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_an_answer_after_the_deadline_is_not_taken_for_another(link, tmp_path):
+    grid = FleetGrid(link, "home", tmp_path / "spool", deadline=0.0)
+    grid.get_node_ids()
+    list(grid.pull_messages(grid.push_messages([question(BEN)])))
+    (number,) = grid.push_messages([question(ANNA)])
+    link.answer("m0", errors=3)
+    link.replies["m1"] = link.replies.pop("m0")
+    (reply,) = grid.pull_messages([number])
+    assert reply.has_error()
+
+
+def test_what_is_underway_is_on_disk_only_until_it_is_answered(grid, link, tmp_path):
+    numbers = list(grid.push_messages([question(ANNA), question(BEN)]))
+    assert len(list((tmp_path / "spool").iterdir())) == 2
+    link.answer("m0", errors=0)
+    list(grid.pull_messages(numbers))
+    assert len(list((tmp_path / "spool").iterdir())) == 1
+
+
+def test_arrivals_end_with_enough_boxes_or_with_the_time(grid, link):
+    assert list(grid.arrivals(2, 60.0)) == [ANNA, BEN]
+    assert list(grid.arrivals(3, 0.0)) == [ANNA, BEN]
+
+
+def test_everything_that_is_sent_comes_back_once(grid, link):
+    link.push_messages = lambda messages, push=link.push_messages: (
+        numbers := push(messages),
+        [link.answer(number, errors=int(number[1:])) for number in numbers],
+    )[0]
+    replies = list(grid.send_and_receive([question(ANNA), question(BEN), question(ANNA)]))
+    assert sorted(said(reply)["errors"] for reply in replies) == [0, 1, 2]
