@@ -29,8 +29,8 @@ def register(superlink: str, ca: Path, keys: Mapping[str, Path]) -> Iterator[str
     from flwr.proto.control_pb2 import RegisterNodeRequest
 
     public = {box: read_public(path) for box, path in keys.items()}
-    with _control(superlink, ca) as control:
-        known = {bytes(node.public_key): node for node in _nodes(control)}
+    with control(superlink, ca) as client:
+        known = {bytes(node.public_key): node for node in nodes(client)}
         for box, key in public.items():
             if key in known and known[key].status == UNREGISTERED:
                 raise Mistake(f"{keys[box]}: was revoked, and never counts again: make another key")
@@ -38,7 +38,7 @@ def register(superlink: str, ca: Path, keys: Mapping[str, Path]) -> Iterator[str
             if key in known:
                 yield f"{box}: is registered already"
                 continue
-            made = control.RegisterNode(RegisterNodeRequest(public_key=key, name=box))
+            made = client.RegisterNode(RegisterNodeRequest(public_key=key, name=box))
             yield f"{box}: registered, node {made.node_id}"
 
 
@@ -46,13 +46,13 @@ def revoke(superlink: str, ca: Path, box: str) -> Iterator[str]:
     """Let the keys that were registered for a box count no more. Raises Mistake."""
     from flwr.proto.control_pb2 import UnregisterNodeRequest
 
-    with _control(superlink, ca) as control:
-        nodes = [node for node in _nodes(control) if node.name == box]
-        standing = [node for node in nodes if node.status != UNREGISTERED]
+    with control(superlink, ca) as client:
+        known = [node for node in nodes(client) if node.name == box]
+        standing = [node for node in known if node.status != UNREGISTERED]
         if not standing:
-            raise Mistake(f"{box}: {'was revoked already' if nodes else 'is not registered'}")
+            raise Mistake(f"{box}: {'was revoked already' if known else 'is not registered'}")
         for node in standing:
-            control.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+            client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
             yield f"{box}: revoked, node {node.node_id}"
 
 
@@ -71,14 +71,15 @@ def read_public(path: Path) -> bytes:
     )
 
 
-def _nodes(control: "ControlHttpClient") -> "list[NodeInfo]":
+def nodes(client: "ControlHttpClient") -> "list[NodeInfo]":
+    """All that were ever registered."""
     from flwr.proto.control_pb2 import ListNodesRequest
 
-    return list(control.ListNodes(ListNodesRequest()).nodes_info)
+    return list(client.ListNodes(ListNodesRequest()).nodes_info)
 
 
 @contextmanager
-def _control(superlink: str, ca: Path) -> "Iterator[ControlHttpClient]":
+def control(superlink: str, ca: Path) -> "Iterator[ControlHttpClient]":
     """A connection to a SuperLink; what goes wrong with it is told in one line."""
     try:
         import httpx
@@ -92,8 +93,8 @@ def _control(superlink: str, ca: Path) -> "Iterator[ControlHttpClient]":
         raise Mistake(f"{ca}: {error.strerror}") from None
     said = [RuntimeVersionHttpInterceptor("fedspeech")]
     try:
-        with ControlHttpClient.from_server_address(superlink, False, trusted, said) as control:
-            yield control
+        with ControlHttpClient.from_server_address(superlink, False, trusted, said) as client:
+            yield client
     except httpx.HTTPStatusError as error:
         raise Mistake(f"{superlink}: refused: {error.response.text or error}") from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
