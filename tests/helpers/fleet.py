@@ -1,0 +1,290 @@
+"""A SuperLink behind its proxy and SuperNodes beside it, as processes of this machine on loopback.
+
+Parts are started, stopped and killed by their names: `superlink`, `proxy`, and the boxes'. Each has
+a Flower home of its own, by which all its processes are known, and a log in a file.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import registration
+
+from fedspeech.connection import Address, ask
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+BIN = Path(sys.executable).parent
+SUPERLINK, PROXY = "superlink", "proxy"
+CONNECTION = "boxes"
+"""Flower's name for the SuperLink in `config.toml`: `--on deployment boxes`, `flwr run . boxes`."""
+SECONDS = 60.0
+"""That something may take on a busy machine."""
+NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+NO_NGINX = "nginx is not installed (Debian: nginx-light)"
+
+CONFIG = """\
+[superlink]
+default = "{name}"
+
+[superlink.{name}]
+address = "{address}"
+root-certificates = "{ca}"
+"""
+
+
+def make_keys() -> ModuleType:
+    """`docker/make-keys`, imported."""
+    loader = importlib.machinery.SourceFileLoader("make_keys", str(DOCKER / "make-keys"))
+    spec = importlib.util.spec_from_loader("make_keys", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+class Fleet:
+    """The parts of a deployment in one folder; `close` ends all that is left of them.
+
+    Boxes have keys from the beginning, and are registered once the SuperLink runs (`register`).
+    """
+
+    def __init__(self, folder: Path, boxes: Sequence[str] = ()) -> None:
+        self.folder, self.boxes = folder, list(boxes)
+        self.door, self._inside, self._health = (Address("localhost", free_port()) for _ in "123")
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        keys = ["--keys", str(self.keys)]
+        assert make_keys().main(["make", *keys, "--server", "localhost", *boxes]) == 0
+        home = self._home("operator")
+        home.joinpath("config.toml").write_text(
+            CONFIG.format(name=CONNECTION, address=self.superlink, ca=self.ca)
+        )
+
+    @property
+    def keys(self) -> Path:
+        """The folder of `make-keys`."""
+        return self.folder / "keys"
+
+    @property
+    def ca(self) -> Path:
+        """What boxes know the server by."""
+        return self.keys / "ca.crt"
+
+    def key(self, box: str) -> Path:
+        """The private key of a box."""
+        return self.keys / "boxes" / box / "box.key"
+
+    @property
+    def superlink(self) -> Address:
+        """Where the SuperLink listens, for the operator and the proxy; boxes use `door`."""
+        return Address("127.0.0.1", self._inside.port)
+
+    def environment(self, part: str = "operator") -> dict[str, str]:
+        """Of a part's processes; an operator's Flower knows the SuperLink as `boxes`."""
+        return {
+            **os.environ,
+            "PATH": f"{BIN}:{os.environ['PATH']}:/usr/sbin",
+            "PYTHONPATH": str(ROOT),
+            "FLWR_HOME": str(self._home(part)),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        }
+
+    def _home(self, part: str) -> Path:
+        path = self.folder / "homes" / part
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # Starting and ending.
+
+    def start(self, part: str, command: Sequence[str | Path], **environment: str) -> None:
+        """Start any command as a part, in a process group of its own; its log is continued."""
+        assert part not in self._running, f"{part} runs already"
+        with self._log(part).open("ab") as log:
+            self._running[part] = subprocess.Popen(
+                list(map(str, command)),
+                cwd=self.folder,
+                env={**self.environment(part), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink and wait until it answers; its database survives it."""
+        command = ["flower-superlink", "--host", self.superlink.host, "--enable-supernode-auth"]
+        command += ["--port", str(self.superlink.port), "--database", "superlink.db"]
+        for option, name in (("cert", "server.crt"), ("key", "server.key"), ("ca-cert", "ca.crt")):
+            command += [f"--ssl-{option}file", str(self.keys / name)]
+        self.start(SUPERLINK, command)
+        self.wait(SUPERLINK, lambda: self._answers(self.superlink))
+
+    def start_proxy(self) -> None:
+        """Start nginx as a container would, and wait until it answers."""
+        environment = {
+            "LISTEN": f"127.0.0.1:{self.door.port}",
+            "HEALTH": f"127.0.0.1:{self._health.port}",
+            "SUPERLINK": str(self.superlink),
+            "KEYS": str(self.keys),
+            "RUN": str(self.folder / "nginx"),
+        }
+        self.start(PROXY, [DOCKER / "start-proxy"], **environment)
+        self.wait(PROXY, lambda: self._answers(self.door))
+
+    def start_supernode(
+        self,
+        box: str,
+        config: str = "",
+        executor: Sequence[str | Path] = (),
+        options: Sequence[str | Path] | None = None,
+    ) -> None:
+        """Start a box's SuperNode with this node configuration; it is not waited for.
+
+        An executor is the command of the process that runs its client app; `{runtime}` in it is the
+        SuperNode's address for it. Without one, Flower starts processes of its own. `options` are
+        in the place of key and CA.
+        """
+        runtime = f"127.0.0.1:{(port := free_port())}"
+        if options is None:
+            options = ["--root-certificates", self.ca]
+            options += ["--auth-supernode-private-key", self.key(box)]
+        command: list[str | Path] = ["flower-supernode", "--superlink", str(self.door)]
+        command += ["--port", str(port), *options]
+        command += ["--node-config", config] if config else []
+        command += ["--isolation", "process"] if executor else []
+        self.start(box, command)
+        if executor:
+            filled = [str(word).replace("{runtime}", runtime) for word in executor]
+            self.start(f"{box}.client", filled)
+
+    def stop(self, part: str) -> int:
+        """End a part as an operator does, and wait for it; its status."""
+        return self._end(part, signal.SIGTERM)
+
+    def kill(self, part: str) -> int:
+        """End a part as a power cut does, with whatever it has started; its status."""
+        for number in self.processes(part):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        return self._end(part, signal.SIGKILL)
+
+    def _end(self, part: str, how: signal.Signals) -> int:
+        process = self._running.pop(part)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        try:
+            return process.wait(SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End everything."""
+        for part in [*self._running]:
+            self.kill(part)
+        for home in self.folder.glob("homes/*"):
+            for number in self.processes(home.name):
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+
+    # Looking.
+
+    def log(self, part: str) -> str:
+        """All that a part has said so far."""
+        return self._log(part).read_text(errors="replace")
+
+    def _log(self, part: str) -> Path:
+        path = self.folder / "logs" / f"{part}.log"
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+    def processes(self, part: str) -> dict[int, str]:
+        """The processes that a part consists of, and their command lines."""
+        mark = f"FLWR_HOME={self._home(part)}".encode()
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark in (path / "environ").read_bytes().split(b"\0"):
+                    command = (path / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(path.name)] = command.decode(errors="replace").strip()
+        return found
+
+    def wait(self, part: str, until: Callable[[], Any], seconds: float = SECONDS) -> Any:
+        """Wait until something is so, and give it; fails with the log where the part ends first."""
+        deadline = time.monotonic() + seconds
+        while not (found := until()):
+            running = self._running.get(part)
+            ended = running is not None and running.poll() is not None
+            if ended or time.monotonic() > deadline:
+                what = "ended" if ended else f"took more than {seconds:g} s"
+                raise AssertionError(f"{part} {what}:\n{self.log(part)[-4000:]}")
+            time.sleep(0.1)
+        return found
+
+    def wait_for_end(self, part: str, seconds: float = SECONDS) -> int:
+        """Wait until a part ends by itself; its status."""
+        return self._running.pop(part).wait(seconds)
+
+    def _answers(self, to: Address) -> bool:
+        try:
+            ask(to, self.trust(), "GET", "/health")
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def trust(self) -> ssl.SSLContext:
+        """TLS as boxes have it."""
+        return ssl.create_default_context(cafile=self.ca)
+
+    # Who is trusted, and who is there.
+
+    def register(self, *boxes: str) -> None:
+        """Register these boxes, or all."""
+        public = {box: self.keys / "public" / f"{box}.pub" for box in boxes or self.boxes}
+        list(registration.register(str(self.superlink), self.ca, public))
+
+    def revoke(self, box: str) -> None:
+        """Let a box's key count no more."""
+        list(registration.revoke(str(self.superlink), self.ca, box))
+
+    def nodes(self) -> Mapping[str, tuple[int, str]]:
+        """The node of each registered box and its status in Flower's words, such as `online`."""
+        with registration.control(str(self.superlink), self.ca) as control:
+            return {n.name: (n.node_id, n.status) for n in registration.nodes(control)}
+
+    def wait_until_online(self, *boxes: str) -> None:
+        """Wait for the SuperNodes of these boxes, or of all."""
+        for box in boxes or self.boxes:
+            self.wait(box, lambda box=box: self.nodes()[box][1] == "online")
+
+
+def free_port() -> int:
+    """A port of loopback where nobody listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def opened(folder: Path, boxes: Sequence[str] = ()) -> Iterator[Fleet]:
+    """For fixtures: a fleet whose SuperLink and proxy run and whose boxes are registered."""
+    fleet = Fleet(folder, boxes)
+    try:
+        fleet.start_superlink()
+        fleet.start_proxy()
+        fleet.register()
+        yield fleet
+    finally:
+        fleet.close()
