@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import httpx
 from flwr.cli.build import build_fab_from_files
-from flwr.cli.flower_config import read_superlink_connection
+from flwr.cli.flower_config import read_flower_config, read_superlink_connection
 from flwr.cli.typing import SuperLinkConnection
 from flwr.common.constant import SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
@@ -105,6 +105,12 @@ def told(name: str) -> Iterator[None]:
 
 
 def _connection(name: str) -> SuperLinkConnection:
+    table, path = read_flower_config()
+    known = [key for key, value in table.get("superlink", {}).items() if isinstance(value, dict)]
+    if name not in known:
+        raise ConfigError(
+            f"deployment {name}: no [superlink.{name}] in {path}; there is {', '.join(known)}"
+        )
     try:
         found = read_superlink_connection(name)
     except click.ClickException as error:

@@ -190,7 +190,7 @@ def version() -> None:
 def main() -> None:
     """The console script: one message and status 2 for whatever is the user's to mend."""
     try:
-        app()
+        app(prog_name="fedspeech")
     except (FedSpeechError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in REFUSALS:
             raise

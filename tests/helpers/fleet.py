@@ -124,13 +124,16 @@ class Fleet:
                 process_group=0,
             )
 
-    def start_superlink(self) -> None:
-        """Start the SuperLink and wait until it answers; its database survives it."""
+    def start_superlink(self, *options: str) -> None:
+        """Start the SuperLink and wait until it answers; its database survives it.
+
+        With `--isolation process` server apps are processes of their own (`fedspeech run`).
+        """
         command = ["flower-superlink", "--host", self.superlink.host, "--enable-supernode-auth"]
         command += ["--port", str(self.superlink.port), "--database", "superlink.db"]
         for option, name in (("cert", "server.crt"), ("key", "server.key"), ("ca-cert", "ca.crt")):
             command += [f"--ssl-{option}file", str(self.keys / name)]
-        self.start(SUPERLINK, command)
+        self.start(SUPERLINK, [*command, *options])
         self.wait(SUPERLINK, lambda: self._answers(self.superlink))
 
     def start_proxy(self) -> None:
@@ -170,6 +173,12 @@ class Fleet:
         if executor:
             filled = [str(word).replace("{runtime}", runtime) for word in executor]
             self.start(f"{box}.client", filled)
+
+    def start_box(self, box: str, speech: Path, *options: str) -> None:
+        """Start `fedspeech box`, which starts its SuperNode; its models are in `devices/BOX`."""
+        command = [BIN / "fedspeech", "box", "--server", str(self.door), "--ca", self.ca]
+        command += ["--key", self.key(box), "--speech", speech]
+        self.start(box, [*command, "--device", self.folder / "devices" / box, *options])
 
     def stop(self, part: str) -> int:
         """End a part as an operator does, and wait for it; its status."""

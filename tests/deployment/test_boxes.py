@@ -1,0 +1,170 @@
+"""A whole personalization on boxes with real speech, and what happens when things are killed."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from federations import simulate
+from fleet import BIN, CONNECTION, NGINX, NO_NGINX, SUPERLINK, Fleet
+
+from fedspeech import config
+from fedspeech.corpus.partition import pseudonym
+from fedspeech.device import personal
+
+pytestmark = [
+    pytest.mark.speech,
+    pytest.mark.skipif(NGINX is None, reason=NO_NGINX),
+    pytest.mark.timeout(900),
+]
+DATA = Path(__file__).parents[3] / "shared" / "data" / "arabic-speech-commands"
+GENERIC = ("asc01", "asc02", "asc05")
+OWNERS = {"anna": "asc13", "ben": "asc14", "carla": "asc16", "dora": "asc17"}
+SERVER = "operator"
+SECONDS = 300.0
+EXPERIMENT = """
+name = "boxes"
+[corpus]
+path = {corpus}
+[partition]
+generic = ["asc01", "asc02", "asc05"]
+development = 1
+clients = ["asc13", "asc14", "asc16", "asc17"]
+train = {{ field = "round", values = [1, 2] }}
+[units]
+kind = "words"
+[model]
+name = "tdnn-tiny"
+[generic]
+epochs = 3
+threads = 1
+[personal]
+epochs = 2
+[federation]
+bases = ["mean", "kbest"]
+alphas = [0.0, 0.5, 1.0]
+[budget]
+base = "4x"
+personal = "4x"
+[rules.kbest]
+k = 2
+[engine]
+grid = "in-process"
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three rounds of each speaker's words."""
+    if not DATA.exists():
+        pytest.skip(f"no real speech in {DATA}")
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = (DATA / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    for name, speakers in {"all": (*GENERIC, *OWNERS.values()), **OWNERS}.items():
+        rows = [row for row in map(json.loads, lines) if row["speaker"] in speakers]
+        kept = [{**r, "audio": str(DATA / r["audio"])} for r in rows if r["round"] <= 3]
+        (folder / name).mkdir()
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        (folder / name / "manifest.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experiment(corpus):
+    path = corpus / "boxes.toml"
+    path.write_text(EXPERIMENT.format(corpus=json.dumps(str(corpus / "all"))))
+    return path
+
+
+@pytest.fixture(scope="module")
+def simulated(experiment, tmp_path_factory):
+    """What comes of the same speakers, simulated."""
+    return simulate(config.load(experiment), tmp_path_factory.mktemp("runs") / "simulated")
+
+
+@pytest.fixture
+def fleet(tmp_path, corpus):
+    found = Fleet(tmp_path, list(OWNERS))
+    try:
+        found.start_superlink("--isolation", "process")
+        found.start_proxy()
+        found.register()
+        for box, speaker in OWNERS.items():
+            found.start_box(box, corpus / box, "--name", pseudonym(0, speaker))
+        yield found
+    finally:
+        found.close()
+
+
+def start(fleet, experiment, *more):
+    command = [BIN / "fedspeech", "run", experiment, "--on", "deployment", CONNECTION]
+    command += ["--out", fleet.folder / "run", "--set", "federation.deployment.boxes=4"]
+    fleet.start(SERVER, [*command, *more])
+
+
+def finish(fleet):
+    status = fleet.wait_for_end(SERVER, SECONDS)
+    assert status == 0, fleet.log(SERVER)[-4000:]
+
+
+def reached(fleet, text):
+    fleet.wait(SERVER, lambda: text in fleet.log(SERVER), SECONDS)
+
+
+def results(folder):
+    """All but what has to differ: boxes are brought a last M_s, and their speech is not here."""
+    found = json.loads((folder / "results.json").read_text())
+    return {key: value for key, value in found.items() if key not in ("bytes", "corpus")}
+
+
+def of(fleet, box, word):
+    """The processes of a box in whose command line a word is."""
+    return [number for number, line in fleet.processes(box).items() if word in line]
+
+
+def forks(fleet, box):
+    """The processes that answer a box's messages."""
+    parents = {
+        n: int(Path(f"/proc/{n}/stat").read_text().rsplit(")")[-1].split()[1])
+        for n in of(fleet, box, "fedspeech")
+    }
+    return [number for number, parent in parents.items() if parent in parents]
+
+
+def test_a_run_on_boxes_is_what_is_simulated(fleet, experiment, simulated):
+    start(fleet, experiment)
+    finish(fleet)
+    assert results(fleet.folder / "run") == results(simulated)
+    for box in OWNERS:
+        model, what = personal.usual(personal.open_store(fleet.folder / "devices" / box))
+        assert what in {"P_s", "M_s", "0.5 * P_s + 0.5 * M_s"}
+        assert model
+
+
+@pytest.mark.faults
+def test_nothing_that_is_killed_changes_the_table(fleet, experiment, simulated):
+    start(fleet, experiment)
+    reached(fleet, "boxes: 4 in")
+    (fork,) = fleet.wait("ben", lambda: forks(fleet, "ben"))
+    os.kill(fork, signal.SIGKILL)
+    (node,) = of(fleet, "anna", "flower-supernode")
+    os.kill(node, signal.SIGKILL)
+    reached(fleet, "train.personalize: 4 in")
+    assert "killed by signal 9; once more" in fleet.log("ben")
+    assert "the SuperNode has ended" in fleet.log("anna")
+    reached(fleet, "evaluate.personal")
+    fleet.kill(SERVER)
+    fleet.kill(SUPERLINK)
+    trained = fine_tuned(fleet)
+    fleet.start_superlink("--isolation", "process")
+    time.sleep(1)
+    start(fleet, experiment, "--resume")
+    finish(fleet)
+    assert results(fleet.folder / "run") == results(simulated)
+    assert fine_tuned(fleet) == trained, "what was finished is not trained again"
+
+
+def fine_tuned(fleet):
+    return {box: fleet.log(box).count("train.personalize, round 1") for box in OWNERS}
