@@ -17,7 +17,7 @@ from clients.speaker import Speaker
 from fedspeech import protocol
 from fedspeech.config.corpus import PartitionSettings
 from fedspeech.config.training import PersonalSettings
-from fedspeech.device import own_speech, pace
+from fedspeech.device import own_speech, pace, trust
 from fedspeech.device.lock import locked
 from fedspeech.device.store import BASE, DESCRIPTION, GENERIC, MODELS
 from fedspeech.diff.wire import result_of
@@ -98,6 +98,7 @@ def receive(me: Speaker, message: Message) -> dict[str, Any]:
     asked = protocol.text(message.content)
     description = asked.pop("description")
     asked.pop("budget", None)  # of what is sent, not of what is fine-tuned
+    trust.check(me.folder, asked.pop("signed", []), asked["generation"])
     sent = message.content.array_records.get("generic")
     if sent is not None and me.store.hash(GENERIC) != asked["generation"]:
         notes = {DESCRIPTION: description}

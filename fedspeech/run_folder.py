@@ -30,6 +30,7 @@ FREE = {
     "engine.message_seconds",
     "engine.ray_address",
     "engine.superlink",
+    "generic.signing_key",
     "federation.deployment.boxes",
     "federation.deployment.wait",
     "federation.deployment.deadline",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedspeech import tensors
+from fedspeech import key_files, signed_line, tensors
 from fedspeech.config import Config
 from fedspeech.device.lock import locked
 from fedspeech.diff.budget import make, parse
@@ -31,6 +31,8 @@ def release(settings: Config, model: Tensors, population: Population) -> Release
     line = Releases(Path(settings.generic.releases).absolute())
     with locked(line.folder):
         tensors.write(population.generic_path, _released(settings, model, line))
+        if settings.generic.signing_key is not None:
+            signed_line.sign(line, key_files.read_private(Path(settings.generic.signing_key)))
     return line
 
 

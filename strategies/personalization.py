@@ -22,7 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedspeech import protocol, seeding
+from fedspeech import protocol, seeding, signed_line
 from fedspeech.aggregation import AggregationRule
 from fedspeech.budgets import Budgets
 from fedspeech.config import Config
@@ -106,6 +106,7 @@ class Personalization(Strategy):
         self._generation = sha256(dict(population.generic()))
         self.personal = PersonalModels(population, budgets, config.budget.method)
         self._pushes = Pushes(population, releases, budgets, config.budget.method)
+        self._signed = signed_line.statements(releases, self._generation)
         self._bases = BaseModels(
             *(self.rules, population, description, config),
             *(self._exchange, self._questions, self._pushes),
@@ -205,6 +206,7 @@ class Personalization(Strategy):
             "round": server_round,
             "seed": self._config.seed,
             "settings": self._config.personal.model_dump(mode="json"),
+            **({"signed": self._signed} if self._signed else {}),
         }
         for speaker, member in list(self._exchange.active.items()):
             if speaker not in answers:

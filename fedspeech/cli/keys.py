@@ -74,3 +74,26 @@ def pin(
     public = signing.public(key_files.read_public(key))
     Trust(device).pin(public)
     say(f"{device}: pinned {public}")
+
+
+@app.command()
+def sign(
+    line: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of `generic.releases`.")],
+    key: KeyFile,
+) -> None:
+    """Sign the releases of a line that are not signed yet, for devices that have pinned the key.
+
+    Example: `fedspeech keys sign releases release.key`
+    """
+    from fedspeech import key_files, signed_line
+    from fedspeech.device.lock import locked
+    from fedspeech.errors import ModelError
+    from fedspeech.releases import LINE, Releases
+
+    if not (line / LINE).exists():
+        raise ModelError(f"{line}: no line of releases here; expected {LINE}")
+    with locked(line):
+        signed = signed_line.sign(Releases(line), key_files.read_private(key))
+    for name in signed:
+        say(f"signed {name}")
+    say(f"{len(signed)} releases signed")

@@ -75,6 +75,15 @@ class GenericSettings(Optimization):
     """A folder that keeps the generations of G from run to run. This run's G becomes the next one,
     as a diff within `budget.generic`; a device that holds an earlier one is sent what leads to it.
     """
+    signing_key: str | None = None
+    """The file of a private key (`fedspeech keys make`) that signs the releases in that folder; where
+    it stays elsewhere, `fedspeech keys sign` does. Devices that have pinned a key take no others."""
+
+    @model_validator(mode="after")
+    def _releases_are_signed(self) -> "GenericSettings":
+        if self.signing_key is not None and self.releases is None:
+            raise ValueError("signing_key: expected generic.releases, whose releases it signs")
+        return self
 
 
 class PersonalSettings(Optimization):

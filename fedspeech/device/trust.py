@@ -1,16 +1,31 @@
 """Whose releases a device takes, and how far it has come: never back, whoever asks."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedspeech.errors import SignatureError
-from fedspeech.signing import Release, read_release, read_rotation, signer
+from fedspeech.signing import RELEASE, ROTATION, Release, read_release, read_rotation, signer
 from fedspeech.tensors import write_whole
 
 TRUST = "trust.json"
 KEY, LEFT, LINES = "key", "left", "lines"
+
+
+def check(folder: Path, statements: Sequence[str], model: str) -> None:
+    """Let a device's folder take a release of G, as it was sent with its statements.
+
+    Where no key is pinned everything is taken. Raises SignatureError unless the pinned key, or one
+    that took over from it, has signed that this model is a release, and none older than before.
+    """
+    trust = Trust(folder)
+    if trust.key is None:
+        return
+    sent = [text.encode() for text in statements]
+    key = trust.follow(data for data in sent if data.startswith(ROTATION.encode()))
+    signed = next((data for data in sent if data.startswith(RELEASE.encode())), b"")
+    trust.accept(signed, read_release(signed, key).line, model)
 
 
 class Trust:

@@ -1,0 +1,181 @@
+"""A run on boxes: who takes part, who is late, who does not come back. No network: see deployment/."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+from boxes import Boxes
+from federations import GENERIC_SPEAKERS, settings, simulate
+from flwr.app import Context, RecordDict
+
+from fedspeech import config, protocol, tensors
+from fedspeech.corpus.partition import pseudonym
+from fedspeech.device.personal import ALPHA, open_store
+from fedspeech.errors import RunError
+from fedspeech.tensors import sha256
+from server import fleet
+from server.app import app as server
+
+OWNERS = ("t03", "t04", "t05", "t06")
+NAMES = {speaker: pseudonym(0, speaker) for speaker in OWNERS}
+LATE = NAMES["t05"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tone_corpus, tmp_path_factory):
+    return tone_corpus(tmp_path_factory.mktemp("tones"), GENERIC_SPEAKERS + 4, per_round=4)
+
+
+@pytest.fixture(scope="module")
+def speech(corpus, tmp_path_factory):
+    """A folder for each owner, by pseudonym."""
+    found = {}
+    lines = (corpus / "manifest.jsonl").read_text().splitlines()
+    for speaker, name in NAMES.items():
+        folder = tmp_path_factory.mktemp(speaker)
+        own = [json.loads(line) for line in lines if json.loads(line)["speaker"] == speaker]
+        rows = [{**row, "audio": str(corpus / row["audio"])} for row in own]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "manifest.jsonl").write_text(text)
+        found[name] = folder
+    return found
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Nobody waits: `jump()` lets an hour go by."""
+    offset = [0.0]
+    ours = SimpleNamespace(
+        monotonic=lambda: time.monotonic() + offset[0], sleep=lambda seconds: None
+    )
+    monkeypatch.setattr(fleet, "time", ours)
+    monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.0)
+
+    def jump():
+        offset[0] += 3600.0
+
+    return jump
+
+
+@pytest.fixture
+def experiment(corpus):
+    def make(deployment=None, **federation):
+        asked = {"boxes": 4, "wait": 1.0, "deadline": 600.0, **(deployment or {})}
+        chosen = {"bases": ["mean", "kbest"], "deployment": asked, **federation}
+        return settings(
+            corpus, federation=chosen, engine={"grid": "deployment", "superlink": "none"}
+        )
+
+    return make
+
+
+def deploy(experiment, boxes, folder):
+    path = folder.parent / f"{folder.name}.toml"
+    path.write_text(config.dump(experiment))
+    asked = {"experiment": str(path), "out": str(folder), "resume": True}
+    server(boxes, Context(1, 1, {}, RecordDict(), asked))
+    return json.loads((folder / "results.json").read_text())
+
+
+def simulated(corpus, folder, **federation):
+    found = settings(corpus, federation={"bases": ["mean", "kbest"], **federation})
+    return json.loads((simulate(found, folder) / "results.json").read_text())
+
+
+def personal(folder, speaker):
+    return sha256(tensors.read(folder / "models" / "personal" / f"{speaker}.safetensors"))
+
+
+def test_boxes_give_what_simulated_devices_give(corpus, speech, experiment, clock, tmp_path):
+    found = deploy(experiment(), Boxes(speech, tmp_path / "devices"), tmp_path / "run")
+    expected = simulated(corpus, tmp_path / "simulated")
+    for key in ("generic", "personal", "table", "chosen_alpha", "per_speaker", "failures"):
+        assert found[key] == expected[key], key
+
+
+def test_each_owner_has_what_the_device_chose(speech, experiment, clock, tmp_path):
+    found = deploy(experiment(), Boxes(speech, tmp_path / "devices"), tmp_path / "run")
+    for name in speech:
+        store = open_store(tmp_path / "devices" / name)
+        chosen = found["chosen_alpha"]["alphas"][name]
+        assert store.state()[ALPHA] == chosen
+        assert store.hash("base") != store.hash("generic")
+
+
+def test_where_the_server_mixes_the_mix_is_what_is_used(speech, experiment, clock, tmp_path):
+    boxes = Boxes(speech, tmp_path / "devices")
+    deploy(experiment(mix_on="server"), boxes, tmp_path / "run")
+    for name in speech:
+        assert open_store(tmp_path / "devices" / name).state()[ALPHA] == 0
+
+
+@pytest.mark.parametrize("late", ["next-round", "drop"])
+def test_a_box_that_is_late_is_asked_again(corpus, speech, experiment, clock, tmp_path, late):
+    """Where late answers count, for what it has finished meanwhile; else for a new fine-tuning."""
+    boxes = Boxes(
+        speech,
+        tmp_path / "devices",
+        lambda speaker, message: (
+            speaker == LATE
+            and message.metadata.message_type == protocol.PERSONALIZE
+            and message.metadata.group_id == "1"
+        ),
+    )
+    boxes.idle = clock
+    go_on = {"rounds": 2, "continue_from": {"base": "mean", "alpha": 0.5}}
+    found = deploy(experiment({"late": late}, **go_on), boxes, tmp_path / "run")
+    (failure,) = found["failures"]
+    assert (failure["speaker"], failure["round"]) == (LATE, 1)
+    assert failure["reason"] == "no answer within 600 s"
+    assert {row["speaker"] for row in found["per_speaker"]} == set(speech)
+    simulated(corpus, tmp_path / "one round")
+    of_the_first = personal(tmp_path / "one round", LATE)
+    assert (personal(tmp_path / "run", LATE) == of_the_first) == (late == "next-round")
+
+
+def test_a_run_begins_without_a_box_that_does_not_come(speech, experiment, clock, tmp_path):
+    boxes = Boxes(speech, tmp_path / "devices")
+    boxes.offline = {LATE}
+    boxes.idle = clock
+    found = deploy(experiment({"wait": 0.1}), boxes, tmp_path / "run")
+    assert {row["speaker"] for row in found["per_speaker"]} == set(speech) - {LATE}
+
+
+def test_too_few_boxes_are_told_with_their_reasons(speech, experiment, clock, tmp_path):
+    boxes = Boxes({**speech, LATE: tmp_path}, tmp_path / "devices")
+    boxes.offline = {NAMES["t03"], NAMES["t04"]}
+    with pytest.raises(RunError, match="1 boxes are there and usable, expected at least 2") as told:
+        deploy(experiment({"wait": 0.1}), boxes, tmp_path / "run")
+    assert "CorpusError on the device" in str(told.value)
+
+
+def test_a_resumed_run_is_with_the_boxes_of_its_beginning(
+    corpus, speech, experiment, clock, tmp_path
+):
+    """One is gone for good after it has sent its P_s, and a stranger has come."""
+    some = {name: path for name, path in speech.items() if name != NAMES["t03"]}
+
+    class Stopped(Exception):
+        pass
+
+    def stop(speaker, message):
+        if message.metadata.message_type == protocol.EVALUATE:
+            raise Stopped
+        return False
+
+    first = Boxes(some, tmp_path / "devices", stop)
+    with pytest.raises(Stopped):
+        deploy(experiment({"boxes": 3}), first, tmp_path / "run")
+    second = Boxes(speech, tmp_path / "devices")
+    second.offline = {LATE}
+    second.idle = clock
+    found = deploy(experiment({"boxes": 3}), second, tmp_path / "run")
+    assert protocol.PERSONALIZE not in {kind for _, kind, _ in second.asked}
+    assert {row["speaker"] for row in found["per_speaker"]} == set(some) - {LATE}
+    (failure,) = found["failures"]
+    assert (failure["speaker"], failure["message"]) == (LATE, protocol.EVALUATE)
+    known = deploy(experiment({"boxes": 3}), Boxes(some, tmp_path / "other"), tmp_path / "whole")
+    rows = {row["speaker"]: row for row in known["per_speaker"]}
+    for row in found["per_speaker"]:
+        assert row == rows[row["speaker"]]
