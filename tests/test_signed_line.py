@@ -1,5 +1,7 @@
 """Signed releases: from the server's folder to a device that has pinned the key."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ def line(tmp_path):
     tensors.write(folder / "0000.safetensors", models[0])
     found = Releases(folder)
     held = found.begin(folder / "0000.safetensors")
-    for before, after in zip(models, models[1:], strict=False):
+    for before, after in itertools.pairwise(models):
         data = exact(before, after)
         found.add(held, held := tensors.sha256(after), data)
     return found

@@ -76,8 +76,9 @@ class GenericSettings(Optimization):
     as a diff within `budget.generic`; a device that holds an earlier one is sent what leads to it.
     """
     signing_key: str | None = None
-    """The file of a private key (`fedspeech keys make`) that signs the releases in that folder; where
-    it stays elsewhere, `fedspeech keys sign` does. Devices that have pinned a key take no others."""
+    """The file of a private key (`fedspeech keys make`) that signs the releases in that folder.
+    Where it is kept elsewhere, `fedspeech keys sign` does. Devices that have pinned a key take
+    nothing that is not signed by it."""
 
     @model_validator(mode="after")
     def _releases_are_signed(self) -> "GenericSettings":

@@ -136,12 +136,15 @@ class Fleet:
         self.start(SUPERLINK, [*command, *options])
         self.wait(SUPERLINK, lambda: self._answers(self.superlink))
 
-    def start_proxy(self) -> None:
-        """Start nginx as a container would, and wait until it answers."""
+    def start_proxy(self, inside: Address | None = None) -> None:
+        """Start nginx as a container would, and wait until it answers.
+
+        It finds the SuperLink at `inside`, where something else stands between the two.
+        """
         environment = {
             "LISTEN": f"127.0.0.1:{self.door.port}",
             "HEALTH": f"127.0.0.1:{self._health.port}",
-            "SUPERLINK": str(self.superlink),
+            "SUPERLINK": str(inside or self.superlink),
             "KEYS": str(self.keys),
             "RUN": str(self.folder / "nginx"),
         }

@@ -1,4 +1,4 @@
-"""A run on boxes: who takes part, who is late, who does not come back. No network: see deployment/."""
+"""A run on boxes without a network: who takes part, who is late, who does not come back."""
 
 import json
 import time

@@ -1,27 +1,20 @@
 """Nothing of a client's speech leaves it: every byte of a recorded run is read."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 from federations import LONG, Around, results, settings, simulate
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from needles import SECRET, audio, features, leaks, words
 
-from fedspeech import protocol, tensors
+from fedspeech import protocol
 from fedspeech.corpus.partition import pseudonym
-from fedspeech.features import FULL_SCALE
 
 GENERIC = ("t00", "t01", "t02")
 CLIENTS = ("Aurelia Vexler", "Bohumil Quist", "Wendeline Zobrist")
-SECRET = "quisquiliae"
-"""A word that only clients say, so that the vocabulary of G does not carry it."""
-PIECE = 1600
-"""A tenth of a second."""
-FRAMES = 10
 
 
 class Wiretap(Around):
@@ -79,44 +72,13 @@ def recorded(secret_corpus, tmp_path_factory) -> tuple[Path, Wiretap]:
     return folder, taps[0]
 
 
-def audio(folder: Path, entries: Iterable[dict]) -> list[bytes]:
-    """Tenths of seconds of each utterance, as 16-bit and 32-bit samples at both usual scales."""
-    found = []
-    for entry in entries:
-        wave, _ = soundfile.read(folder / entry["audio"], dtype="int16")
-        piece = wave[PIECE : 2 * PIECE]
-        real = (piece / FULL_SCALE).astype(np.float32)
-        found += [piece.tobytes(), real.tobytes(), (real * np.float32(FULL_SCALE)).tobytes()]
-    return found
-
-
-def features(run: Path) -> list[bytes]:
-    """Some frames of each utterance as the devices keep them, and what is left without the mean."""
-    found = []
-    for path in sorted((run / "devices").glob("*/features/*.safetensors")):
-        for energies in tensors.read(path).values():
-            frames = energies[5 : 5 + FRAMES]
-            found += [frames.numpy().tobytes(), (frames - energies.mean(0)).numpy().tobytes()]
-    return found
-
-
-def words(entries: Iterable[dict]) -> list[bytes]:
-    """The secret word, whole transcripts of several words, ids, file names, speakers' names."""
-    found = {SECRET, *CLIENTS, *(name.split()[1] for name in CLIENTS)}
-    for entry in entries:
-        found |= {entry["id"], Path(entry["audio"]).name}
-        if " " in entry["text"]:
-            found.add(entry["text"])
-    return [text.encode() for text in sorted(found)]
-
-
-def leaks(content: bytes, needles: Iterable[bytes]) -> list[bytes]:
-    return [needle for needle in needles if needle in content]
-
-
 def test_the_search_would_find_a_leak(recorded, secret_corpus, entries):
     run, tap = recorded
-    for needles in (audio(secret_corpus, entries), features(run), words(entries)):
+    for needles in (
+        audio(secret_corpus, entries),
+        features(run / "devices"),
+        words(entries, CLIENTS),
+    ):
         assert len(needles) > 5
         planted = tap.up[5] + needles[3] + tap.up[6]
         assert needles[3] in leaks(planted, needles)
@@ -127,7 +89,11 @@ def test_no_speech_is_in_any_message(recorded, secret_corpus, entries):
     assert len(tap.up) == len(tap.down) > 8 * len(CLIENTS)
     everything = b"".join([*tap.up, *tap.down])
     assert len(everything) > 10_000_000  # the models are in there
-    for needles in (audio(secret_corpus, entries), features(run), words(entries)):
+    for needles in (
+        audio(secret_corpus, entries),
+        features(run / "devices"),
+        words(entries, CLIENTS),
+    ):
         assert leaks(everything, needles) == []
 
 
@@ -166,7 +132,7 @@ def test_what_the_server_writes_names_nobody(recorded, entries):
     assert {"results.json", "ledger.csv", "report.html", "journal.sqlite"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     for path in kept:
-        assert leaks(path.read_bytes(), words(entries)) == [], path
+        assert leaks(path.read_bytes(), words(entries, CLIENTS)) == [], path
 
 
 def test_an_error_on_a_device_stays_there(secret_corpus, entries, tmp_path, capfd):
@@ -197,7 +163,7 @@ def test_an_error_on_a_device_stays_there(secret_corpus, entries, tmp_path, capf
     }
     own = (run / "devices" / failure["speaker"] / "errors.log").read_text()
     assert own.startswith("train.personalize: Traceback") and path.name in own
-    assert leaks(b"".join(taps[0].up), words(entries)) == []
+    assert leaks(b"".join(taps[0].up), words(entries, CLIENTS)) == []
     said = capfd.readouterr()
     for written in (said.out, said.err, (run / "report.html").read_text()):
-        assert leaks(written.encode(), words(entries)) == []
+        assert leaks(written.encode(), words(entries, CLIENTS)) == []

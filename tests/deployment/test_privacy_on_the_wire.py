@@ -1,0 +1,125 @@
+"""Nothing of an owner's speech is in any byte between proxy and SuperLink, nor in any log."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fleet import BIN, CONNECTION, NGINX, NO_NGINX, Fleet
+from needles import SECRET, audio, features, leaks, words
+from recorder import Recorder
+
+pytestmark = [
+    pytest.mark.skipif(NGINX is None, reason=NO_NGINX),
+    pytest.mark.timeout(600),
+]
+GENERIC = ("t00", "t01", "t02")
+OWNERS = {"anna": "Aurelia Vexler", "ben": "Bohumil Quist"}
+SECONDS = 300.0
+EXPERIMENT = """
+name = "private"
+[corpus]
+path = {corpus}
+[partition]
+generic = 3
+development = 1
+train = {{ field = "round", values = [1, 2, 3] }}
+[units]
+kind = "words"
+[model]
+name = "tdnn-tiny"
+[generic]
+epochs = 1
+threads = 1
+[personal]
+epochs = 1
+[federation]
+bases = ["kbest"]
+alphas = [0.0, 0.5, 1.0]
+deployment = {{ boxes = 2 }}
+[rules.kbest]
+k = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tone_corpus, tmp_path_factory) -> Path:
+    """Speech of all, with a manifest for each owner: every fifth utterance has the secret word."""
+    folder = tone_corpus(tmp_path_factory.mktemp("secret"), [*GENERIC, *OWNERS.values()])
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    public = [row for row in rows if row["speaker"] in GENERIC]
+    write(folder / "public" / "manifest.jsonl", folder, public)
+    for box, owner in OWNERS.items():
+        own = [row for row in rows if row["speaker"] == owner]
+        for row in own[::5]:
+            row["text"] += f" {SECRET}"
+        write(folder / box / "manifest.jsonl", folder, own)
+    return folder
+
+
+def write(path, folder, rows):
+    path.parent.mkdir()
+    placed = [{**row, "audio": str(folder / row["audio"])} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in placed))
+
+
+@pytest.fixture(scope="module")
+def entries(corpus):
+    files = [corpus / box / "manifest.jsonl" for box in OWNERS]
+    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def recorded(corpus, tmp_path_factory):
+    """A whole run, with a recorder on the plain side of the proxy."""
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"), list(OWNERS))
+    try:
+        fleet.start_superlink("--isolation", "process")
+        recorder = Recorder(fleet.keys, fleet.superlink, fleet.folder / "recorded")
+        fleet.start_proxy(recorder.address)
+        fleet.register()
+        for box in OWNERS:
+            fleet.start_box(box, corpus / box)
+        (fleet.folder / "private.toml").write_text(
+            EXPERIMENT.format(corpus=json.dumps(str(corpus / "public")))
+        )
+        command = [BIN / "fedspeech", "run", "private.toml", "--out", "run"]
+        fleet.start("operator", [*command, "--on", "deployment", CONNECTION, "--verbose"])
+        status = fleet.wait_for_end("operator", SECONDS)
+        assert status == 0, fleet.log("operator")[-4000:]
+        yield fleet, recorder
+    finally:
+        fleet.close()
+
+
+def needles(fleet, corpus, entries):
+    yield audio(corpus, entries)
+    yield features(fleet.folder / "devices")
+    yield words(entries, OWNERS.values())
+
+
+def test_the_recorder_hears_what_is_inside_tls(recorded, corpus, entries):
+    fleet, recorder = recorded
+    up, down = recorder.heard("up"), recorder.heard("down")
+    assert b"POST /v1/fleet/push-object" in up and b"HTTP/1.1 200" in down
+    assert len(up) > 1_000_000 and len(down) > 1_000_000  # the models are in there
+    assert b"train.personalize" in down
+    for some in needles(fleet, corpus, entries):
+        assert some[3] in leaks(up[:5000] + some[3] + up[5000:], some)
+
+
+def test_no_speech_crosses_the_door(recorded, corpus, entries):
+    fleet, recorder = recorded
+    everything = recorder.heard("up") + recorder.heard("down")
+    for some in needles(fleet, corpus, entries):
+        assert len(some) > 5
+        assert leaks(everything, some) == []
+
+
+def test_no_log_and_nothing_that_the_server_writes_names_anybody(recorded, entries):
+    fleet, _ = recorded
+    kept = [*(fleet.folder / "logs").iterdir(), *(fleet.folder / "run").rglob("*")]
+    kept += [fleet.folder / "superlink.db"]
+    files = [path for path in kept if path.is_file()]
+    assert {"anna.log", "superlink.log", "proxy.log", "report.html"} <= {p.name for p in files}
+    for path in files:
+        assert leaks(path.read_bytes(), words(entries, OWNERS.values())) == [], path
