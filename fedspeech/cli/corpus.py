@@ -94,3 +94,28 @@ def stats(
     console.print(table)
     for speaker, why in sorted(cut.left_out.items()):
         console.print(f"left out: {speaker}: {why}", highlight=False)
+
+
+@app.command()
+def prepare(
+    file: File,
+    out: Annotated[Path, typer.Option(help="Where the folders are written.")],
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Write an experiment's speech as folders: `public` for the server, one for each client's box.
+
+    For trying out a deployment, or for handing a corpus out to boxes.
+
+    Example: `fedspeech corpus prepare experiments/boxes.toml --out speech`
+    """
+    from fedspeech import config, corpus
+    from fedspeech.corpus import handing_out, partition
+
+    settings = config.load(file, overrides)
+    if not isinstance(settings, config.Config):
+        raise ConfigError(f"{file}: kind: expected personalization, found {settings.kind!r}")
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: there is something already; name another folder (--out)")
+    cut = partition.partition(corpus.load(settings.corpus), settings.partition)
+    for folder, count in handing_out.hand_out(cut, out):
+        say(f"{folder}: {count} utterances")
