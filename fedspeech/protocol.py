@@ -194,6 +194,10 @@ def identity(message: Message, speaker: str, arrays: str = "") -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
+NO_ANSWER = "no answer"
+"""How the reason begins where a device has not answered."""
+
+
 def failure(message: Message) -> str | None:
     """Why a reply carries no answer, in one line, or None where it does."""
     if not message.has_error():

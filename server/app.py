@@ -166,7 +166,7 @@ class _Run:
             _warn_of_skipped(strategy.outcome.skipped)
             self.stages.deaths = getattr(grid, "deaths", 0)
         with self.stages.stage("results"):
-            self._write(strategy, trained, {m.speaker: m.seconds for m in members})
+            self._write(strategy, trained, members)
 
     def _meet(self, grid: Grid) -> Roster:
         if isinstance(grid, FleetGrid):
@@ -218,7 +218,7 @@ class _Run:
         return Budgets(self.settings.budget, tensors.size(model), own)
 
     def _write(
-        self, strategy: Personalization, trained: Generic, seconds: dict[str, float]
+        self, strategy: Personalization, trained: Generic, members: Sequence[Member]
     ) -> None:
         traffic = ledger.write(self.run.path / "ledger.csv", self.journal)
         curves = {
@@ -228,17 +228,28 @@ class _Run:
             }
         }
         self.metrics.outcome(strategy.outcome)
-        asked = self.settings.federation.participation
         content = results.assemble(
             strategy.outcome,
             self.settings,
             self.speech.table,
-            seconds,
+            {member.speaker: member.seconds for member in members},
             {**traffic, "full_model": tensors.size(trained.model)},
             curves,
-            None if asked is None else participation.summary(self.speech.rounds),
+            self._participation(members, strategy.outcome.failures),
         )
         self.run.write_json("results.json", content)
+
+    def _participation(
+        self, members: Sequence[Member], failures: Sequence[Failure]
+    ) -> dict[str, Any] | None:
+        """Who took part in each round, where that is not everybody in all of them."""
+        if self.settings.federation.participation is not None:
+            return participation.summary(self.speech.rounds)
+        if self.settings.engine.grid != "deployment":
+            return None
+        rounds = attendance.as_it_was(self.journal, members, failures)
+        self.run.write_json(attendance.FILE, participation.record(rounds))
+        return participation.summary(rounds)
 
 
 def _warn_of_left_out(left_out: Mapping[str, str]) -> None:

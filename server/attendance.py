@@ -4,14 +4,16 @@ import json
 from collections.abc import Sequence, Set
 from pathlib import Path
 
-from fedspeech import participation, traces
+from fedspeech import participation, protocol, traces
 from fedspeech.config import Config
 from fedspeech.config.federation import ParticipationSettings
 from fedspeech.corpus.partition import Client, pseudonym
 from fedspeech.errors import ConfigError, RunError
-from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
+from fedspeech.participation import IMPROVE, LATE, NOT_AVAILABLE, PERSONALIZATION, Round
 from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
+from server.journal import Journal
+from strategies.outcome import Failure
 
 FILE = "participation.json"
 
@@ -49,6 +51,29 @@ def everybody(settings: Config, members: Sequence[Member]) -> tuple[Round, ...]:
     stages = {IMPROVE: improve, PERSONALIZATION: federation.rounds}
     at_once = dict.fromkeys((member.speaker for member in members), 0.0)
     return participation.plan(ParticipationSettings(), settings.seed, stages, at_once)
+
+
+def as_it_was(
+    journal: Journal, members: Sequence[Member], failures: Sequence[Failure]
+) -> tuple[Round, ...]:
+    """Who took part in the rounds of a run on boxes, which nobody could plan."""
+    reasons = {(one.round, one.speaker): one.reason for one in failures}
+    rows = journal.asked(protocol.PERSONALIZE)
+    rounds = []
+    for number in dict.fromkeys(round for round, _, _ in rows):
+        asked = {speaker: answered for round, speaker, answered in rows if round == number}
+        absent = {
+            member.speaker: _why(reasons.get((number, member.speaker), NOT_AVAILABLE))
+            for member in members
+            if not asked.get(member.speaker)
+        }
+        there = dict.fromkeys(asked, 0.0)
+        rounds.append(Round(PERSONALIZATION, number, there, {}, absent, seconds=0.0))
+    return tuple(rounds)
+
+
+def _why(reason: str) -> str:
+    return LATE if reason.startswith(protocol.NO_ANSWER) else reason
 
 
 def of(stage: str, rounds: Sequence[Round]) -> list[Round]:

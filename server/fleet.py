@@ -19,6 +19,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.superlink.grid import HttpGrid
 
+from fedspeech import protocol
 from fedspeech.config import Config
 from fedspeech.config.federation import DeploymentSettings
 from fedspeech.run_folder import RunFolder
@@ -177,7 +178,9 @@ class FleetGrid(WrappedGrid):
     def _given_up(self, id: str) -> Message:
         letter = self._letters.pop(id)
         letter.file.unlink()
-        error = Error(ErrorCode.NODE_UNAVAILABLE, f"no answer within {self._deadline:g} s")
+        error = Error(
+            ErrorCode.NODE_UNAVAILABLE, f"{protocol.NO_ANSWER} within {self._deadline:g} s"
+        )
         reply = Message(error, reply_to=letter.light)
         reply.metadata.__dict__["_reply_to_message_id"] = id
         return reply

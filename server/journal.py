@@ -80,6 +80,15 @@ class Journal:
         values = [(*_values(row)[:7], None, "") for row in rows]
         self._write(f"INSERT OR IGNORE INTO messages {PLACES}", values)
 
+    def asked(self, kind: str) -> list[tuple[int, str, bool]]:
+        """(round, speaker, whether it answered) of every message of a type, in that order."""
+        rows = self._select(
+            "SELECT round, speaker, MAX(answer IS NOT NULL) FROM messages WHERE kind = ? "
+            "GROUP BY round, speaker ORDER BY round, speaker",
+            kind,
+        )
+        return [(round, speaker, bool(answered)) for round, speaker, answered in rows]
+
     def last_round(self) -> dict[str, Any] | None:
         """What `end_round` was told of the last round that ended, or None."""
         rows = self._select("SELECT state FROM rounds ORDER BY round DESC LIMIT 1")

@@ -152,7 +152,9 @@ class RecordedGrid(WrappedGrid):
         deadline = time.monotonic() + (timeout if timeout is not None else float("inf"))
         while not (replies := list(self._grid.pull_messages(list(self._underway)))):
             if time.monotonic() > deadline:
-                reason = Error(ErrorCode.NODE_UNAVAILABLE, f"no answer within {timeout:g} s")
+                reason = Error(
+                    ErrorCode.NODE_UNAVAILABLE, f"{protocol.NO_ANSWER} within {timeout:g} s"
+                )
                 for message_id in list(self._underway):
                     late = self._underway.pop(message_id)
                     self._refuse(late, reason)

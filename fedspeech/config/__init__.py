@@ -47,15 +47,9 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _boxes_take_their_own_time(self) -> "Config":
-        deployed = self.engine.grid == "deployment"
-        if deployed and self.federation.participation is not None:
+        if self.engine.grid == "deployment" and self.federation.participation is not None:
             raise ValueError(
                 "federation.participation is simulated time; boxes have federation.deployment"
-            )
-        if not deployed and self.federation.deployment is not None:
-            raise ValueError(
-                'federation.deployment: expected engine.grid = "deployment" '
-                "(fedspeech run FILE --on deployment NAME)"
             )
         return self
 

@@ -104,7 +104,7 @@ class FederationSettings(Settings):
     participation: ParticipationSettings | None = None
     """By default everybody takes part in every round."""
     deployment: DeploymentSettings | None = None
-    """Only where `engine.grid` is `deployment`."""
+    """Counts where `engine.grid` is `deployment`; simulated devices are there at once."""
 
     @field_validator("bases", "alphas")
     @classmethod

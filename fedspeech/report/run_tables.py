@@ -44,11 +44,10 @@ def stages(results: Results) -> Table:
     names = tuple(dict.fromkeys(one.stage for one in rounds))
     by_stage = {name: [one for one in rounds if one.stage == name] for name in names}
     rows = tuple((name, str(len(of)), *_attended(of)) for name, of in by_stage.items())
-    notes = (
-        "arrived: late in an earlier round, and taken in a later one; away: not available; "
-        "seconds: simulated, on the devices that federation.participation describes.",
-    )
-    return Table("Who took part", ("stage", "rounds", *ATTENDED), rows, notes=notes)
+    notes = ["arrived: late in an earlier round, and taken in a later one; away: not available."]
+    if any(one.seconds for one in rounds):
+        notes += ["seconds: simulated, on the devices that federation.participation describes."]
+    return Table("Who took part", ("stage", "rounds", *ATTENDED), rows, notes=tuple(notes))
 
 
 def rounds(results: Results) -> Table:
@@ -61,7 +60,8 @@ def rounds(results: Results) -> Table:
 def _attended(rounds: Sequence[Attended]) -> tuple[str, ...]:
     counts = [(r.asked, r.in_time, r.late, r.arrived, r.not_available) for r in rounds]
     sums = (f"{sum(column):,}" for column in zip(*counts, strict=True))
-    return *sums, f"{sum(one.seconds for one in rounds):,.1f}"
+    seconds = sum(one.seconds for one in rounds)
+    return *sums, f"{seconds:,.1f}" if seconds else "–"
 
 
 def never(results: Results) -> Table:

@@ -24,6 +24,7 @@ GENERIC = ("asc01", "asc02", "asc05")
 OWNERS = {"anna": "asc13", "ben": "asc14", "carla": "asc16", "dora": "asc17"}
 SERVER = "operator"
 SECONDS = 300.0
+DIFFERENT = {"bytes", "corpus", "participation"}
 EXPERIMENT = """
 name = "boxes"
 [corpus]
@@ -116,7 +117,7 @@ def reached(fleet, text):
 def results(folder):
     """All but what has to differ: boxes are brought a last M_s, and their speech is not here."""
     found = json.loads((folder / "results.json").read_text())
-    return {key: value for key, value in found.items() if key not in ("bytes", "corpus")}
+    return {key: value for key, value in found.items() if key not in DIFFERENT}
 
 
 def of(fleet, box, word):

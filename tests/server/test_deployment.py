@@ -128,6 +128,10 @@ def test_a_box_that_is_late_is_asked_again(corpus, speech, experiment, clock, tm
     (failure,) = found["failures"]
     assert (failure["speaker"], failure["round"]) == (LATE, 1)
     assert failure["reason"] == "no answer within 600 s"
+    first, second = json.loads((tmp_path / "run" / "participation.json").read_text())["rounds"]
+    assert set(first["asked"]) == set(second["asked"]) == set(speech)
+    assert (first["absent"], second["absent"]) == ({LATE: "after the deadline"}, {})
+    assert [row["late"] for row in found["participation"]["rounds"]] == [1, 0]
     assert {row["speaker"] for row in found["per_speaker"]} == set(speech)
     simulated(corpus, tmp_path / "one round")
     of_the_first = personal(tmp_path / "one round", LATE)
