@@ -62,7 +62,17 @@ FLOWER = (
     *("clients", "server", "fedspeech.protocol", "fedspeech.simulation"),
     *(
         f"strategies.{name}"
-        for name in (*("personalization", "bases", "exchange", "questions", "pushes", "personal"),)
+        for name in (
+            *(
+                "personalization",
+                "bases",
+                "exchange",
+                "questions",
+                "pushes",
+                "personal",
+                "delivery",
+            ),
+        )
     ),
 )
 RAY = ("fedspeech.simulation", "fedspeech.training.parallel")
