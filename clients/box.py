@@ -184,7 +184,8 @@ def supernode(
 
 def run(server: str, ca: str, key: str, port: int, settings: Mapping[str, str | int]) -> None:
     """A box, until it is told to end. Raises as `supernode` does."""
-    Box(supernode(server, ca, key, port, settings), f"127.0.0.1:{port}").run()
+    with suppress(KeyboardInterrupt):
+        Box(supernode(server, ca, key, port, settings), f"127.0.0.1:{port}").run()
 
 
 def say(line: str) -> None:

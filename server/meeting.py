@@ -43,7 +43,9 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
         if known and speaker not in known:
             log.warning("speaker %s came after the run had begun; it is for the next one", speaker)
             continue
-        members[speaker] = Member(node=node, **first_said(journal, standard, reply))
+        said = first_said(journal, standard, reply)
+        held = protocol.text(reply.content)["generation"]
+        members[speaker] = Member(node=node, **{**said, "generation": held})
     for speaker in sorted(set(known) - set(members)):
         row = journal.get(protocol.identity(standard, speaker))
         if row is not None:

@@ -8,7 +8,7 @@ Flower keeps of a run is a name for its messages and nothing else.
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def joined(name: str) -> Iterator[HttpGrid]:
         except BaseException:
             _stop(connection, run_id)
             raise
-    sender = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
+    sender = HeartbeatSender(_beat(grid))
     sender.start()
     ended, why = SubStatus.FAILED, "the server app was stopped"
     try:
@@ -200,6 +200,19 @@ def _claim(connection: SuperLinkConnection) -> HttpGrid:
     TaskIdentity.node_id = given.context.node_id
     grid.set_run(run_from_proto(given.run))
     return grid
+
+
+def _beat(grid: HttpGrid) -> Callable[[], bool]:
+    """A sign of life; where it is refused, the next message says so, and not this thread."""
+    send = make_task_heartbeat_fn_http(grid._runtime_client)
+
+    def beat() -> bool:
+        try:
+            return bool(send())
+        except httpx.HTTPError:
+            return True
+
+    return beat
 
 
 def _leave(grid: HttpGrid, sender: HeartbeatSender, ended: str, why: str) -> None:

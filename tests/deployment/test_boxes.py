@@ -169,3 +169,19 @@ def test_nothing_that_is_killed_changes_the_table(fleet, experiment, simulated):
 
 def fine_tuned(fleet):
     return {box: fleet.log(box).count("train.personalize, round 1") for box in OWNERS}
+
+
+@pytest.mark.slow
+def test_flowers_own_command_does_the_same(fleet, experiment, simulated):
+    """Where the SuperLink starts server apps itself."""
+    fleet.stop(SUPERLINK)
+    fleet.start_superlink()
+    text = experiment.read_text().replace("in-process", "deployment")
+    file = fleet.folder / "boxes.toml"
+    file.write_text(f"{text}\n[federation.deployment]\nboxes = 4\n")
+    asked = f'experiment="{file}" out="{fleet.folder / "run"}"'
+    root = Path(__file__).parents[2]
+    fleet.start(SERVER, ["flwr", "run", root, CONNECTION, "--run-config", asked, "--stream"])
+    done = fleet.folder / "run" / "results.json"
+    fleet.wait(SUPERLINK, done.exists, SECONDS)
+    assert results(fleet.folder / "run") == results(simulated)
