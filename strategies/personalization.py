@@ -15,14 +15,13 @@ began unless late answers are dropped; and in the end each is brought what its o
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedspeech import protocol, seeding, signed_line
+from fedspeech import protocol, signed_line
 from fedspeech.aggregation import AggregationRule
 from fedspeech.budgets import Budgets
 from fedspeech.config import Config
@@ -38,11 +37,12 @@ from fedspeech.tensors import sha256
 from strategies.bases import BaseModels
 from strategies.delivery import deliver
 from strategies.exchange import Exchange
-from strategies.outcome import Failure, Outcome, at_budget
+from strategies.judging import Judged, file, judgements
+from strategies.outcome import Failure, Outcome
 from strategies.personal import Personal, PersonalModels
 from strategies.pushes import Pushes, Records
 from strategies.questions import Questions
-from strategies.view import Candidates
+from strategies.relations import relate
 
 
 class Rounds(Protocol):
@@ -53,25 +53,6 @@ class Rounds(Protocol):
 
     def end_round(self, round: int, state: Mapping[str, Any]) -> None:
         """Note it; `state` is what JSON can say."""
-
-
-class Judged(NamedTuple):
-    """What devices are asked about: a base, their alphas and the cells' alphas, and a choice.
-
-    `mixed` is the alpha at which the server has mixed already, None where the devices mix; `at` is
-    one more budget of what is pushed.
-    """
-
-    base: str
-    mixed: float | None
-    cells: Mapping[float, float]
-    choose: Sequence[float]
-    at: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the base as it is pushed."""
-        return at_budget(self.base, self.at)
 
 
 class Personalization(Strategy):
@@ -146,7 +127,8 @@ class Personalization(Strategy):
                 self._end(round)
         for base in self.rules:
             self._compare(grid, num_rounds, base)
-        self._relate_distance_to_errors(grid, num_rounds)
+        federation = self._bases.federation(num_rounds)
+        relate(grid, num_rounds, self._config, federation, self._questions, self.outcome)
         self._finish()
         if self._late is not None:
             deliver(grid, num_rounds, self._config.federation, self._bases, self.outcome)
@@ -271,19 +253,9 @@ class Personalization(Strategy):
         self._bases.decide(grid, round, base)
         within = self._config.budget.compare if base != GENERIC else ()
         for at in (None, *within):
-            for judged in self._judgements(base, at):
+            on_server = self._bases.mixed_on_server(base)
+            for judged in judgements(base, self._config.federation.alphas, on_server, at):
                 self._judge(grid, round, judged)
-
-    def _judgements(self, base: str, at: str | None) -> Iterator[Judged]:
-        alphas = self._config.federation.alphas
-        tested = tuple(alpha for alpha in alphas if alpha != 1.0)
-        if base == GENERIC:  # alpha = 1 is P_s whatever the base: it is judged here, once
-            tested = tuple(sorted({0.0, *alphas, 1.0}))
-        if not self._bases.mixed_on_server(base):
-            yield Judged(base, None, {alpha: alpha for alpha in tested}, alphas, at)
-            return
-        for alpha in tested:
-            yield Judged(base, alpha, {0.0: alpha}, (), at)
 
     # Judging.
 
@@ -319,47 +291,19 @@ class Personalization(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """File the answers; the word error rate over all of them, in percent, by alpha."""
-        base, cells = self._judged.name, self._judged.cells
+        cells = self._judged.cells
         words, wrong = 0, dict.fromkeys(cells.values(), 0)
         for speaker, content in self._exchange.answers(server_round, protocol.EVALUATE, replies):
             said = protocol.text(content)
-            known = self.outcome.words.setdefault(speaker, np.array(said["words"]))
-            if known.tolist() != said["words"]:
+            if not file(self.outcome, self._judged, speaker, said):
                 why = "its test_s has other words than in an answer of before"
                 self._exchange.drop(speaker, server_round, protocol.EVALUATE, why)
                 continue
             words += sum(said["words"])
             for alpha, errors in zip(cells.values(), said["errors"], strict=True):
-                self.outcome.errors.setdefault((base, alpha), {})[speaker] = np.array(errors)
                 wrong[alpha] += sum(errors)
-            if said["chosen"] is not None:
-                self.outcome.chosen.setdefault(base, {})[speaker] = said["chosen"]
         rates = {alpha: 100 * n / max(words, 1) for alpha, n in wrong.items()}
         return MetricRecord({f"alpha-{alpha:g}": rate for alpha, rate in rates.items()})
-
-    # Figure 2, and the end.
-
-    def _relate_distance_to_errors(self, grid: Grid, round: int) -> None:
-        """Decode a sample of pairs where no rule had all decoded, and take all distances.
-
-        What a rule had decoded beside the sample does not count: it chose whom it asked about.
-        """
-        speakers = tuple(self._exchange.active)
-        pairs = [(s, other) for s in speakers for other in speakers if s != other]
-        known = self._questions.pairs("train")
-        if any(pair not in known for pair in pairs):
-            draw = seeding.generator(self._config.seed, round, "", "pairs")
-            most = min(self._config.federation.pair_decodings, len(pairs))
-            pairs = sorted(pairs[i] for i in draw.choice(len(pairs), most, replace=False))
-            wanted = {s: tuple(c for of, c in pairs if of == s) for s in speakers}
-            asked = {s: Candidates(cs, "train") for s, cs in wanted.items() if cs}
-            self._questions.ask(grid, round, asked)
-            known = self._questions.pairs("train")
-        federation = self._bases.federation(round)
-        self.outcome.distances = {
-            layer: federation.distances(names) for layer, names in federation.layers.items()
-        }
-        self.outcome.pairs = {pair: known[pair] for pair in pairs if pair in known}
 
     def _finish(self) -> None:
         self.outcome.speakers = tuple(self._exchange.active)

@@ -58,22 +58,10 @@ BELOW = {
 }
 """For a part of fedspeech, the other parts that it may import."""
 
+PARTS = "personalization bases exchange questions pushes personal delivery relations"
 FLOWER = (
     *("clients", "server", "fedspeech.protocol", "fedspeech.simulation"),
-    *(
-        f"strategies.{name}"
-        for name in (
-            *(
-                "personalization",
-                "bases",
-                "exchange",
-                "questions",
-                "pushes",
-                "personal",
-                "delivery",
-            ),
-        )
-    ),
+    *(f"strategies.{name}" for name in PARTS.split()),
 )
 RAY = ("fedspeech.simulation", "fedspeech.training.parallel")
 RULES = tuple(f"strategies.{n}" for n in ("generic", "mean", "kbest", "dendrogram", "random"))
