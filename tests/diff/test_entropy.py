@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.testing import assert_array_equal
 
-from fedspeech.diff import entropy, rans, tails
+from fedspeech.diff import entropy, order_1, rans, symbols, tails
 from fedspeech.diff.fields import Fields, varint
 from fedspeech.errors import DiffError
 
@@ -72,17 +72,17 @@ def test_the_number_of_lanes(symbols, lanes):
     ],
 )
 def test_symbols_and_tails(kept, number, symbol, width):
-    found = entropy._symbols(np.array([number, 2**32 - 1], np.uint32), kept)
+    found = symbols.symbols_of(np.array([number, 2**32 - 1], np.uint32), kept)
     assert (found[0][0], found[1][0]) == (symbol, width)
     assert reference_diff.number_of(symbol, kept, number % (1 << width)) == number
 
 
-@pytest.mark.parametrize("kept", range(entropy.MOST_KEPT + 1))
+@pytest.mark.parametrize("kept", range(symbols.MOST_KEPT + 1))
 def test_every_symbol_has_its_least_number(kept):
-    lowest = entropy._lowest_numbers(kept)
-    symbols, widths = entropy._symbols(lowest, kept)
-    assert_array_equal(symbols, np.arange(len(lowest)))
-    assert_array_equal(widths, entropy._widths(symbols, kept))
+    lowest = symbols.lowest_numbers(kept)
+    found, widths = symbols.symbols_of(lowest, kept)
+    assert_array_equal(found, np.arange(len(lowest)))
+    assert_array_equal(widths, symbols.widths_of(found, kept))
     assert (np.diff(lowest.astype(np.int64)) == 1 << widths[:-1].astype(np.int64)).all()
     assert int(lowest[-1]) + (1 << int(widths[-1])) == 2**32
 
@@ -183,7 +183,7 @@ def test_numbers_that_follow_from_each_other_take_what_order_1_says(count):
     walk = (np.abs(np.cumsum(steps)) % 23).astype(np.uint32)
     others = [np.arange(900, dtype=np.uint32) * 80, walk[:5]]
     data = entropy.encode([walk, *others])
-    assert data[0] == entropy.ORDER_1
+    assert data[0] == order_1.MARK
     decoded = entropy.decode(data, [count, 900, 5])
     assert all(np.array_equal(a, b) for a, b in zip(decoded, [walk, *others], strict=True))
     plain = reference_diff.streams(reference_diff.Bytes(data), [count, 900, 5])
@@ -199,10 +199,10 @@ def test_numbers_that_follow_from_each_other_take_what_order_1_says(count):
 
 def test_order_1_is_for_numbers_that_need_it():
     draw = np.random.default_rng(8)
-    assert entropy.encode([draw.integers(0, 20, 2**16).astype(np.uint32)])[0] <= entropy.MOST_KEPT
+    assert entropy.encode([draw.integers(0, 20, 2**16).astype(np.uint32)])[0] <= symbols.MOST_KEPT
     walk = (np.abs(np.cumsum(draw.integers(-1, 2, 2**16))) % 23).astype(np.uint32)
     walk[-1] = 512
-    assert entropy.encode([walk])[0] <= entropy.MOST_KEPT
+    assert entropy.encode([walk])[0] <= symbols.MOST_KEPT
 
 
 def test_no_mutation_of_order_1_does_more_than_tell():
