@@ -48,6 +48,7 @@ class _Letter:
     light: Message
     file: Path
     due: float
+    deadline: float
     number: str
     """Under which the SuperLink has it; empty where it has to be sent once more."""
     activated: str
@@ -98,21 +99,25 @@ class FleetGrid(WrappedGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; the ids under which they are asked for, whichever way they go."""
+        return self._push(messages, self._deadline)
+
+    def _push(self, messages: Iterable[Message], deadline: float) -> list[str]:
         ids = []
         for message in messages:
             id = f"letter-{len(self._numbers)}-{message.metadata.dst_node_id}"
             self._numbers[id] = id
-            self._letters[id] = self._keep(id, message)
+            self._letters[id] = self._keep(id, message, deadline)
             self._send(id, message)
             ids.append(id)
         return ids
 
-    def _keep(self, id: str, message: Message) -> _Letter:
+    def _keep(self, id: str, message: Message, deadline: float) -> _Letter:
         data = recorddict_to_proto(message.content).SerializeToString(deterministic=True)
         file = self._spool / id
         write_whole(file, lambda part: part.write_bytes(data))
         light = Message(content=RecordDict(), metadata=message.metadata)
-        return _Letter(light, file, time.monotonic() + self._deadline, "", "")
+        due = time.monotonic() + deadline
+        return _Letter(light, file, due, deadline, number="", activated="")
 
     def _send(self, id: str, message: Message) -> None:
         letter = self._letters[id]
@@ -188,8 +193,9 @@ class FleetGrid(WrappedGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Replies in the order in which they come; every message ends by its deadline."""
-        waiting = dict.fromkeys(self.push_messages(messages))
+        """Replies in the order in which they come; none later than `timeout`, or the deadline."""
+        deadline = self._deadline if timeout is None else timeout
+        waiting = dict.fromkeys(self._push(messages, deadline))
         while waiting:
             for reply in self.pull_messages(list(waiting)):
                 del waiting[reply.metadata.reply_to_message_id]

@@ -36,7 +36,7 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
         for _ in grid.arrivals(asked.boxes, asked.wait):
             shown.advance("")
     question = {"partition": settings.partition.model_dump(mode="json"), "seed": settings.seed}
-    found, reasons = _ask(grid, {**question, "begins": not known})
+    found, reasons = _ask(grid, {**question, "begins": not known}, asked.wait)
     standard = Message(protocol.content(question), 1, protocol.DESCRIBE, group_id="0")
     members = {}
     for speaker, (node, reply) in sorted(found.items()):
@@ -67,7 +67,7 @@ def _known(run: RunFolder) -> dict[str, int]:
 
 
 def _ask(
-    grid: FleetGrid, question: Mapping[str, object]
+    grid: FleetGrid, question: Mapping[str, object], seconds: float
 ) -> tuple[dict[str, tuple[int, Message]], dict[int, str]]:
     """The answers by speaker, with the box's node; by node, why there is none."""
     messages = [
@@ -76,7 +76,7 @@ def _ask(
     ]
     found: dict[str, tuple[int, Message]] = {}
     reasons: dict[int, str] = {}
-    for reply in grid.send_and_receive(messages):
+    for reply in grid.send_and_receive(messages, timeout=seconds):
         node = reply.metadata.src_node_id
         if (reason := refused(reply)) is not None:
             reasons[node] = reason
