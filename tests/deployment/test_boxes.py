@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from federations import simulate
 from fleet import BIN, CONNECTION, NGINX, NO_NGINX, SUPERLINK, Fleet
+from slow import slow
 
 from fedspeech import config
 from fedspeech.corpus.partition import pseudonym
@@ -171,7 +172,7 @@ def fine_tuned(fleet):
     return {box: fleet.log(box).count("train.personalize, round 1") for box in OWNERS}
 
 
-@pytest.mark.slow
+@slow
 def test_flowers_own_command_does_the_same(fleet, experiment, simulated):
     """Where the SuperLink starts server apps itself."""
     fleet.stop(SUPERLINK)

@@ -66,11 +66,16 @@ class Fleet:
         self.door, self._inside, self._health = (Address("localhost", free_port()) for _ in "123")
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         keys = ["--keys", str(self.keys)]
-        assert make_keys().main(["make", *keys, "--server", "localhost", *boxes]) == 0
+        names = [word for name in self._names() for word in ("--server", name)]
+        assert make_keys().main(["make", *keys, *names, *boxes]) == 0
         home = self._home("operator")
         home.joinpath("config.toml").write_text(
             CONFIG.format(name=CONNECTION, address=self.superlink, ca=self.ca)
         )
+
+    def _names(self) -> list[str]:
+        """By which boxes know the server."""
+        return ["localhost"]
 
     @property
     def keys(self) -> Path:

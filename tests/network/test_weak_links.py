@@ -1,0 +1,157 @@
+"""Boxes behind links that are slow, far away, lossy or cut; and what crosses a link is counted."""
+
+import csv
+import json
+import os
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fleet import BIN, CONNECTION, NGINX, NO_NGINX
+from links import NOT_POSSIBLE, POSSIBLE, LinkedFleet
+
+from fedspeech import models, tensors
+from fedspeech.config.model import FeatureSettings, UnitSettings
+from fedspeech.models.description import ModelDescription
+from fedspeech.units import learn
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.skipif(
+        os.environ.get("FEDSPEECH_NETWORK") != "1", reason="make test-network runs it, as root"
+    ),
+    pytest.mark.skipif(not POSSIBLE, reason=NOT_POSSIBLE),
+    pytest.mark.skipif(NGINX is None, reason=NO_NGINX),
+    pytest.mark.timeout(2400),
+]
+SECONDS = 1800.0
+GENERIC = ("t00", "t01", "t02")
+RATES = ["256kbit", "512kbit", "1mbit", "2mbit", "4mbit", "8mbit", "10mbit", "10mbit"]
+BOXES = [f"box{number}" for number in range(len(RATES))]
+CUT, GONE = BOXES[5], BOXES[6]
+EXPERIMENT = """
+name = "weak"
+[corpus]
+path = {corpus}
+[partition]
+generic = 3
+development = 1
+train = {{ field = "round", values = [1, 2, 3] }}
+[units]
+kind = "words"
+[model]
+name = "{model}"
+[generic]
+epochs = 1
+threads = 1
+{generic}
+[personal]
+epochs = 1
+[federation]
+bases = ["mean"]
+alphas = [0.0, 0.5, 1.0]
+deployment = {{ boxes = {boxes}, wait = 300.0, deadline = {deadline} }}
+{budget}
+"""
+
+
+@pytest.fixture(scope="module")
+def speech(tone_corpus, tmp_path_factory) -> Path:
+    """A folder for each box, and `public`."""
+    folder = tone_corpus(tmp_path_factory.mktemp("speech"), [*GENERIC, *BOXES])
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for name, speakers in {"public": GENERIC, **{box: (box,) for box in BOXES}}.items():
+        own = [
+            {**row, "audio": str(folder / row["audio"])}
+            for row in rows
+            if row["speaker"] in speakers
+        ]
+        (folder / name).mkdir()
+        text = "".join(json.dumps(row) + "\n" for row in own)
+        (folder / name / "manifest.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def linked(tmp_path, speech):
+    """A fleet of some boxes behind their links."""
+    opened = []
+
+    def open_(boxes):
+        fleet = LinkedFleet(tmp_path / "fleet", boxes)
+        opened.append(fleet)
+        fleet.start_superlink("--isolation", "process")
+        fleet.start_proxy()
+        fleet.register()
+        return fleet
+
+    yield open_
+    for fleet in opened:
+        fleet.close()
+
+
+def run(fleet, speech, **settings):
+    usual = {"model": "tdnn-tiny", "generic": "", "budget": "", "deadline": 240.0}
+    values = {**usual, "boxes": len(fleet.boxes), **settings}
+    text = EXPERIMENT.format(corpus=json.dumps(str(speech / "public")), **values)
+    (fleet.folder / "weak.toml").write_text(text)
+    command = [BIN / "fedspeech", "run", "weak.toml", "--out", "run"]
+    fleet.start("operator", [*command, "--on", "deployment", CONNECTION])
+
+
+def finish(fleet):
+    status = fleet.wait_for_end("operator", SECONDS)
+    assert status == 0, fleet.log("operator")[-4000:]
+    return json.loads((fleet.folder / "run" / "results.json").read_text())
+
+
+def test_a_run_over_weak_links_ends_with_those_that_are_there(linked, speech):
+    """300 ms there and back, 5 % loss; one box disappears for two minutes, one for good."""
+    fleet = linked(BOXES)
+    for box, rate in zip(BOXES, RATES, strict=True):
+        try:
+            fleet.weaken(box, "rate", rate, "delay", "150ms", "loss", "5%")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"this kernel has no netem: {error.stderr.strip()}")
+        fleet.start_box(box, speech / box, "--name", box)
+    run(fleet, speech, budget='[budget]\nbase = "10x"\npersonal = "10x"')
+    fleet.wait("operator", lambda: "boxes: 8 in" in fleet.log("operator"), SECONDS)
+    fleet.cut(GONE)
+    fleet.cut(CUT)
+    time.sleep(120)
+    fleet.mend(CUT)
+    found = finish(fleet)
+    assert {row["speaker"] for row in found["per_speaker"]} == set(BOXES) - {GONE}
+    (failure,) = found["failures"]
+    assert failure["speaker"] == GONE and failure["reason"].startswith("no answer within")
+
+
+def test_the_ledger_is_what_the_link_counts(linked, speech, tmp_path):
+    """A model of 57 MB goes down whole, and comes up again: within 10 %, with all that carries it."""
+    generic = tmp_path / "generic.safetensors"
+    model(generic)
+    fleet = linked(BOXES[:2])
+    for box in fleet.boxes:
+        fleet.start_box(box, speech / box, "--name", box)
+    fleet.wait_until_online()
+    before = {box: fleet.counted(box) for box in fleet.boxes}
+    run(fleet, speech, model="tdnn", generic=f"model = {json.dumps(str(generic))}")
+    finish(fleet)
+    ledger: Counter[tuple[str, str]] = Counter()
+    with (fleet.folder / "run" / "ledger.csv").open() as file:
+        for row in csv.DictReader(file):
+            ledger[row["speaker"], row["direction"]] += int(row["bytes"])
+    for box in fleet.boxes:
+        for way, after, first in zip(("down", "up"), fleet.counted(box), before[box], strict=True):
+            assert ledger[box, way] >= 50_000_000
+            assert after - first == pytest.approx(ledger[box, way], rel=0.1), (box, way)
+
+
+def model(path):
+    """An untrained model of 14 million parameters that spells tone words, as a G."""
+    units = learn(["ba di gu ke lo mi"], UnitSettings(kind="words"))
+    about = ModelDescription("tdnn", FeatureSettings(), units)
+    tensors.write(path, tensors.state(models.build("tdnn", 40, len(units))))
+    about.write(path.with_suffix(".json"))
