@@ -147,7 +147,7 @@ class Fleet:
         It finds the SuperLink at `inside`, where something else stands between the two.
         """
         environment = {
-            "LISTEN": f"127.0.0.1:{self.door.port}",
+            "LISTEN": f"{socket.gethostbyname(self.door.host)}:{self.door.port}",
             "HEALTH": f"127.0.0.1:{self._health.port}",
             "SUPERLINK": str(inside or self.superlink),
             "KEYS": str(self.keys),

@@ -129,7 +129,7 @@ def test_a_run_over_weak_links_ends_with_those_that_are_there(linked, speech):
 
 
 def test_the_ledger_is_what_the_link_counts(linked, speech, tmp_path):
-    """A model of 57 MB goes down whole, and comes up again: within 10 %, with all that carries it."""
+    """A model of 57 MB goes down whole and comes up again: within 10 %, TCP and TLS included."""
     generic = tmp_path / "generic.safetensors"
     model(generic)
     fleet = linked(BOXES[:2])
