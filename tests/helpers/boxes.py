@@ -27,7 +27,7 @@ class Boxes:
         self._withheld = withheld
         self.offline: set[str] = set()
         self.idle: Callable[[], None] = lambda: None
-        """Called where boxes are asked and none answers."""
+        """Called where nothing comes: nobody who is asked answers, or somebody is not there."""
         self.asked: list[tuple[str, str, str]] = []
         """Speaker, type and round of every message that a box was given."""
         self._waiting: dict[str, Message] = {}
@@ -38,6 +38,8 @@ class Boxes:
             self._boxes[node] = speaker, Context(1, node, config, RecordDict(), {})
 
     def get_nodes(self) -> list[SimpleNamespace]:
+        if self.offline:
+            self.idle()
         return [
             SimpleNamespace(
                 node_id=node,
