@@ -61,6 +61,7 @@ class Host:
 
     def ask(self, contestant: Contestant, job: Job) -> float:
         """The seconds that a job takes. Raises Failed; the next job meets a new process."""
+        contestant.check()
         try:
             if self._child is None:
                 self._start(contestant)
@@ -71,7 +72,6 @@ class Host:
             raise
 
     def _start(self, contestant: Contestant) -> None:
-        contestant.check()
         own = self._held.copy(self._folder / "host" / str(next(self._numbers)))
         self._child = contestant.start(own, self._folder / "logs" / f"{contestant.name}.log")
         self._child.receive(ANSWER_LIMIT)

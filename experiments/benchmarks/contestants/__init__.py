@@ -9,6 +9,7 @@ from experiments.benchmarks.contestants import apples_pfl, flower, ours, plain
 from experiments.benchmarks.contestants.ours import Engine
 from experiments.benchmarks.harness import Child, Failed
 from fedspeech import machine
+from fedspeech.accelerator import computes_in_bf16
 
 CORES = machine.cores()
 
@@ -30,6 +31,8 @@ class Contestant(NamedTuple):
         """Raise Failed where it cannot take part."""
         if self.serve is apples_pfl.serve and find_spec("pfl") is None:
             raise Failed("skipped: pfl is not installed (requirements.txt beside the benchmarks)")
+        if self.how == "bf16" and not computes_in_bf16("auto"):
+            raise Failed("skipped: this machine does not compute in bf16")
 
     def start(self, folder: Path, log: Path) -> Child:
         """Its process, on a workload of its own."""
