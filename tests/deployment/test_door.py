@@ -112,6 +112,12 @@ TRICKS = [
 ]
 
 
+TRICKS += [path + more for path in OPEN for more in ("/", "2", "?x=1", "%00", "/..", ";x", "#x")]
+TRICKS += [
+    spelled for path in OPEN for spelled in ("/x" + path, "/" + path, path.upper(), path[1:])
+]
+
+
 def test_no_other_spelling_is_read(fleet):
     since = len(fleet.log(SUPERLINK))
     found = {}
