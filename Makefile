@@ -6,7 +6,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test lint test-faults test-network bench clean
+.PHONY: help venv demo test lint test-faults test-network test-containers bench clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -36,6 +36,9 @@ test-faults: venv ## Every fault, at random moments, and all other tests that ta
 
 test-network: venv ## Boxes behind weak links, in network namespaces (as root, with iproute2 and nginx)
 	FEDSPEECH_NETWORK=1 $(BIN)/pytest -m network
+
+test-containers: venv ## Build the images of docker/ and run them, with podman or docker; BASE=an image of Debian 12
+	FEDSPEECH_CONTAINERS=1 BASE="$(BASE)" BUILD_OPTIONS="$(BUILD_OPTIONS)" $(BIN)/pytest -m containers
 
 bench: venv ## Beside plain loops, Flower and Apple's pfl: experiments/benchmarks (some two hours on 2 cores)
 	-$(BIN)/python -m pip install --quiet --no-deps -r experiments/benchmarks/requirements.txt

@@ -82,7 +82,7 @@ def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
     speech = _speech(file, setting.folder / "speech")
     fleet = Fleet(setting.folder / "fleet", [f"box{i}" for i in range(len(speech))])
     try:
-        fleet.start_superlink("--isolation", "process")
+        fleet.start_superlink()
         fleet.start_proxy()
         fleet.register()
         for box, folder in zip(fleet.boxes, speech, strict=True):

@@ -90,7 +90,7 @@ def simulated(experiment, tmp_path_factory):
 def fleet(tmp_path, corpus):
     found = Fleet(tmp_path, list(OWNERS))
     try:
-        found.start_superlink("--isolation", "process")
+        found.start_superlink()
         found.start_proxy()
         found.register()
         for box, speaker in OWNERS.items():
@@ -160,7 +160,7 @@ def test_nothing_that_is_killed_changes_the_table(fleet, experiment, simulated):
     fleet.kill(SERVER)
     fleet.kill(SUPERLINK)
     trained = fine_tuned(fleet)
-    fleet.start_superlink("--isolation", "process")
+    fleet.start_superlink()
     time.sleep(1)
     start(fleet, experiment, "--resume")
     finish(fleet)
@@ -176,7 +176,7 @@ def fine_tuned(fleet):
 def test_flowers_own_command_does_the_same(fleet, experiment, simulated):
     """Where the SuperLink starts server apps itself."""
     fleet.stop(SUPERLINK)
-    fleet.start_superlink()
+    fleet.start_superlink("--isolation", "subprocess")
     text = experiment.read_text().replace("in-process", "deployment")
     file = fleet.folder / "boxes.toml"
     file.write_text(f"{text}\n[federation.deployment]\nboxes = 4\n")

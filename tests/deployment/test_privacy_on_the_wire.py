@@ -73,9 +73,9 @@ def recorded(corpus, tmp_path_factory):
     """A whole run, with a recorder on the plain side of the proxy."""
     fleet = Fleet(tmp_path_factory.mktemp("fleet"), list(OWNERS))
     try:
-        fleet.start_superlink("--isolation", "process")
+        fleet.start_superlink()
         recorder = Recorder(fleet.keys, fleet.superlink, fleet.folder / "recorded")
-        fleet.start_proxy(recorder.address)
+        fleet.start_proxy(SUPERLINK=str(recorder.address))
         fleet.register()
         for box in OWNERS:
             fleet.start_box(box, corpus / box)
@@ -118,7 +118,7 @@ def test_no_speech_crosses_the_door(recorded, corpus, entries):
 def test_no_log_and_nothing_that_the_server_writes_names_anybody(recorded, entries):
     fleet, _ = recorded
     kept = [*(fleet.folder / "logs").iterdir(), *(fleet.folder / "run").rglob("*")]
-    kept += [fleet.folder / "superlink.db"]
+    kept += [fleet.folder / "data" / "superlink.db"]
     files = [path for path in kept if path.is_file()]
     assert {"anna.log", "superlink.log", "proxy.log", "report.html"} <= {p.name for p in files}
     for path in files:

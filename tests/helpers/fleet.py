@@ -16,33 +16,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import registration
 
-from fedspeech.connection import Address, ask
+from fedspeech import connection
+from fedspeech.connection import Address, free_port
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent
-SUPERLINK, PROXY = "superlink", "proxy"
+SUPERLINK, PROXY, OPERATOR = "superlink", "proxy", "operator"
 CONNECTION = "boxes"
-"""Flower's name for the SuperLink in `config.toml`: `--on deployment boxes`, `flwr run . boxes`."""
+"""An operator's Flower has this name for the SuperLink: `fedspeech run … --on deployment boxes`."""
 SECONDS = 60.0
 """That something may take on a busy machine."""
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 NO_NGINX = "nginx is not installed (Debian: nginx-light)"
-
-CONFIG = """\
-[superlink]
-default = "{name}"
-
-[superlink.{name}]
-address = "{address}"
-root-certificates = "{ca}"
-"""
 
 
 def make_keys() -> ModuleType:
@@ -61,42 +54,24 @@ class Fleet:
     Boxes have keys from the beginning, and are registered once the SuperLink runs (`register`).
     """
 
-    def __init__(self, folder: Path, boxes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, boxes: Sequence[str] = (), names: Sequence[str] = ("localhost",)
+    ) -> None:
         self.folder, self.boxes = folder, list(boxes)
-        self.door, self._inside, self._health = (Address("localhost", free_port()) for _ in "123")
+        self.door, self.health = (Address("localhost", free_port()) for _ in range(2))
+        self.superlink = Address("127.0.0.1", free_port())
+        """Where the SuperLink listens, for the operator and the proxy; boxes come by the door."""
+        self.keys = folder / "keys"
+        self.ca = self.keys / "ca.crt"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        keys = ["--keys", str(self.keys)]
-        names = [word for name in self._names() for word in ("--server", name)]
-        assert make_keys().main(["make", *keys, *names, *boxes]) == 0
-        home = self._home("operator")
-        home.joinpath("config.toml").write_text(
-            CONFIG.format(name=CONNECTION, address=self.superlink, ca=self.ca)
-        )
-
-    def _names(self) -> list[str]:
-        """By which boxes know the server."""
-        return ["localhost"]
-
-    @property
-    def keys(self) -> Path:
-        """The folder of `make-keys`."""
-        return self.folder / "keys"
-
-    @property
-    def ca(self) -> Path:
-        """What boxes know the server by."""
-        return self.keys / "ca.crt"
+        servers = [word for name in names for word in ("--server", name)]
+        assert make_keys().main(["make", "--keys", str(self.keys), *servers, *boxes]) == 0
 
     def key(self, box: str) -> Path:
         """The private key of a box."""
         return self.keys / "boxes" / box / "box.key"
 
-    @property
-    def superlink(self) -> Address:
-        """Where the SuperLink listens, for the operator and the proxy; boxes use `door`."""
-        return Address("127.0.0.1", self._inside.port)
-
-    def environment(self, part: str = "operator") -> dict[str, str]:
+    def environment(self, part: str = OPERATOR) -> dict[str, str]:
         """Of a part's processes; an operator's Flower knows the SuperLink as `boxes`."""
         return {
             **os.environ,
@@ -130,57 +105,54 @@ class Fleet:
             )
 
     def start_superlink(self, *options: str) -> None:
-        """Start the SuperLink and wait until it answers; its database survives it.
-
-        With `--isolation process` server apps are processes of their own (`fedspeech run`).
-        """
-        command = ["flower-superlink", "--host", self.superlink.host, "--enable-supernode-auth"]
-        command += ["--port", str(self.superlink.port), "--database", "superlink.db"]
-        for option, name in (("cert", "server.crt"), ("key", "server.key"), ("ca-cert", "ca.crt")):
-            command += [f"--ssl-{option}file", str(self.keys / name)]
-        self.start(SUPERLINK, [*command, *options])
+        """Start the SuperLink as a container does, until it answers; its database survives it."""
+        environment = {"KEYS": str(self.keys), "DATA": str(self.folder / "data")}
+        environment["LISTEN"] = str(self.superlink)
+        self.start(SUPERLINK, [DOCKER / "start-superlink", *options], **environment)
         self.wait(SUPERLINK, lambda: self._answers(self.superlink))
+        shutil.copy(self._home(SUPERLINK) / "config.toml", self._home(OPERATOR))
 
-    def start_proxy(self, inside: Address | None = None) -> None:
-        """Start nginx as a container would, and wait until it answers.
-
-        It finds the SuperLink at `inside`, where something else stands between the two.
-        """
+    def start_proxy(self, part: str = PROXY, **other: str) -> None:
+        """Start nginx as a container does, until it listens; `other` than its environment."""
         environment = {
-            "LISTEN": f"{socket.gethostbyname(self.door.host)}:{self.door.port}",
-            "HEALTH": f"127.0.0.1:{self._health.port}",
-            "SUPERLINK": str(inside or self.superlink),
+            "LISTEN": f"127.0.0.1:{self.door.port}",
+            "HEALTH": f"127.0.0.1:{self.health.port}",
+            "SUPERLINK": str(self.superlink),
             "KEYS": str(self.keys),
-            "RUN": str(self.folder / "nginx"),
+            "RUN": str(self.folder / part),
+            **other,
         }
-        self.start(PROXY, [DOCKER / "start-proxy"], **environment)
-        self.wait(PROXY, lambda: self._answers(self.door))
+        self.start(part, [DOCKER / "start-proxy"], **environment)
+        self.wait(part, lambda: listens(connection.address(environment["LISTEN"])))
 
     def start_supernode(
         self,
-        box: str,
+        part: str,
         config: str = "",
         executor: Sequence[str | Path] = (),
+        *,
+        key: Path | None = None,
         options: Sequence[str | Path] | None = None,
+        door: Address | None = None,
     ) -> None:
         """Start a box's SuperNode with this node configuration; it is not waited for.
 
         An executor is the command of the process that runs its client app; `{runtime}` in it is the
-        SuperNode's address for it. Without one, Flower starts processes of its own. `options` are
-        in the place of key and CA.
+        SuperNode's address for it. Without one, Flower starts processes of its own. `key` is used
+        instead of the box's, `options` instead of key and CA, `door` instead of the fleet's.
         """
         runtime = f"127.0.0.1:{(port := free_port())}"
         if options is None:
             options = ["--root-certificates", self.ca]
-            options += ["--auth-supernode-private-key", self.key(box)]
-        command: list[str | Path] = ["flower-supernode", "--superlink", str(self.door)]
+            options += ["--auth-supernode-private-key", key or self.key(part)]
+        command: list[str | Path] = ["flower-supernode", "--superlink", str(door or self.door)]
         command += ["--port", str(port), *options]
         command += ["--node-config", config] if config else []
         command += ["--isolation", "process"] if executor else []
-        self.start(box, command)
+        self.start(part, command)
         if executor:
             filled = [str(word).replace("{runtime}", runtime) for word in executor]
-            self.start(f"{box}.client", filled)
+            self.start(f"{part}.client", filled)
 
     def start_box(self, box: str, speech: Path, *options: str) -> None:
         """Start `fedspeech box`, which starts its SuperNode; its models are in `devices/BOX`."""
@@ -194,10 +166,13 @@ class Fleet:
 
     def kill(self, part: str) -> int:
         """End a part as a power cut does, with whatever it has started; its status."""
+        self._kill_all(part)
+        return self._end(part, signal.SIGKILL)
+
+    def _kill_all(self, part: str) -> None:
         for number in self.processes(part):
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-        return self._end(part, signal.SIGKILL)
 
     def _end(self, part: str, how: signal.Signals) -> int:
         process = self._running.pop(part)
@@ -214,15 +189,14 @@ class Fleet:
         for part in [*self._running]:
             self.kill(part)
         for home in self.folder.glob("homes/*"):
-            for number in self.processes(home.name):
-                with suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
+            self._kill_all(home.name)
 
     # Looking.
 
     def log(self, part: str) -> str:
         """All that a part has said so far."""
-        return self._log(part).read_text(errors="replace")
+        path = self._log(part)
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def _log(self, part: str) -> Path:
         path = self.folder / "logs" / f"{part}.log"
@@ -249,19 +223,20 @@ class Fleet:
             if ended or time.monotonic() > deadline:
                 what = "ended" if ended else f"took more than {seconds:g} s"
                 raise AssertionError(f"{part} {what}:\n{self.log(part)[-4000:]}")
-            time.sleep(0.1)
+            time.sleep(0.2)
         return found
 
     def wait_for_end(self, part: str, seconds: float = SECONDS) -> int:
         """Wait until a part ends by itself; its status."""
-        return self._running.pop(part).wait(seconds)
+        status = self._running[part].wait(seconds)
+        del self._running[part]
+        return status
 
     def _answers(self, to: Address) -> bool:
         try:
-            ask(to, self.trust(), "GET", "/health")
-        except (OSError, ValueError):
+            return connection.ask(to, self.trust(), "GET", "/health").status == 200
+        except (OSError, HTTPException):
             return False
-        return True
 
     def trust(self) -> ssl.SSLContext:
         """TLS as boxes have it."""
@@ -289,19 +264,23 @@ class Fleet:
             self.wait(box, lambda box=box: self.nodes()[box][1] == "online")
 
 
-def free_port() -> int:
-    """A port of loopback where nobody listens now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def listens(to: Address) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection(to, 1).close()
+    except OSError:
+        return False
+    return True
 
 
-def opened(folder: Path, boxes: Sequence[str] = ()) -> Iterator[Fleet]:
-    """For fixtures: a fleet whose SuperLink and proxy run and whose boxes are registered."""
-    fleet = Fleet(folder, boxes)
+def opened(folder: Path, boxes: Sequence[str] = (), others: Sequence[str] = ()) -> Iterator[Fleet]:
+    """For fixtures: a fleet whose SuperLink and proxy run and whose boxes are registered; others
+    have keys and nothing else."""
+    fleet = Fleet(folder, [*boxes, *others])
     try:
         fleet.start_superlink()
         fleet.start_proxy()
-        fleet.register()
+        fleet.register(*boxes)
         yield fleet
     finally:
         fleet.close()

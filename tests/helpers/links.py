@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fleet import BIN, Fleet, free_port
+from fleet import BIN, PROXY, Fleet
 
-from fedspeech.connection import Address
+from fedspeech.connection import Address, free_port
 
 HOST, NETWORK = "10.77.0.1", "10.77.0"
 BRIDGE = "fsbridge"
@@ -31,7 +31,7 @@ class LinkedFleet(Fleet):
     """A fleet whose boxes reach the door through links; `close` takes the links down too."""
 
     def __init__(self, folder: Path, boxes: Sequence[str]) -> None:
-        super().__init__(folder, boxes)
+        super().__init__(folder, boxes, names=["localhost", HOST])
         self.door = Address(HOST, free_port())
         self._ends = {box: f"fs{number}" for number, box in enumerate(boxes)}
         self._take_down()
@@ -41,9 +41,9 @@ class LinkedFleet(Fleet):
         for number, (box, end) in enumerate(self._ends.items(), 2):
             self._connect(box, end, f"{NETWORK}.{number}/24")
 
-    def _names(self) -> list[str]:
-        """Boxes know the server by its address."""
-        return ["localhost", HOST]
+    def start_proxy(self, part: str = PROXY, **other: str) -> None:
+        """Start nginx where the boxes' links end."""
+        super().start_proxy(part, **{"LISTEN": str(self.door), **other})
 
     def _connect(self, box: str, end: str, address: str) -> None:
         space = self.space(box)

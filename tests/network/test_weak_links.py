@@ -82,7 +82,7 @@ def linked(tmp_path, speech):
     def open_(boxes):
         fleet = LinkedFleet(tmp_path / "fleet", boxes)
         opened.append(fleet)
-        fleet.start_superlink("--isolation", "process")
+        fleet.start_superlink()
         fleet.start_proxy()
         fleet.register()
         return fleet

@@ -1,0 +1,219 @@
+"""Boxes that are refused: with a real SuperNode, and a line that says why on both sides.
+
+What Flower's SuperNode prints of it is often obscure; the box's own clear line is that of
+`fedspeech doctor --server`.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import certificates
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from fleet import PROXY, SUPERLINK, Fleet, free_port
+
+from fedspeech import connection, node_key
+from fedspeech.connection import Address
+
+DAY = timedelta(days=1)
+EXPIRED, ELSEWHERE = "expired", "elsewhere"
+"""Two more doors: one with an expired certificate, one by an address that it does not have."""
+
+
+class Since:
+    """What a part says from now on."""
+
+    def __init__(self, fleet: Fleet, part: str = PROXY) -> None:
+        self._fleet, self._part, self._begin = fleet, part, len(fleet.log(part))
+
+    def says(self, text: str) -> bool:
+        """Wait until it says this."""
+        log = self._fleet.log
+        return bool(self._fleet.wait(self._part, lambda: text in log(self._part)[self._begin :]))
+
+
+@pytest.fixture(scope="module")
+def doors(fleet: Fleet, tmp_path_factory) -> Iterator[Mapping[str, Address]]:
+    """By the name of the proxy behind each."""
+    yesterdays = expired_keys(fleet, tmp_path_factory.mktemp("expired"))
+    doors = {PROXY: fleet.door}
+    for part, host, listen, keys in (
+        (EXPIRED, "localhost", "127.0.0.1", yesterdays),
+        (ELSEWHERE, "127.0.0.2", "127.0.0.2", fleet.keys),
+    ):
+        doors[part] = Address(host, free_port())
+        health = f"127.0.0.1:{free_port()}"
+        fleet.start_proxy(
+            part, LISTEN=f"{listen}:{doors[part].port}", KEYS=str(keys), HEALTH=health
+        )
+    yield doors
+    fleet.stop(EXPIRED)
+    fleet.stop(ELSEWHERE)
+
+
+def expired_keys(fleet: Fleet, folder: Path) -> Path:
+    """The fleet's, with a certificate that counted until yesterday."""
+    ca_key, key = (
+        serialization.load_pem_private_key((fleet.keys / name).read_bytes(), None)
+        for name in ("ca.key", "server.key")
+    )
+    ca, now = x509.load_pem_x509_certificate(fleet.ca.read_bytes()), datetime.now(UTC)
+    names = ["localhost"]
+    made = certificates.of_server(key.public_key(), names, ca, ca_key, now - 9 * DAY, now - DAY)
+    (folder / "server.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    for name in ("ca.crt", "server.key"):
+        shutil.copy(fleet.keys / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def refused(fleet: Fleet, doors) -> Mapping[str, Since]:
+    """SuperNodes that ended by themselves, all at once; what SuperLink and proxies said then."""
+    since = {part: Since(fleet, part) for part in (SUPERLINK, *doors)}
+    trusting, own = ["--root-certificates", fleet.ca], ["--auth-supernode-private-key"]
+    ben = [*own, fleet.key("ben")]
+    cases = {
+        "unregistered": (PROXY, [*trusting, *own, fleet.key("mallory")]),
+        "keyless": (PROXY, trusting),
+        "odd-key": (PROXY, [*trusting, *own, fleet.keys / "server.key"]),
+        "plain": (PROXY, ["--insecure"]),
+        "unknown-ca": (PROXY, ben),
+        "expired-certificate": (EXPIRED, [*trusting, *ben]),
+        "wrong-name": (ELSEWHERE, [*trusting, *ben]),
+    }
+    for part, (door, options) in cases.items():
+        fleet.start_supernode(part, options=options, door=doors[door])
+    assert 0 not in {fleet.wait_for_end(part) for part in cases}
+    return since
+
+
+def doctor(fleet: Fleet, to: Address, box: str) -> list[str]:
+    """What is wrong, as `fedspeech doctor --server` says it on the box."""
+    found = connection.findings(to, fleet.ca, fleet.key(box))
+    return [f"{one.name}: {one.found}; {one.todo}" for one in found if one.status == "missing"]
+
+
+def test_an_unregistered_box(fleet: Fleet, refused):
+    assert "[code: 2004] Failed to activate SuperNode" in fleet.log("unregistered")
+    assert doctor(fleet, fleet.door, "mallory") == [
+        "key: not registered; let the operator register its public key"
+    ]
+    assert refused[SUPERLINK].says("No SuperNode found with the given public key")
+    assert refused[PROXY].says(': 412 POST "/v1/fleet/activate-node" its key is not registered, or')
+
+
+def test_a_box_with_another_key_than_it_was_registered_with(fleet: Fleet):
+    """One that signs with its own key in the name of ben's."""
+    ours, bens = (node_key.question(node_key.read(fleet.key(box))) for box in ("mallory", "ben"))
+    proxy = Since(fleet)
+    for forged in (
+        {**bens.headers, "flwr-signature": ours.headers["flwr-signature"]},
+        {**ours.headers, "flwr-public-key": bens.headers["flwr-public-key"]},
+        ours.headers,
+        {name: value for name, value in bens.headers.items() if name != "flwr-signature"},
+    ):
+        reply = connection.ask(fleet.door, fleet.trust(), "POST", node_key.PATH, bens.body, forged)
+        assert (reply.status, b"Invalid SuperNode authentication" in reply.body) == (401, True)
+        assert node_key.answer(reply.status, reply.body)[0] == (
+            "the server does not take its signature"
+        )
+    assert proxy.says(': 401 POST "/v1/fleet/activate-node" its signature does not count')
+    assert fleet.nodes()["ben"][1] == "registered"
+
+
+def test_a_box_whose_clock_is_wrong(fleet: Fleet, monkeypatch):
+    """What it signs was signed six minutes ago."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(minutes=6)
+
+    monkeypatch.setattr(node_key, "datetime", Clock)
+    proxy = Since(fleet)
+    assert doctor(fleet, fleet.door, "ben") == [
+        "key: the server does not take its signature; see this box's clock"
+    ]
+    assert proxy.says("its signature does not count: its clock, or a key that was revoked")
+
+
+def test_a_box_without_a_key(fleet: Fleet, refused):
+    said = "[code: 2001] This server takes registered keys only: give the SuperNode its key"
+    assert said in fleet.log("keyless")
+    assert refused[PROXY].says(': 412 POST "/v1/fleet/register-node" it has no key')
+    assert doctor(fleet, fleet.door, "nobody") == [
+        f"key: {fleet.key('nobody')}: No such file or directory; give the box's private key, an "
+        "OpenSSH file (--key)"
+    ]
+
+
+def test_a_key_of_another_kind(fleet: Fleet, refused):
+    """The server's: in PEM, where SuperNodes read OpenSSH's form."""
+    assert "Unable to parse the private key file" in fleet.log("odd-key")
+
+
+def test_a_box_that_speaks_no_tls(fleet: Fleet, refused):
+    assert "400 Bad Request" in fleet.log("plain")
+    assert refused[PROXY].says("client sent plain HTTP request to HTTPS port")
+    assert refused[PROXY].says(': 400 POST "/v1/fleet/register-node" it speaks no TLS')
+
+
+def test_a_box_that_does_not_know_the_ca(fleet: Fleet, refused):
+    assert "CERTIFICATE_VERIFY_FAILED" in fleet.log("unknown-ca")
+    assert refused[PROXY].says("alert unknown ca")
+
+
+def test_an_expired_certificate(fleet: Fleet, refused, doors):
+    assert "certificate has expired" in fleet.log("expired-certificate")
+    found = doctor(fleet, doors[EXPIRED], "ben")
+    assert found[0].startswith("TLS: the certificate has expired: it is ")
+    assert found[0].endswith("if it is right, the server needs a new certificate")
+    assert refused[EXPIRED].says("alert certificate expired")
+
+
+def test_a_wrong_name(fleet: Fleet, refused, doors):
+    assert "certificate is not valid for '127.0.0.2'" in fleet.log("wrong-name")
+    assert doctor(fleet, doors[ELSEWHERE], "ben") == [
+        "TLS: the certificate is not that of 127.0.0.2; use the name that it was made for, or "
+        "make one for this name"
+    ]
+    assert refused[ELSEWHERE].says("alert bad certificate")
+
+
+def test_a_key_that_is_revoked_while_its_box_is_there(fleet: Fleet):
+    proxy = Since(fleet)
+    fleet.start_supernode("anna")
+    fleet.wait_until_online("anna")
+    assert doctor(fleet, fleet.door, "anna") == []
+    fleet.revoke("anna")
+    fleet.wait_for_end("anna")
+    assert proxy.says("its signature does not count: its clock, or a key that was revoked")
+    again = Since(fleet, SUPERLINK)
+    fleet.start_supernode("anna")
+    assert fleet.wait_for_end("anna") != 0
+    assert "[code: 2004] Failed to activate SuperNode" in fleet.log("anna")
+    assert again.says("No SuperNode found with the given public key")
+    assert doctor(fleet, fleet.door, "anna") == [
+        "key: not registered; let the operator register its public key"
+    ]
+    assert fleet.nodes()["anna"][1] == "unregistered"
+
+
+def test_a_revoked_key_is_never_registered_again(fleet: Fleet):
+    """Whoever revokes it does so for good; `make-keys` makes another one."""
+    fleet.revoke("carla")
+    with pytest.raises(certificates.Mistake, match=r"carla\.pub: was revoked, and never counts"):
+        fleet.register("carla")
+    with pytest.raises(certificates.Mistake, match="carla: was revoked already"):
+        fleet.revoke("carla")
+    with pytest.raises(certificates.Mistake, match="mallory: is not registered"):
+        fleet.revoke("mallory")
+
+
+def test_registering_again_changes_nothing(fleet: Fleet):
+    before = fleet.nodes()
+    fleet.register("ben")
+    assert fleet.nodes() == before
