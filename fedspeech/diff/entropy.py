@@ -121,7 +121,8 @@ def _fit(finest: np.ndarray) -> tuple[int, int, int, np.ndarray]:
         cost = frequencies.cost(histogram[lowest:], kept, lowest, table)
         codes.append((cost, kept, lowest, table))
     enough = min(cost for cost, *_ in codes) * (1 + NEARLY)
-    return next(one for one in reversed(codes) if one[0] <= enough)
+    cost, kept, lowest, table = next(one for one in reversed(codes) if one[0] <= enough)
+    return cost, kept, lowest, table
 
 
 def _fit_order_0(numbers: np.ndarray) -> int:
