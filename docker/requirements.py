@@ -11,15 +11,19 @@ LEFT_OUT: dict[str, set[str]] = {
     "client": {"matplotlib", "scipy", "tensorboard"},
     "server": set(),
 }
+EXTRAS = {"server": ["synthetic"]}
+"""A first run's G is trained where the server is, on speech that is synthesized there."""
 WITHOUT_RAY = {"client"}
 """Simulations are run where the server is."""
 
 
 def requirements(image: str) -> list[str]:
     """The requirements of an image, as pip reads them."""
-    every = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
-    names = {line: _name(line) for line in every}
-    kept = [line for line in every if names[line] not in LEFT_OUT[image]]
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    kept = [line for line in project["dependencies"] if _name(line) not in LEFT_OUT[image]]
+    kept += [
+        line for name in EXTRAS.get(image, []) for line in project["optional-dependencies"][name]
+    ]
     return [line.replace("[simulation]", "") if image in WITHOUT_RAY else line for line in kept]
 
 
