@@ -38,6 +38,7 @@ BENCHMARKS = {
         "averaging",
         "memory",
         "diffs",
+        "distillation",
     )
 }
 """Modules by name: `rows`, `FULL` and `QUICK` plans, `LIMIT` in seconds, `PANELS`."""
