@@ -2,8 +2,10 @@
 
 python experiments/tables.py runs/an4-0 runs/an4-1 runs/an4-2
 python experiments/tables.py runs/neural-diff-asr
+python experiments/tables.py runs/lcmr
 
-Personalizations: the paper's Tables 1, 2 and 3, one column per run. Diffs: the tables of each run.
+Personalizations: the paper's Tables 1, 2 and 3, one column per run. Diffs and distillations: the
+tables of each run.
 """
 
 import json
@@ -12,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedspeech.report import diff_tables
-from fedspeech.report.diff_results import DiffResults
-from fedspeech.report.results import check
+from fedspeech.report.results import Results as Personalization
+from fedspeech.report.run_folder import parse
 from fedspeech.report.tables import Estimate
+from fedspeech.report.terminal import of_trainings
 
 Results = dict[str, Any]
 
@@ -90,12 +92,13 @@ def _cell(run: Results, base: str, which: str) -> str:
     return f"{alpha}{estimate(cell)}; {difference(row)}"
 
 
-def diffs(run: Results) -> str:
-    """Errors, regret, diffs beside BLC, and bytes, of one run of kind neural-diff."""
-    found = check(DiffResults, run, "results.json")
+def trainings(run: Results) -> str:
+    """All tables of one run of kind neural-diff or distillation."""
+    found = parse(run, "results.json")
+    assert not isinstance(found, Personalization)
     return "\n".join(
         f"{table.title}\n\n{markdown(table.columns, [list(map(_text, row)) for row in table.rows])}"
-        for table in diff_tables.every(found)
+        for table in of_trainings(found)
     )
 
 
@@ -110,8 +113,8 @@ def main(folders: Sequence[str]) -> None:
     """Print the tables of some run folders."""
     runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
     times = [json.loads((Path(folder) / "timing.json").read_text()) for folder in folders]
-    if runs[0]["kind"] == "neural-diff":
-        print("\n".join(map(diffs, runs)))
+    if runs[0]["kind"] != "personalization":
+        print("\n".join(map(trainings, runs)))
     else:
         print(corpus(runs[0]))
         print(models(runs))

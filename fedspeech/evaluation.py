@@ -113,6 +113,15 @@ def word_errors(
     return count([utterance.text for utterance in utterances], texts)
 
 
+def by_speaker(utterances: Sequence[Utterance], counts: Counts) -> dict[str, Counts]:
+    """The counts of each speaker's utterances, in their order."""
+    speakers = np.array([utterance.speaker for utterance in utterances])
+    return {
+        str(speaker): Counts(counts.errors[speakers == speaker], counts.words[speakers == speaker])
+        for speaker in np.unique(speakers)
+    }
+
+
 def word_errors_of(
     models: Iterable[Tensors], description: ModelDescription, utterances: Sequence[Utterance]
 ) -> list[Counts]:

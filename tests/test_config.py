@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedspeech import rules
-from fedspeech.config import Config, NeuralDiffConfig, dump, load
+from fedspeech.config import Config, DistillationConfig, NeuralDiffConfig, dump, load
 from fedspeech.config.model import AugmentationSettings
 from fedspeech.errors import ConfigError, RuleError
 
@@ -461,7 +461,8 @@ DOMAINS = (
     [
         (
             "kind = 'neural-dif'",
-            "mine.toml:1: kind: expected one of personalization, neural-diff, found 'neural-dif'",
+            "mine.toml:1: kind: expected one of personalization, neural-diff, distillation, "
+            "found 'neural-dif'",
         ),
         (
             f"{SHARES}share = [0.5, 1.0]",
@@ -533,4 +534,59 @@ def test_a_run_of_diffs_is_the_same_after_it_was_written_out(file):
     settings = load(file(DOMAINS % "'z'"), ["seeds=[4, 5]"])
     assert isinstance(settings, NeuralDiffConfig)
     assert settings.seed == 4 and list(settings.understanding.domains) == ["a", "b"]
+    assert load(file(dump(settings), "again.toml")) == settings
+
+
+# So have distillations.
+
+DISTILL = "kind = 'distillation'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            f"{DISTILL}rows = ['teacher', 'lcrm']",
+            "mine.toml: settings: rows: expected some of teacher, student, kd, lcmr, found 'lcrm'",
+        ),
+        (
+            f"{DISTILL}rows = ['kd', 'kd']",
+            "mine.toml:2: rows: expected at least one, and each once, found ['kd', 'kd']",
+        ),
+        (
+            f"{DISTILL}rows = ['kd']\n[replacing.kd]",
+            "mine.toml: settings: replacing: teacher, student and kd are rows already",
+        ),
+        (
+            f"{DISTILL}[replacing.lcmr]\nrate = 1.5",
+            "mine.toml:3: replacing.lcmr.rate: Input should be less than or equal to 1, found 1.5",
+        ),
+        (
+            f"{DISTILL}[replacing.lcmr]\nrate = 0.0",
+            "mine.toml:3: replacing.lcmr.rate: Input should be greater than 0, found 0.0",
+        ),
+        (
+            f"{DISTILL}[replacing.lcmr]\nphase = 1.0\nschedule = 'linear'",
+            "mine.toml:2: replacing.lcmr: phase = 1: a linear schedule from 0.5 never reaches 1, "
+            "so the student would never work alone; expected less",
+        ),
+        (
+            f"{DISTILL}[modules]\nencoder = {{ teacher = [1, 2], student = [1] }}",
+            "mine.toml:3: modules.encoder: expected as many modules in both models, found 2 in the "
+            "teacher [1, 2] and 1 in the student [1]",
+        ),
+        (
+            f"{DISTILL}[training]\noptimiser = 'lamb'",
+            "mine.toml:3: training.optimiser: unknown setting; the nearest known one is optimizer",
+        ),
+    ],
+)
+def test_a_mistake_in_a_distillation_is_named(file, text, message):
+    assert told(file(text)) == message
+
+
+def test_a_distillation_is_the_same_after_it_was_written_out(file):
+    settings = load(file(f"{DISTILL}[replacing.mine]\nrate = 0.25"), ["rows=['mine']", "seeds=[7]"])
+    assert isinstance(settings, DistillationConfig)
+    assert settings.seed == 7 and settings.replacing["mine"].rate == 0.25
     assert load(file(dump(settings), "again.toml")) == settings

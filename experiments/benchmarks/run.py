@@ -39,6 +39,7 @@ BENCHMARKS = {
         "memory",
         "diffs",
         "deployment",
+        "distillation",
     )
 }
 """Modules by name: `rows`, `FULL` and `QUICK` plans, `LIMIT` in seconds, `PANELS`."""

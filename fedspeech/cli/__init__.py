@@ -83,6 +83,29 @@ def _place(on: tuple[str, str] | None) -> list[str]:
 
 
 @app.command()
+def distill(
+    file: File,
+    overrides: Overrides = [],  # noqa: B006  (Typer copies it)
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a small RNN-T out of a large one. Example: `fedspeech distill experiments/lcmr.toml`.
+
+    The teacher is trained if the settings give none, then everything that they ask for. The student
+    is written as models/generic.safetensors, which `generic.model` of a personalization takes.
+    """
+    from fedspeech import config
+    from fedspeech.config.distillation import DistillationConfig
+
+    _show_logs(verbose)
+    settings = config.load(file, overrides)
+    if not isinstance(settings, DistillationConfig):
+        raise ConfigError(f"{file}: kind = {settings.kind}, expected distillation")
+    _run(settings, out, resume)
+
+
+@app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/demo.")] = None,
     verbose: Verbose = False,
@@ -113,6 +136,7 @@ def _run(settings: "Experiment", out: Path | None, resume: bool) -> None:
 
 def _launch(settings: "Experiment", folder: Path, resume: bool) -> None:
     from fedspeech.config import Config
+    from fedspeech.config.neural_diff import NeuralDiffConfig
 
     if isinstance(settings, Config) and settings.engine.grid == "deployment":
         (deploy,) = importlib.metadata.entry_points(group=APPS, name="deployment")
@@ -123,10 +147,16 @@ def _launch(settings: "Experiment", folder: Path, resume: bool) -> None:
 
         launch(settings, folder, resume)
         return
-    from fedspeech import report
-    from fedspeech.training.neural_diff.launch import launch as launch_neural_diff
+    if isinstance(settings, NeuralDiffConfig):
+        from fedspeech.training.neural_diff.launch import launch as launch_neural_diff
 
-    launch_neural_diff(settings, folder, resume)
+        launch_neural_diff(settings, folder, resume)
+    else:
+        from fedspeech.training.distill.launch import launch as launch_distillation
+
+        launch_distillation(settings, folder, resume)
+    from fedspeech import report
+
     report.write(folder)
 
 

@@ -1,6 +1,7 @@
 """`fedspeech transcribe`: speech to text with a device's own model."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,16 @@ def transcribe(
     channel: Annotated[
         int | None, typer.Option(min=0, help="Which to take of recordings that have several.")
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print each word as soon as it is sure.")
+    ] = False,
 ) -> None:
     """Print what is said in some files, a line for each: its path, a tab, the text.
 
     A device recognizes its owner with the personal model that it holds, mixed with the base model
     as it chose. No server is asked. The exit status is 1 where a file could not be read.
+
+    With `--stream` an RNN-T hears a file as if it were being spoken: its line grows word by word.
 
     Example: `fedspeech transcribe runs/demo/devices/s0001 hello.wav`
     """
@@ -33,13 +39,25 @@ def transcribe(
     failed = False
     for path in audio:
         try:
-            text = recognizer.transcribe(path, channel)
+            words = (
+                recognizer.stream(path, channel)
+                if stream
+                else [recognizer.transcribe(path, channel)]
+            )
         except CorpusError as error:
             failed = True
             _say(errors, str(error))
         else:
-            typer.echo(f"{os.fsencode(path).decode(errors='replace')}\t{text}")
+            _print(path, words)
     raise typer.Exit(int(failed))
+
+
+def _print(path: Path, words: Iterable[str]) -> None:
+    """One line, which grows as the words come."""
+    typer.echo(f"{os.fsencode(path).decode(errors='replace')}\t", nl=False)
+    for number, word in enumerate(words):
+        typer.echo(f" {word}" if number else word, nl=False)
+    typer.echo()
 
 
 def _say(console: Console, line: str) -> None:

@@ -1,7 +1,7 @@
 """The settings of a run: one TOML file, validated whole before anything starts.
 
-`Config` is all of a personalization, `NeuralDiffConfig` all of a run of diffs; the sections are in
-the files beside this one, each setting with its meaning.
+`Config` is all of a personalization, `NeuralDiffConfig` all of a run of diffs, `DistillationConfig`
+all of a distillation; the sections are in the files beside this one, each setting with its meaning.
 """
 
 import difflib
@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from fedspeech.config import settings_file
 from fedspeech.config.budget import BudgetSettings
 from fedspeech.config.corpus import CorpusSettings, PartitionSettings
+from fedspeech.config.distillation import DistillationConfig
 from fedspeech.config.engine import EngineSettings
 from fedspeech.config.federation import FederationSettings
 from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
@@ -54,10 +55,11 @@ class Config(Settings):
         return self
 
 
-Experiment = Config | NeuralDiffConfig
+Experiment = Config | NeuralDiffConfig | DistillationConfig
 KINDS: dict[str, type[Experiment]] = {
     "personalization": Config,
     "neural-diff": NeuralDiffConfig,
+    "distillation": DistillationConfig,
 }
 
 

@@ -1,4 +1,4 @@
-"""Settings of where clients run."""
+"""Settings of where clients and trainings run."""
 
 from typing import Annotated, Literal
 
@@ -9,6 +9,13 @@ from fedspeech.config.values import Count, NonNegative, Positive, PositiveFloat,
 GPU_STEPS = 10_000
 """Ray counts in so many parts of a GPU."""
 ROUNDING = 1e-6
+
+
+class WorkerSettings(Settings):
+    """Where trainings run."""
+
+    workers: Positive = 2
+    """Processes, each with one thread; they change no result."""
 
 
 class EngineSettings(Settings):

@@ -4,11 +4,12 @@ Macoskey, Strimel, Rastrow, "Learning a Neural Diff for Speech Models", 2021 (ar
 """
 
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fedspeech.config.corpus import CorpusSettings, HeldOut
+from fedspeech.config.engine import WorkerSettings
 from fedspeech.config.model import (
     FeatureSettings,
     ModelSettings,
@@ -24,6 +25,7 @@ from fedspeech.config.values import (
     Settings,
     Share,
     Whole,
+    each_once,
     folder_name,
 )
 
@@ -120,13 +122,6 @@ class HashTraining(DiffTraining):
     """Hash functions K."""
 
 
-class WorkerSettings(Settings):
-    """Where trainings run."""
-
-    workers: Positive = 2
-    """Processes, each with one thread; they change no result."""
-
-
 class NeuralDiffConfig(Settings):
     """All settings of a run of kind `neural-diff`; exactly one of the two tasks."""
 
@@ -157,12 +152,7 @@ class NeuralDiffConfig(Settings):
             raise ValueError("expected either a section recognition or a section understanding")
         return self
 
-    @field_validator("seeds", "methods", "ratios")
-    @classmethod
-    def _each_once(cls, listed: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not listed or len(set(listed)) < len(listed):
-            raise ValueError("expected at least one, and each once")
-        return listed
+    _each_once = field_validator("seeds", "methods", "ratios")(each_once)
 
     @model_validator(mode="after")
     def _arrays_fit(self) -> "NeuralDiffConfig":

@@ -73,6 +73,13 @@ Budget = Annotated[str, AfterValidator(_budget)]
 """As `fedspeech.diff.budget.parse` reads it."""
 
 
+def each_once(listed: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A validator: at least one value, and none of them twice."""
+    if not listed or len(set(listed)) < len(listed):
+        raise ValueError("expected at least one, and each once")
+    return listed
+
+
 class Settings(BaseModel):
     """Unknown keys are refused, and so are values that are NaN or infinite."""
 

@@ -1,12 +1,14 @@
 """What a device is for: speech to text with the owner's model, at once and without a network."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from fedspeech import decoding, features, tensors
 from fedspeech.accelerator import place
-from fedspeech.corpus.cuts import recording, samples
+from fedspeech.corpus.cuts import SAMPLE_RATE, recording, samples
+from fedspeech.decoding.streaming import Stream
 from fedspeech.device import personal, voice
 from fedspeech.device.store import DESCRIPTION
 from fedspeech.errors import CorpusError, ModelError
@@ -16,7 +18,9 @@ from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors
 
 MOST_SECONDS = 300.0
-"""Of one file: it is recognized in one piece, and takes memory by its length."""
+"""Of one file: it is read in one piece, and takes memory by its length."""
+CHUNK = SAMPLE_RATE // 10
+"""Samples that a stream hears at a time."""
 
 
 class Recognizer:
@@ -45,14 +49,23 @@ class Recognizer:
         output, lengths = self._module(seen.features, seen.lengths)
         return decoding.decode(self._module, output, lengths, self._description.units)[0]
 
-    def _heard(self, path: Path, channel: int | None) -> Utterance:
-        source = recording(path, channel)
-        if source.duration > MOST_SECONDS:
-            raise CorpusError(
-                f"{path}: {source.duration:.0f} s, expected at most {MOST_SECONDS:g} s; cut it"
+    def stream(self, path: Path, channel: int | None = None) -> Iterator[str]:
+        """The words of an audio file, each as soon as it is sure, greedily decoded.
+
+        Raises CorpusError as `transcribe` does, and ModelError for a model that does not stream, or
+        whose speaker is not known.
+        """
+        if self._normalization is None:
+            raise ModelError(
+                f"{self.about}: how its speaker sounds has to be known before a stream begins; "
+                "expected the folder of a device, with features.normalization = speaker"
             )
+        stream = Stream(self._module, self._description, self._normalization)
+        return _words(stream, _samples(path, channel))
+
+    def _heard(self, path: Path, channel: int | None) -> Utterance:
         settings = self._description.features
-        wave = samples(source.to_cut())
+        wave = _samples(path, channel)
         with features.one_thread():
             energies = features.log_mel(wave, settings.dimension)
         normalization = self._normalization
@@ -60,6 +73,21 @@ class Recognizer:
             matrix = features.transform(settings.kind, settings.dimension)
             normalization = features.normalization([energies], matrix)
         return Utterance(str(path), "", "", {1.0: energies}, normalization)
+
+
+def _samples(path: Path, channel: int | None) -> torch.Tensor:
+    source = recording(path, channel)
+    if source.duration > MOST_SECONDS:
+        raise CorpusError(
+            f"{path}: {source.duration:.0f} s, expected at most {MOST_SECONDS:g} s; cut it"
+        )
+    return samples(source.to_cut())
+
+
+def _words(stream: Stream, wave: torch.Tensor) -> Iterator[str]:
+    for chunk in torch.split(wave, CHUNK):
+        yield from stream.accept(chunk)
+    yield from stream.finish()
 
 
 def open_recognizer(path: Path) -> Recognizer:

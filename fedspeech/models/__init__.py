@@ -34,6 +34,7 @@ MODELS: dict[str, Callable[[int, int], torch.nn.Module]] = {
     "rnnt-student-30m": _transducer(rnnt.STUDENT_30M),
     "rnnt-small": _transducer(rnnt.SMALL),
     "rnnt-tiny": _transducer(rnnt.TINY),
+    "rnnt-tiny-deep": _transducer(rnnt.TINY_DEEP),
 }
 
 

@@ -20,7 +20,7 @@ such step every 30 ms.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from torch import nn
 from fedspeech.models.tdnn import Dropout, at_least_float32
 
 BLANK = 0
+Network = Literal["encoder", "prediction"]
 State = list[tuple[torch.Tensor, torch.Tensor]]
 """Of each LSTM layer: output and memory cells, both (1, batch, units)."""
 
@@ -55,6 +56,8 @@ TEACHER_57M = Shape(6, 1024, 2, 512, embedding=512, joint=512, joined=2)
 STUDENT_30M = Shape(3, 1024, 1, 512, embedding=512, joint=512, joined=2)
 SMALL = Shape(3, 256, 1, 128, embedding=64, joint=128, joined=2)
 TINY = Shape(2, 96, 1, 48, embedding=24, joint=48, joined=2)
+TINY_DEEP = Shape(4, 96, 2, 48, embedding=24, joint=48, joined=2)
+"""Of which `TINY` can be the student."""
 
 
 class RNNT(nn.Module):
@@ -100,7 +103,7 @@ class RNNT(nn.Module):
         shape, (batch, frames, _) = self.shape, features.shape
         x = nn.functional.pad(features, (0, 0, 0, -frames % self.subsampling))
         x = x.to(self.output.bias.dtype).reshape(batch, -1, shape.stacking * features.shape[2])
-        layers = list(self.encoder)
+        layers = self.layers("encoder")
         x, first = self._run(layers[:1], x, state and state[:1])
         x = x.reshape(batch, -1, shape.joined * shape.encoder_units)
         x, rest = self._run(layers[1:], x, state and state[1:])
@@ -113,12 +116,17 @@ class RNNT(nn.Module):
 
         A text begins with the blank.
         """
-        x, state = self._run(list(self.prediction), self.embedding(units), state)
+        x, state = self._run(self.layers("prediction"), self.embedding(units), state)
         return self.predicted(x), state
 
     def join(self, encoded: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
         """Logits (..., units), at least float32, of both (..., joint); shapes are broadcast."""
         return at_least_float32(self.output(torch.tanh(encoded + predicted)))
+
+    def layers(self, network: Network) -> list[nn.Module]:
+        """The LSTM layers of one of the two networks, the input's layer first."""
+        found = self.encoder if network == "encoder" else self.prediction
+        return list(found)
 
     def _run(
         self, layers: Sequence[nn.Module], x: torch.Tensor, state: State | None

@@ -4,9 +4,19 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from fedspeech.report import budgets, diff_page, figures, markup, run_tables, tables, template
+from fedspeech.report import (
+    budgets,
+    diff_page,
+    distill_page,
+    figures,
+    markup,
+    run_tables,
+    tables,
+    template,
+)
 from fedspeech.report.canvas import css
 from fedspeech.report.diff_results import DiffResults
+from fedspeech.report.distill_results import DistillResults
 from fedspeech.report.results import Results
 from fedspeech.report.run_folder import RunFolder, read
 from fedspeech.report.tables import Estimate
@@ -30,6 +40,8 @@ def render(run: RunFolder) -> str:
     results = run.results
     if isinstance(results, DiffResults):
         summary, body = results.title, diff_page.body(results, run)
+    elif isinstance(results, DistillResults):
+        summary, body = results.title, distill_page.body(results, run)
     else:
         summary = f"Personalization of {results.speakers} speakers, seed {results.seed}"
         body = _personalization(results, run)

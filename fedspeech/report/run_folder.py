@@ -14,8 +14,12 @@ from pydantic import ConfigDict
 
 from fedspeech.errors import RunError
 from fedspeech.report.diff_results import DiffResults
+from fedspeech.report.distill_results import DistillResults
 from fedspeech.report.results import Record, Results, check
 
+AnyResults = Results | DiffResults | DistillResults
+KINDS: dict[str, type[AnyResults]] = {"neural-diff": DiffResults, "distillation": DistillResults}
+"""Any other kind is a personalization, which refuses what it is not."""
 LEDGER_COLUMNS = ["round", "speaker", "direction", "kind", "bytes"]
 
 
@@ -49,7 +53,7 @@ class Timing(Record):
 class RunFolder:
     """What the report is made of."""
 
-    results: Results | DiffResults
+    results: AnyResults
     ledger: tuple[LedgerRow, ...]
     timing: Timing
     environment: Mapping[str, Any]
@@ -73,11 +77,9 @@ def read(folder: Path) -> RunFolder:
     )
 
 
-def parse(table: Mapping[str, Any], where: str) -> Results | DiffResults:
+def parse(table: Mapping[str, Any], where: str) -> AnyResults:
     """What `results.json` holds, by its kind. Raises RunError where it is not as expected."""
-    if table.get("kind") == "neural-diff":
-        return check(DiffResults, table, where)
-    return check(Results, table, where)
+    return check(KINDS.get(str(table.get("kind")), Results), table, where)
 
 
 def _text(path: Path) -> str:

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedspeech.report import budgets, diff_tables, run_tables, tables
+from fedspeech.report import budgets, diff_tables, distill_tables, run_tables, tables
 from fedspeech.report.diff_results import DiffResults
+from fedspeech.report.distill_results import DistillResults
 from fedspeech.report.results import Results
 from fedspeech.report.run_folder import parse
 from fedspeech.report.run_tables import size
@@ -22,12 +23,19 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     `results` is what `results.json` holds. Raises RunError where it is not as expected.
     """
     found = parse(results, "results")
-    if isinstance(found, DiffResults):
-        console.print(Text(found.title, style="bold"))
-        for table in diff_tables.every(found):
-            _print(table, console)
-    else:
+    if isinstance(found, Results):
         _personalization(found, console)
+        return
+    console.print(Text(found.title, style="bold"))
+    for table in of_trainings(found):
+        _print(table, console)
+
+
+def of_trainings(results: DiffResults | DistillResults) -> list[Table]:
+    """All tables of a run that is nothing but trainings."""
+    if isinstance(results, DiffResults):
+        return diff_tables.every(results)
+    return distill_tables.every(results)
 
 
 def _personalization(found: Results, console: Console) -> None:

@@ -33,6 +33,8 @@ class Update(NamedTuple):
 
     batch: Batch
     references: list[list[int]]
+    done: float
+    """The share of all updates that come before it."""
     learning_rate: float
     dropout: float
 
@@ -84,6 +86,7 @@ class Course:
             yield Update(
                 features.batch([self.utterances[i] for i in chosen], self._features, varied),
                 [self.references[i] for i in chosen],
+                done,
                 learning_rate(settings, done),
                 piecewise_linear(settings.dropout, done),
             )

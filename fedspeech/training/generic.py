@@ -1,12 +1,10 @@
 """Training G on the generic part, judged by its development speakers."""
 
-import io
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +15,8 @@ from fedspeech.corpus.partition import Partition
 from fedspeech.errors import CorpusError, RunError
 from fedspeech.features import Utterance, prepare
 from fedspeech.models.description import ModelDescription
-from fedspeech.tensors import Tensors, state, write_whole
+from fedspeech.tensors import Tensors, state
+from fedspeech.training import checkpoint
 from fedspeech.training.course import Course, fitting
 from fedspeech.training.loop import Loop
 from fedspeech.units import learn
@@ -50,24 +49,24 @@ def train(
     partition: Partition,
     config: Config,
     features_folder: Path,
-    checkpoint: Path,
+    kept: Path,
     report: Callable[[Epoch], None],
 ) -> Trained:
     """Train G and keep the epoch with the lowest WER on the development speakers.
 
-    After every epoch a checkpoint is written; where there is one, training goes on from it and
-    gives the same G as if it had never stopped. Raises RunError where the loss or the
-    model is no number any more, CorpusError where no utterance can be learned from.
+    After every epoch a checkpoint is written to `kept`; where there is one, training goes on from
+    it and gives the same G as if it had never stopped. Raises RunError where the loss or the model
+    is no number any more, CorpusError where no utterance can be learned from.
     """
     settings = config.generic
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
         run = _Run.start(partition, config, features_folder)
-        run.resume(checkpoint)
+        run.resume(kept)
         while not run.finished():
             report(run.next_epoch())
-            run.save(checkpoint)
+            run.save(kept)
     finally:
         torch.set_num_threads(before)
     return Trained(run.best, run.description, run.epochs, models.parameters(run.loop.model))
@@ -128,29 +127,14 @@ class _Run:
 
     def save(self, path: Path) -> None:
         """Write everything that the next epoch depends on."""
-        content: dict[str, Any] = {
-            "model": self.loop.model.state_dict(),
-            "optimizer": self.loop.optimizer.state_dict(),
-            "best": self.best,
-            "epochs": [(e.number, e.loss, e.word_error_rate) for e in self.epochs],
-        }
-        # In memory first: on a full disk PyTorch raises what its other failures raise as well.
-        saved = io.BytesIO()
-        torch.save(content, saved)
-        write_whole(path, lambda part: part.write_bytes(saved.getbuffer()))
+        epochs = [(e.number, e.loss, e.word_error_rate) for e in self.epochs]
+        checkpoint.save(path, self.loop, best=self.best, epochs=epochs)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint where there is one. Raises RunError where it is damaged."""
-        if not path.exists():
-            return
-        try:
-            content = torch.load(path, weights_only=True)
-            self.loop.model.load_state_dict(content["model"])
-            self.loop.optimizer.load_state_dict(content["optimizer"])
-            self.best = content["best"]
-            self.epochs = [Epoch(*values) for values in content["epochs"]]
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise RunError(f"{path}: not a checkpoint of this training: {error}") from error
+        if found := checkpoint.load(path, self.loop, "best", "epochs"):
+            self.best, epochs = found
+            self.epochs = [Epoch(*values) for values in epochs]
 
 
 def _taught(speech: Sequence[Utterance], description: ModelDescription) -> list[Utterance]:

@@ -14,6 +14,7 @@ from fedspeech.config.corpus import CorpusSettings, PartitionSettings, TrainPart
 from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import partition
+from fedspeech.decoding.streaming import Stream
 from fedspeech.device import personal, transcribe
 from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, Store
 from fedspeech.diff import budget
@@ -22,7 +23,7 @@ from fedspeech.evaluation import transcribe as evaluated
 from fedspeech.models.description import ModelDescription
 from fedspeech.simulation import devices
 from fedspeech.tensors import state, write
-from fedspeech.units import learn
+from fedspeech.units import SPACE, learn
 
 ROOT = Path(__file__).parents[2]
 
@@ -256,3 +257,65 @@ def test_with_a_device_a_corpus_is_spelled(fedspeech, store, device, audio, mode
     status, out, _ = fedspeech("corpus", "check", tmp_path, "--model", device)
     assert status == 1 and "not in the vocabulary: x (in 'x')" in out
     assert out.splitlines()[-1].startswith("usable: 1 of 2, ")
+
+
+# Word by word.
+
+LOG_MEL = FeatureSettings(kind="log-mel", dimension=64)
+
+
+@pytest.fixture
+def streaming(device, store, client) -> Path:
+    """A device whose RNN-T says something, though not what was said."""
+    units = learn([text_of(cut) for cut in client.train], UnitSettings(kind="characters"))
+    about = ModelDescription("rnnt-tiny", LOG_MEL, units)
+    with seeding.scoped(3, 0, "", "talkative"), torch.no_grad():
+        talkative = about.empty()
+        for name, parameter in talkative.named_parameters():
+            torch.nn.init.normal_(parameter, std=0.5 if "encoder" in name else 0.7)
+        talkative.output.weight.mul_(3)
+        talkative.output.bias[0] = 6.0
+        talkative.output.bias[units.vocabulary.index(SPACE)] = 3.0
+    store.note(description=about.to_json())
+    store.put(GENERIC, state(talkative))
+    return device
+
+
+def test_a_stream_has_the_words_of_the_whole(fedspeech, streaming, audio, tmp_path):
+    status, out, err = fedspeech("transcribe", "--stream", streaming, *audio, tmp_path / "none.wav")
+    assert status == 1 and err.splitlines()[-1].endswith("none.wav: no such file")
+    assert out == fedspeech("transcribe", streaming, *audio)[1]
+    assert len(out.split()) >= 3 * len(audio)
+
+
+def test_a_word_comes_as_soon_as_it_is_sure(streaming, audio, monkeypatch):
+    accepted = []
+    accept = Stream.accept
+    monkeypatch.setattr(
+        Stream, "accept", lambda self, wave: (accepted.append(len(wave)), accept(self, wave))[1]
+    )
+    recognizer = transcribe.open_recognizer(streaming)
+    for path in audio:
+        accepted.clear()
+        words = recognizer.stream(path)
+        next(words)
+        heard, _ = sum(accepted), list(words)
+        assert set(accepted[:-1]) == {1600}  # a tenth of a second
+        if heard < sum(accepted):
+            return
+    pytest.fail("every first word came with the last samples")
+
+
+def test_what_cannot_stream_is_told(fedspeech, streaming, store, audio, about, model, tmp_path):
+    path = tmp_path / "g.safetensors"
+    write(path, store.get(GENERIC))
+    store_about = ModelDescription.from_json(store.state()["description"])
+    store_about.write(path.with_suffix(".json"))
+    status, out, err = fedspeech("transcribe", "--stream", path, audio[0])
+    assert (status, out) == (2, "")
+    assert f"{path}: how its speaker sounds has to be known before a stream begins" in err
+    store.note(description=about.to_json())
+    store.put(GENERIC, model(0))
+    status, out, err = fedspeech("transcribe", "--stream", streaming, audio[0])
+    assert (status, out) == (2, "")
+    assert err.endswith("model tdnn-tiny does not stream, expected an RNN-T\n")

@@ -1,6 +1,7 @@
 """Every experiment file is valid; TED-LIUM's runs on a miniature tree of the release's shape."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from fedspeech import config, rules
+from fedspeech import config, models, rules
 from fedspeech.cli import app
 from fedspeech.models.description import read
+from fedspeech.training.course import learning_rate
+from fedspeech.training.distill.schedules import SCHEDULES
+from fedspeech.training.distill.task import check
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FILES = sorted(path.name for path in EXPERIMENTS.glob("*.toml"))
@@ -171,3 +175,87 @@ def test_the_domains_are_the_commands_of_the_corpus():
         pytest.skip("no real speech in ../shared/data")
     intents = {json.loads(line)["intent"] for line in manifest.read_text().splitlines()}
     assert intents == {w for words in slu.understanding.domains.values() for w in words}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("lcmr")])
+def test_modules_of_teacher_and_student_match(name):
+    settings = config.load(EXPERIMENTS / name)
+    check(settings)
+    sizes = [
+        models.parameters(models.build(one.name, settings.features.dimension, 1024))
+        for one in (settings.student, settings.teacher)
+    ]
+    assert 0.45 < sizes[0] / sizes[1] < 0.65
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "batch"), [("lcmr-librispeech", 4, 256), ("lcmr-librispeech-57m", 6, 128)]
+)
+def test_the_distillation_papers_figures_are_written_out(name, layers, batch):
+    """Warm-up to 5e-4 in epoch 1, kept to epoch 20, from there exponentially to 1e-5 in 100."""
+    settings = config.load(EXPERIMENTS / f"{name}.toml")
+    training, kd = settings.training, settings.kd
+    assert training.batch_size * training.accumulated == batch and training.accumulated == 8
+    rates = [learning_rate(training, epoch / 100) for epoch in (0, 0.5, 1, 10, 20, 60, 100)]
+    wanted = [0, 2.5e-4, 5e-4, 5e-4, 5e-4, math.sqrt(5e-4 * 1e-5), 1e-5]
+    assert rates == pytest.approx(wanted)
+    assert (training.optimizer, training.weight_decay, kd.alpha) == ("lamb", 1e-3, 1e-3)
+    assert sum(settings.modules.encoder.teacher) == layers
+    ways = settings.replacing
+    assert {way.phase for way in ways.values()} == {0.75}
+    assert (ways["lcmr"].schedule, ways["lcmr"].base) == ("logarithmic", 40)
+    assert (ways["constant"].rate, ways["strategy-1"].strategy) == (0.75, 1)
+    assert len(settings.test.values) == 4
+
+
+def test_the_ablations_are_the_papers():
+    settings = config.load(EXPERIMENTS / "lcmr-ablations.toml")
+    ways = [settings.replacing[row] for row in settings.rows if row in settings.replacing]
+    assert {way.schedule for way in ways} == set(SCHEDULES)
+    assert {way.strategy for way in ways} == {1, 2}
+    logarithmic = [way for way in ways if way.schedule == "logarithmic" and way.strategy == 2]
+    assert {way.rate for way in logarithmic} == {0.25, 0.5, 0.75}
+    assert {way.base for way in logarithmic} == {math.e, 20, 40}
+
+
+def test_librispeech_is_distilled_on_a_miniature_release(tmp_path, tone_corpus, monkeypatch):
+    corpus = tone_corpus(tmp_path / "tones", ["1001", "1002", "1003", "1004"], rounds=1)
+    parts = ("train-clean-100", "train-other-500", "test-clean", "test-other")
+    for part, speaker in zip(parts, ("1001", "1002", "1003", "1004"), strict=True):
+        write_chapter(tmp_path / "LibriSpeech" / part, corpus, speaker)
+    changes = {
+        "corpus.path": tmp_path / "LibriSpeech",
+        "units.size": 16,
+        "rows": '["teacher", "lcmr"]',
+        "teacher.name": "rnnt-tiny-deep",
+        "student.name": "rnnt-tiny",
+        "training.epochs": 1,
+        "training.batch_size": 2,
+        "training.accumulated": 2,
+    }
+    options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    monkeypatch.setenv("FEDSPEECH_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    file = str(EXPERIMENTS / "lcmr-librispeech.toml")
+    done = CliRunner().invoke(app, ["distill", file, *options, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    results = json.loads((out / "results.json").read_text())
+    assert [row["row"] for row in results["table"]] == ["teacher", "lcmr"]
+    for row in results["table"]:
+        assert set(row["sets"]) == {"test-clean", "test-other"}
+    assert read(out / "models" / "generic.json").units.kind == "pieces"
+
+
+def write_chapter(folder: Path, corpus: Path, speaker: str) -> None:
+    """One speaker's utterances as a chapter of LibriSpeech."""
+    entries = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
+    own = [entry for entry in entries if entry["speaker"] == speaker]
+    chapter = folder / speaker / "1"
+    chapter.mkdir(parents=True)
+    lines = []
+    for number, entry in enumerate(own):
+        wave, rate = soundfile.read(corpus / entry["audio"])
+        id = f"{speaker}-1-{number:04}"
+        soundfile.write(chapter / f"{id}.flac", wave, rate)
+        lines.append(f"{id} {entry['text'].upper()}\n")
+    (chapter / f"{speaker}-1.trans.txt").write_text("".join(lines))

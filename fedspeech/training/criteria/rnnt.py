@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 import torchaudio
@@ -39,38 +40,82 @@ def loss(
     0 where a reference has more units than there are steps: such an utterance teaches nothing. A
     batch whose lattice (steps by units by vocabulary) is too large for the memory is split.
     """
-    losses = encoded[:, :0].float().sum((1, 2))  # zeros that have a gradient
-    counts = torch.tensor([len(reference) for reference in references], device=encoded.device)
+    return in_parts(partial(_loss, model), cell_bytes(model, 3), [encoded], lengths, references)
+
+
+def in_parts(
+    lattice: Callable[..., torch.Tensor],
+    each: int,
+    heard: Sequence[torch.Tensor],
+    lengths: torch.Tensor,
+    references: Sequence[Sequence[int]],
+) -> torch.Tensor:
+    """Losses (batch,) of a lattice whose cells take `each` bytes, in parts that the memory holds.
+
+    `heard` are one or more tensors (batch, steps, joint); `lattice` takes the references and the
+    lengths of some utterances, with what was heard of them, the longest at full length. The loss is
+    0 where a reference has more units than there are steps.
+    """
+    losses = heard[0][:, :0].float().sum((1, 2))  # zeros that have a gradient
+    counts = torch.tensor([len(reference) for reference in references], device=losses.device)
     fits = ((counts <= lengths) & (lengths > 0)).nonzero()[:, 0]
-    parts = _split(fits.tolist(), lengths.tolist(), counts.tolist(), _most_cells(model))
+    most = int(SHARE * accelerator.memory_bytes() / each)
+    parts = _split(fits.tolist(), lengths.tolist(), counts.tolist(), most)
     if len(parts) > 1:
-        _say_split(encoded.device.type)
+        _say_split(losses.device.type)
     for part in parts:
-        chosen = torch.tensor(part, device=encoded.device)
-        lattice = partial(_loss, model, [references[i] for i in part], lengths[chosen])
-        heard = encoded[chosen, : int(lengths[chosen].max())]
+        chosen = torch.tensor(part, device=losses.device)
+        own = partial(lattice, [references[i] for i in part], lengths[chosen])
+        cut = [one[chosen, : int(lengths[chosen].max())] for one in heard]
         # A part of a split batch keeps no lattice: it is computed again for the gradient.
-        found = (
-            checkpoint(lattice, heard, use_reentrant=False) if len(parts) > 1 else lattice(heard)
-        )
+        found = checkpoint(own, *cut, use_reentrant=False) if len(parts) > 1 else own(*cut)
         losses = losses.index_add(0, chosen, found)
     return losses
+
+
+def cell_bytes(model: RNNT, copies: int) -> int:
+    """Of a cell of the lattice: so many times all logits or their gradients, joint layer twice."""
+    joint, units = model.output.in_features, model.output.out_features
+    return VALUE_BYTES * (copies * units + 2 * joint)
+
+
+class Spelled(NamedTuple):
+    """References of a batch, padded."""
+
+    targets: torch.Tensor
+    """int32 (batch, most units)"""
+    counts: torch.Tensor
+    """int32 (batch,)"""
+
+    @classmethod
+    def of(cls, references: Sequence[Sequence[int]], place: torch.device) -> "Spelled":
+        """Some references on a device."""
+        rows = [torch.tensor(list(reference), dtype=torch.int32) for reference in references]
+        targets = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=BLANK)
+        counts = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+        return cls(targets.to(place), counts.to(place))
+
+    @property
+    def begun(self) -> torch.Tensor:
+        """What the prediction network reads: a text begins with the blank."""
+        return torch.nn.functional.pad(self.targets, (1, 0), value=BLANK)
 
 
 def _loss(
     model: RNNT, references: Sequence[Sequence[int]], lengths: torch.Tensor, encoded: torch.Tensor
 ) -> torch.Tensor:
-    """Of utterances that fit, with the longest of them at full length."""
-    rows = [torch.tensor(list(reference), dtype=torch.int32) for reference in references]
-    targets = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=BLANK)
-    targets = targets.to(encoded.device)
-    begun = torch.nn.functional.pad(targets, (1, 0), value=BLANK)
-    predicted, _ = model.predict(begun)
+    spelled = Spelled.of(references, encoded.device)
+    predicted, _ = model.predict(spelled.begun)
+    return of_logits(model.join(encoded[:, :, None], predicted[:, None]), lengths, spelled)
+
+
+def of_logits(logits: torch.Tensor, lengths: torch.Tensor, spelled: Spelled) -> torch.Tensor:
+    """Losses (batch,) of logits (batch, steps, units + 1, vocabulary); the longest fills them."""
     found: torch.Tensor = torchaudio.functional.rnnt_loss(
-        model.join(encoded[:, :, None], predicted[:, None]).float(),
-        targets,
+        logits.float(),
+        spelled.targets,
         lengths.int(),
-        torch.tensor([len(row) for row in rows], dtype=torch.int32, device=encoded.device),
+        spelled.counts,
         blank=BLANK,
         reduction="none",
     )
@@ -90,12 +135,6 @@ def _split(
         else:
             parts.append([i])
     return parts
-
-
-def _most_cells(model: RNNT) -> int:
-    """How many cells of a lattice the memory holds: logits and two gradients, joint layer twice."""
-    joint, units = model.output.in_features, model.output.out_features
-    return int(SHARE * accelerator.memory_bytes() / (VALUE_BYTES * (3 * units + 2 * joint)))
 
 
 @cache

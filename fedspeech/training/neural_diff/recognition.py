@@ -11,10 +11,10 @@ from fedspeech import evaluation, features, seeding, units
 from fedspeech.config.neural_diff import NeuralDiffConfig, RecognitionSettings
 from fedspeech.config.training import Optimization
 from fedspeech.corpus.cuts import text_of
-from fedspeech.evaluation import Counts
+from fedspeech.evaluation import Counts, by_speaker
 from fedspeech.models.description import ModelDescription
 from fedspeech.training.course import Course
-from fedspeech.training.neural_diff.task import Task, by_speaker
+from fedspeech.training.neural_diff.task import Task
 
 
 class Recognition(Task):

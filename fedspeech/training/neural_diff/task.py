@@ -1,15 +1,12 @@
 """What an experiment on diffs knows of what its models are for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedspeech.config.training import Optimization
 from fedspeech.evaluation import Counts
-from fedspeech.features import Utterance
 from fedspeech.training.course import Course
 
 
@@ -40,12 +37,3 @@ class Task(ABC):
     @abstractmethod
     def errors(self, model: torch.nn.Module, known: int, generation: int) -> dict[str, Counts]:
         """By speaker, on the test of `generation`, of a model that is of generation `known`."""
-
-
-def by_speaker(utterances: Sequence[Utterance], counts: Counts) -> dict[str, Counts]:
-    """The counts of each speaker's utterances, in their order."""
-    speakers = np.array([utterance.speaker for utterance in utterances])
-    return {
-        str(speaker): Counts(counts.errors[speakers == speaker], counts.words[speakers == speaker])
-        for speaker in np.unique(speakers)
-    }

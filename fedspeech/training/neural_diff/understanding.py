@@ -17,11 +17,11 @@ from fedspeech.config.training import Optimization
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import field_of
 from fedspeech.errors import ConfigError, CorpusError
-from fedspeech.evaluation import BATCH, Counts
+from fedspeech.evaluation import BATCH, Counts, by_speaker
 from fedspeech.features import Utterance
 from fedspeech.models.contrastive import Contrastive
 from fedspeech.training.course import Course
-from fedspeech.training.neural_diff.task import Task, by_speaker
+from fedspeech.training.neural_diff.task import Task
 from fedspeech.units import BLANK, Units
 
 

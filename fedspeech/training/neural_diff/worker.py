@@ -1,13 +1,8 @@
-"""A process that trains and judges cells; what it finishes lies in the run's folder."""
+"""What a process does that trains and judges cells; what it makes lies in the run's folder."""
 
-import json
-import os
-import signal
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,11 +14,8 @@ from fedspeech.training.neural_diff import tasks
 from fedspeech.training.neural_diff.cells import Cell
 from fedspeech.training.neural_diff.learner import Outcome, learn
 from fedspeech.training.neural_diff.task import Task
-
-
-def record(run: Path, cell: Cell) -> Path:
-    """Where a finished cell's figures are; it is the last of a cell's files to be written."""
-    return run / "cells" / f"{cell.name}.json"
+from fedspeech.training.over_seeds import counted
+from fedspeech.training.pool import Figures
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,7 @@ class Bench:
     task: Task
     run: Path
 
-    def finish(self, cell: Cell) -> None:
+    def finish(self, cell: Cell) -> Figures:
         """Train and judge a cell, and write what there is to keep of it."""
         base = None if cell.base is None else tensors.read(self._model(cell.base))
         if cell.model == "BL∞":
@@ -49,13 +41,12 @@ class Bench:
             data = outcome.data
             path = self.run / "models" / "diffs" / f"{cell.name}.diff"
             write_whole(path, lambda part: part.write_bytes(data))
-        text = json.dumps(figures) + "\n"
-        write_whole(record(self.run, cell), lambda part: part.write_text(text, encoding="utf-8"))
+        return figures
 
     def _model(self, cell: Cell) -> Path:
         return self.run / "models" / f"{cell.name}.safetensors"
 
-    def _figures(self, cell: Cell, outcome: Outcome) -> dict[str, Any]:
+    def _figures(self, cell: Cell, outcome: Outcome) -> Figures:
         known = 0 if cell.model == "BL∞" else cell.generation
         counts = self.task.errors(self._module(known, outcome.model), known, cell.generation)
         return {
@@ -63,8 +54,7 @@ class Bench:
             "full": outcome.full,
             "sent": outcome.sent,
             "loss": outcome.loss,
-            "errors": {speaker: each.errors.tolist() for speaker, each in counts.items()},
-            "words": {speaker: each.words.tolist() for speaker, each in counts.items()},
+            **counted(counts),
         }
 
     def _module(self, generation: int, model: Tensors) -> torch.nn.Module:
@@ -73,29 +63,8 @@ class Bench:
         return module
 
 
-_bench: Bench | None = None
-
-
-def start(settings: NeuralDiffConfig, run: Path) -> None:
-    """Make this process a worker: one thread, the speech read, gone when the run's process is."""
-    global _bench
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_go_with_the_parent, daemon=True).start()
-    torch.set_num_threads(1)
+def bench(settings: NeuralDiffConfig, run: Path) -> Callable[[Cell], Figures]:
+    """What finishes a cell of this run in this process, with the speech read."""
     speech = corpus.load(settings.corpus)
-    _bench = Bench(settings, tasks.task(settings, speech, cache_folder() / "features"), run)
-
-
-def _go_with_the_parent() -> None:
-    """A killed run must not leave workers behind, which would train on for nobody."""
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def finish(cell: Cell) -> Cell:
-    """Finish a cell in this process."""
-    assert _bench is not None
-    _bench.finish(cell)
-    return cell
+    task = tasks.task(settings, speech, cache_folder() / "features")
+    return Bench(settings, task, run).finish

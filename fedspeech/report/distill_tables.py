@@ -1,0 +1,68 @@
+"""The tables of a run of kind `distillation`, as data."""
+
+from fedspeech.report.distill_results import TEACHER, DistillResults, Row
+from fedspeech.report.tables import Estimate, Table
+
+
+def every(results: DistillResults) -> list[Table]:
+    """All of them."""
+    return [errors(results), differences(results)]
+
+
+def errors(results: DistillResults) -> Table:
+    """Every row: its size, its errors on all that tests and on each set, and those of each seed."""
+    columns = ("model", "parameters", "WER %", *results.sets, "pooled %", "with each seed")
+    rows = tuple(_row(results, row) for row in results.table)
+    return Table("Errors", columns, rows, notes=_notes(results))
+
+
+def _row(results: DistillResults, row: Row) -> tuple[str | Estimate, ...]:
+    return (
+        row.row,
+        millions(row.parameters),
+        Estimate.of(row),
+        *(Estimate.of(row.sets[name]) for name in results.sets),
+        f"{row.pooled:.2f}",
+        ", ".join(f"{rate:.2f}" for rate in row.seeds),
+    )
+
+
+def _notes(results: DistillResults) -> tuple[str, ...]:
+    notes = []
+    if results.usable is False:
+        notes.append(
+            "The teacher is no usable recognizer: nothing follows from a comparison with it."
+        )
+    if results.skipped:
+        notes.append(
+            f"Skipped: {results.skipped:,} training utterances with more units than steps."
+        )
+    if results.shipped is not None:
+        notes.append(
+            f"models/generic.safetensors is the student of {results.shipped} with seed "
+            f"{results.seed}."
+        )
+    return tuple(notes)
+
+
+def differences(results: DistillResults) -> Table:
+    """Every row with a teacher of its own beside the baselines."""
+    baselines = results.baselines
+    rows = tuple(_beside(row, baselines) for row in results.table if row.minus)
+    columns = ("model", *(f"minus {name}" for name in baselines))
+    notes = ("Points of WER; paired: negative means fewer errors.",)
+    return Table("Modules replaced, beside the baselines", columns, rows, notes=notes)
+
+
+def _beside(row: Row, baselines: tuple[str, ...]) -> tuple[str | Estimate, ...]:
+    return (row.row, *(Estimate.of(row.minus[name], signed=True) for name in baselines))
+
+
+def millions(count: int) -> str:
+    """A number of parameters for people."""
+    return f"{count / 1e6:.2f} M"
+
+
+def students(results: DistillResults) -> list[Row]:
+    """All rows but the teacher's."""
+    return [row for row in results.table if row.row != TEACHER]

@@ -1,0 +1,37 @@
+"""What a training goes on from after its process ended, epoch by epoch."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedspeech.errors import RunError
+from fedspeech.tensors import write_whole
+from fedspeech.training.loop import Loop
+
+
+def save(path: Path, loop: Loop, **more: Any) -> None:
+    """Write everything that the next epoch depends on: model, optimizer, and what else is given."""
+    states = {"model": loop.model.state_dict(), "optimizer": loop.optimizer.state_dict()}
+    # In memory first: on a full disk PyTorch raises what its other failures raise as well.
+    saved = io.BytesIO()
+    torch.save({**states, **more}, saved)
+    write_whole(path, lambda part: part.write_bytes(saved.getbuffer()))
+
+
+def load(path: Path, loop: Loop, *names: str) -> list[Any] | None:
+    """Let the loop go on from a checkpoint; what else is there under these names.
+
+    None where there is no checkpoint. Raises RunError where it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, weights_only=True)
+        more = [content[name] for name in names]
+        loop.model.load_state_dict(content["model"])
+        loop.optimizer.load_state_dict(content["optimizer"])
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise RunError(f"{path}: not a checkpoint of this training: {error}") from error
+    return more

@@ -1,0 +1,43 @@
+"""Run a distillation: every cell once, on some processes; the results, and the new generation 0."""
+
+from functools import partial
+from pathlib import Path
+
+from fedspeech import corpus, tensors
+from fedspeech.config.distillation import DistillationConfig
+from fedspeech.corpus import statistics
+from fedspeech.run_folder import RunFolder, cache_folder
+from fedspeech.training.distill import results
+from fedspeech.training.distill.cells import plan, shipped
+from fedspeech.training.distill.task import Task, check
+from fedspeech.training.distill.worker import bench, file
+from fedspeech.training.pool import opened
+
+
+def launch(settings: DistillationConfig, folder: Path, resume: bool) -> None:
+    """Run a distillation in `folder`. Raises FedSpeechError for whatever is the user's to mend."""
+    check(settings)
+    with opened(settings, folder, resume) as trainings:
+        run = trainings.run
+        with trainings.timed("corpus and features"):
+            task = _task(settings, run)
+        figures = trainings.finish(plan(settings), partial(bench, settings, run.path))
+        _ship(settings, task, run)
+        run.write_json("results.json", results.assemble(settings, task, figures))
+
+
+def _task(settings: DistillationConfig, run: RunFolder) -> Task:
+    """Features are computed here, so that workers only read them."""
+    speech = corpus.load(settings.corpus)
+    task = Task(settings, speech, cache_folder() / "features")
+    run.write_environment(settings.seed, statistics.fingerprint(speech))
+    return task
+
+
+def _ship(settings: DistillationConfig, task: Task, run: RunFolder) -> None:
+    """Write the student as a generation 0, as every run of a federation takes it."""
+    if (cell := shipped(settings)) is None:
+        return
+    path = run.models / "generic.safetensors"
+    task.student.write(path.with_suffix(".json"))
+    tensors.write(path, tensors.read(file(run.path, cell)))

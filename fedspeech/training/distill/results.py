@@ -1,0 +1,80 @@
+"""`results.json` of a distillation: every row over all seeds, and how far apart the rows are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedspeech.config.distillation import KD, STUDENT, TEACHER, DistillationConfig
+from fedspeech.training.distill.cells import Cell, shipped
+from fedspeech.training.distill.task import Task
+from fedspeech.training.over_seeds import OverSeeds, rate_of
+from fedspeech.training.pool import Figures
+
+USABLE = 40.0
+"""WER in percent that a teacher may have at most: nothing follows from a comparison with a worse
+one."""
+BASELINES = (STUDENT, KD)
+
+
+class Rows:
+    """The rows of the table, each over all seeds."""
+
+    def __init__(self, figures: Mapping[Cell, Figures], seeds: Sequence[int]) -> None:
+        self._figures = {(cell.row, cell.seed): each for cell, each in figures.items()}
+        self._seeds = seeds
+        self.names = list(dict.fromkeys(cell.row for cell in figures))
+        self.judged = OverSeeds(self.names, self._of_seeds, seeds[0])
+
+    def _of_seeds(self, row: str) -> list[Figures]:
+        return [self._figures[row, seed] for seed in self._seeds]
+
+    def of_set(self, speakers: set[str]) -> OverSeeds[str]:
+        """The same rows on some of the speakers."""
+        return OverSeeds(self.names, self._of_seeds, self._seeds[0], speakers)
+
+    def row(self, name: str, sets: Mapping[str, OverSeeds[str]]) -> dict[str, Any]:
+        """One row of the table."""
+        of_seeds = self._of_seeds(name)
+        losses = np.array([each["losses"] for each in of_seeds])
+        return {
+            "row": name,
+            "parameters": of_seeds[0]["parameters"],
+            **self.judged.rate(name),
+            "seeds": [rate_of(each) for each in of_seeds],
+            "sets": {value: judged.rate(name) for value, judged in sets.items()},
+            "losses": np.round(losses.mean(0), 4).tolist(),
+            "minus": {
+                other: self.judged.difference(name, other)
+                for other in BASELINES
+                if other in self.names and name not in (TEACHER, *BASELINES)
+            },
+        }
+
+
+def assemble(
+    settings: DistillationConfig, task: Task, figures: Mapping[Cell, Figures]
+) -> dict[str, Any]:
+    """All of results.json; rates in percent.
+
+    `minus` is a row's rate minus those of the baselines, paired; `usable` says whether the teacher
+    is one at all, where there is one.
+    """
+    rows = Rows(figures, settings.seeds)
+    sets = {value: rows.of_set(speakers) for value, speakers in task.sets.items()}
+    table = [rows.row(name, sets) for name in rows.names]
+    teacher = next((row["mean"] for row in table if row["row"] == TEACHER), None)
+    ships = shipped(settings)
+    return {
+        "kind": settings.kind,
+        "name": settings.name,
+        "seed": settings.seed,
+        "seeds": list(settings.seeds),
+        "speakers": len(rows.judged.words),
+        "skipped": task.skipped,
+        "teacher": settings.teacher.name,
+        "student": settings.student.name,
+        "usable": None if teacher is None else teacher <= USABLE,
+        "shipped": None if ships is None else ships.row,
+        "table": table,
+    }

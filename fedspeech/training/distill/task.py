@@ -1,0 +1,148 @@
+"""What the models of a distillation learn from, what they are judged on, and what they are."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse import CutSet, MonoCut
+
+from fedspeech import evaluation, features, models, seeding, tensors, units
+from fedspeech.config.distillation import KD, STUDENT, TEACHER, DistillationConfig
+from fedspeech.config.model import ModelSettings
+from fedspeech.corpus.cuts import speaker_of, text_of
+from fedspeech.corpus.partition import field_of, train_and_test
+from fedspeech.errors import ConfigError, CorpusError
+from fedspeech.evaluation import Counts
+from fedspeech.models import description
+from fedspeech.models.description import ModelDescription
+from fedspeech.models.rnnt import RNNT
+from fedspeech.tensors import Tensors
+from fedspeech.training.course import Course, fitting
+from fedspeech.training.distill import modules
+
+
+class Task:
+    """The speech, and both models' shapes.
+
+    `skipped` counts training utterances with more units than a model has steps for them.
+    """
+
+    def __init__(self, settings: DistillationConfig, speech: CutSet, folder: Path) -> None:
+        """`folder` is the cache of features. Raises ConfigError or CorpusError where settings,
+        speech and a given teacher do not fit together.
+        """
+        train, test = train_and_test(speech, settings.test)
+        self._settings = settings
+        self._sets = _sets(settings, test)
+        spelled = units.learn([text_of(cut) for cut in train], settings.units)
+        self.teacher = ModelDescription(settings.teacher.name, settings.features, spelled)
+        self.student = ModelDescription(settings.student.name, settings.features, spelled)
+        _check_units(settings, self.teacher)
+        spoken = features.prepare(train, settings.features, settings.speeds, folder)
+        self._taught = fitting(spoken, self.student)
+        if not self._taught:
+            raise CorpusError("all training utterances have more units than there are steps")
+        self.skipped = len(spoken) - len(self._taught)
+        self._test = features.prepare(test, settings.features, (), folder)
+
+    @property
+    def sets(self) -> dict[str, set[str]]:
+        """The speakers of each part that tests, by the value of the field that chose it."""
+        return self._sets
+
+    def model(self, row: str, seed: int) -> RNNT:
+        """The teacher, or the student of any other row, freshly drawn: alike in all rows."""
+        about, which = (self.teacher, TEACHER) if row == TEACHER else (self.student, STUDENT)
+        with seeding.scoped(seed, 0, "", f"distillation, initialization of the {which}"):
+            model = about.empty()
+        assert isinstance(model, RNNT)
+        return model
+
+    def course(self, seed: int) -> Course:
+        """The training speech; the minibatches and their augmentation are the same in all rows."""
+        about, name = self.student, (seed, 0, "", "distillation")
+        training = self._settings.training
+        return Course(training, about.features, about.units, self._taught, name)
+
+    def errors(self, model: torch.nn.Module) -> dict[str, Counts]:
+        """Word errors by speaker, greedily decoded."""
+        about = self.student
+        counts = evaluation.word_errors(model, self._test, about.features, about.units)
+        return evaluation.by_speaker(self._test, counts)
+
+
+def check(settings: DistillationConfig) -> None:
+    """What can be told before any speech is read.
+
+    Raises ConfigError where a model is unknown or no RNN-T, modules do not match, or a given
+    teacher is another one than the settings say; ModelError where it is none.
+    """
+    with torch.device("meta"):
+        teacher, student = (
+            _transducer(name, model, settings)
+            for name, model in ((TEACHER, settings.teacher), (STUDENT, settings.student))
+        )
+    if any(row in settings.replacing for row in settings.rows):
+        modules.cut(teacher, student, settings.modules)
+    if KD in settings.rows and teacher.subsampling != student.subsampling:
+        raise ConfigError(
+            f"kd: a step is {teacher.subsampling} frames in the teacher, "
+            f"{student.subsampling} in the student"
+        )
+    if settings.teacher.file is not None:
+        given(settings)
+
+
+def given(settings: DistillationConfig) -> Tensors:
+    """The teacher that the settings name a file of. Raises as `check` does."""
+    assert settings.teacher.file is not None
+    path = Path(settings.teacher.file)
+    about = description.read(path.with_suffix(".json"))
+    for key, theirs, ours in (
+        ("teacher.name", about.name, settings.teacher.name),
+        ("features", about.features.model_dump(), settings.features.model_dump()),
+        ("units.kind", about.units.kind, settings.units.kind),
+    ):
+        if theirs != ours:
+            raise ConfigError(f"teacher.file: {path} has {key} = {theirs}, the settings say {ours}")
+    found = tensors.read(path)
+    about.module(found)
+    return found
+
+
+def _transducer(section: str, model: ModelSettings, settings: DistillationConfig) -> RNNT:
+    """Freshly drawn, for a vocabulary of two: no size between modules depends on it."""
+    found = models.find(model.name)(settings.features.dimension, 2)
+    if not isinstance(found, RNNT):
+        raise ConfigError(f"{section}.name: {model.name} is no RNN-T")
+    return found
+
+
+def _check_units(settings: DistillationConfig, ours: ModelDescription) -> None:
+    """A given teacher spells as the training speech does."""
+    if settings.teacher.file is None:
+        return
+    path = Path(settings.teacher.file).with_suffix(".json")
+    theirs = description.read(path).units
+    if json.dumps(theirs.to_json()) != json.dumps(ours.units.to_json()):
+        raise ConfigError(
+            f"teacher.file: {path} spells with {_listed(theirs.vocabulary)}, "
+            f"the training speech with {_listed(ours.units.vocabulary)}"
+        )
+
+
+def _listed(vocabulary: Sequence[str]) -> str:
+    first = " ".join(vocabulary[1:9])
+    return f"{len(vocabulary) - 1} units ({first}{' …' if len(vocabulary) > 9 else ''})"
+
+
+def _sets(settings: DistillationConfig, test: Sequence[MonoCut]) -> dict[str, set[str]]:
+    """One set for each value of `test.values` where there are several, with its speakers."""
+    if len(settings.test.values) < 2:
+        return {}
+    found: dict[Any, set[str]] = {value: set() for value in settings.test.values}
+    for cut in test:
+        found[field_of(cut, settings.test.field or "", "test.field")].add(speaker_of(cut))
+    return {str(value): speakers for value, speakers in found.items() if speakers}

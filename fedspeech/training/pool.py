@@ -1,0 +1,180 @@
+"""A run that is nothing but trainings: its cells, each finished once, on some processes.
+
+A cell is one training with its judgement. What is finished lies in the run's folder, and a run that
+goes on does not train it again. The results are the same to the byte whatever the number of workers
+and however often the run was interrupted.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from fedspeech.config.distillation import DistillationConfig
+from fedspeech.config.neural_diff import NeuralDiffConfig
+from fedspeech.errors import RunError
+from fedspeech.progress import stage
+from fedspeech.run_folder import RunFolder
+from fedspeech.tensors import write_whole
+
+Figures = dict[str, Any]
+"""Of a finished cell: JSON, with errors and words of every test utterance, by speaker."""
+
+
+class Cell(Protocol):
+    """One training; hashable, and the same in every process."""
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+
+    @property
+    def base(self) -> "Cell | None":
+        """The cell that has to be finished before."""
+
+
+C = TypeVar("C", bound=Cell)
+Make = Callable[[], Callable[[Any], Figures]]
+"""Called once in every worker: what finishes a cell there. It has to be picklable."""
+
+
+class Trainings:
+    """The trainings of a run, and how long its stages took."""
+
+    def __init__(self, run: RunFolder, workers: int) -> None:
+        self.run, self._workers = run, workers
+        self._stages: list[dict[str, Any]] = []
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """A stage of the run."""
+        started = time.monotonic()
+        yield
+        self._stages.append({"stage": name, "seconds": round(time.monotonic() - started, 2)})
+
+    def finish(self, cells: Sequence[C], make: Make) -> dict[C, Figures]:
+        """Finish what is not finished yet; the figures of all cells."""
+        run, workers = self.run.path, self._workers
+        done = {cell for cell in cells if record(run, cell).exists()}
+        with self.timed("trainings"), stage(len(cells)) as shown:
+            shown.start("trainings", len(cells))
+            for _ in done:
+                shown.skip()
+            if len(done) < len(cells):
+                for cell in _finished(cells, done, workers, run, make):
+                    shown.advance(_told(cell, read(run, cell)))
+        return {cell: read(run, cell) for cell in cells}
+
+    def write_timing(self) -> None:
+        """Write timing.json."""
+        timing = {"stages": self._stages, "workers": self._workers}
+        self.run.write_json("timing.json", timing)
+
+
+@contextmanager
+def opened(
+    settings: NeuralDiffConfig | DistillationConfig, folder: Path, resume: bool
+) -> Iterator[Trainings]:
+    """The trainings of a run in `folder`, which no other process may write in meanwhile.
+
+    Raises RunError where the folder holds another run, or one that is not to be resumed.
+    """
+    run = RunFolder(folder.absolute())
+    run.open(settings, resume)
+    try:
+        trainings = Trainings(run, settings.engine.workers)
+        yield trainings
+        trainings.write_timing()
+    finally:
+        run.close()
+
+
+def record(run: Path, cell: Cell) -> Path:
+    """Where a finished cell's figures are; it is the last of a cell's files to be written."""
+    return run / "cells" / f"{cell.name}.json"
+
+
+def read(run: Path, cell: Cell) -> Figures:
+    """The figures of a finished cell. Raises RunError where they are damaged."""
+    path = record(run, cell)
+    try:
+        found: Figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); remove it, and go on with --resume") from None
+    return found
+
+
+def _finished(cells: Sequence[C], done: set[C], workers: int, run: Path, make: Make) -> Iterator[C]:
+    """The cells that are not done, each when it is; none begins before its base is done."""
+    waiting = [cell for cell in cells if cell not in done]
+    ready: set[Cell] = set(done)
+    running: set[Future[C]] = set()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (run, make)) as pool:
+        try:
+            while waiting or running:
+                free = [c for c in waiting if c.base is None or c.base in ready]
+                for cell in free[: workers - len(running)]:
+                    waiting.remove(cell)
+                    running.add(pool.submit(_finish, cell))
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    ready.add(future.result())
+                    yield future.result()
+        except BrokenProcessPool:
+            raise RunError(
+                "a worker died (killed, or out of memory); what is finished is kept: "
+                "go on with --resume"
+            ) from None
+        except BaseException:
+            # Nobody waits for the trainings of a run that is over.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _told(cell: Cell, figures: Figures) -> str:
+    """A word on how a cell went."""
+    errors, words = (sum(map(sum, figures[name].values())) for name in ("errors", "words"))
+    return f"{cell.name}: {100 * errors / words:.2f} %"
+
+
+# In a worker.
+
+_run = Path()
+_learn: Callable[[Any], Figures]
+
+
+def _start(run: Path, make: Make) -> None:
+    """Make this process a worker: one thread, the speech read, gone when the run's process is."""
+    global _run, _learn
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_go_with_the_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    _run, _learn = run, make()
+
+
+def _go_with_the_parent() -> None:
+    """A killed run must not leave workers behind, which would train on for nobody."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _finish(cell: C) -> C:
+    """Finish a cell in this process."""
+    text = json.dumps(_learn(cell)) + "\n"
+    write_whole(record(_run, cell), lambda part: part.write_text(text, encoding="utf-8"))
+    return cell

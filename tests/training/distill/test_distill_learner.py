@@ -1,0 +1,280 @@
+"""One cell: who learns, who does not, and that nothing depends on interruptions."""
+
+import pytest
+import torch
+
+from fedspeech.errors import ConfigError, CorpusError, ModelError, RunError
+from fedspeech.tensors import sha256, state, write
+from fedspeech.training import checkpoint
+from fedspeech.training.distill import learner, schedules
+from fedspeech.training.distill.cells import Cell
+from fedspeech.training.distill.hybrid import Hybrid
+from fedspeech.training.distill.task import check
+from fedspeech.training.loop import Loop
+
+TEACHER = Cell(0, "teacher", False)
+WAYS = {"lcmr": {}, "together": {"strategy": 1}, "always": {"schedule": "constant", "rate": 1.0}}
+ROWS = ["teacher", "student", "kd", *WAYS]
+TAUGHT = {"kd", "lcmr", "always"}
+
+
+@pytest.fixture
+def config(settings):
+    return settings(rows=ROWS, replacing=WAYS)
+
+
+@pytest.fixture
+def found(task, config):
+    return task(config)
+
+
+@pytest.fixture
+def teacher(found, config, tmp_path):
+    return state(learner.learn(found, config, TEACHER, None, tmp_path / "teacher").model)
+
+
+def cell(row: str) -> Cell:
+    return Cell(0, row, row in TAUGHT)
+
+
+def learn(found, config, row, teacher, path):
+    base = teacher if row in TAUGHT else None
+    return learner.learn(found, config, cell(row), base, path / f"{row}.checkpoint")
+
+
+@pytest.fixture
+def loops(monkeypatch) -> list[Loop]:
+    """Every loop that is made, as it is after its last epoch."""
+    made: list[Loop] = []
+    before = learner._loop
+
+    def watched(*arguments) -> Loop:
+        made.append(before(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(learner, "_loop", watched)
+    return made
+
+
+@pytest.mark.parametrize("row", ["lcmr", "kd"])
+def test_a_teacher_that_was_trained_before_does_not_change(
+    found, config, teacher, loops, tmp_path, row
+):
+    learned = learn(found, config, row, teacher, tmp_path)
+    (loop,) = loops
+    its = loop.model.teacher if row == "lcmr" else loop._teacher
+    assert sha256(state(its)) == sha256(teacher)
+    begin = state(found.model(row, 0))
+    for name, tensor in state(learned.model).items():
+        assert not torch.equal(tensor, begin[name]), name
+
+
+def test_one_that_learns_together_with_its_student_does(found, config, loops, tmp_path):
+    learn(found, config, "together", None, tmp_path)
+    (loop,) = loops
+    begin, end = state(found.model("teacher", 0)), state(loop.model.teacher)
+    moved = {name for name in begin if not torch.equal(begin[name], end[name])}
+    layers = {name for name in begin if name.startswith(("encoder", "prediction"))}
+    assert moved == layers  # the rest is the student's
+
+
+def test_a_rate_of_one_is_a_student_that_starts_with_the_teachers_joint_network(
+    found, config, teacher, tmp_path
+):
+    """No module is ever the teacher's: the plain loop on the same student gives the same bits."""
+    learned = learn(found, config, "always", teacher, tmp_path)
+    student = found.model("student", 0)
+    taught = found.model("teacher", 0)
+    taught.load_state_dict(teacher)
+    for name in ("embedding", "encoded", "predicted", "output"):
+        getattr(student, name).load_state_dict(getattr(taught, name).state_dict())
+    loop = Loop(student, found.course(0))
+    losses = [loop.epoch(number) for number in range(config.training.epochs)]
+    assert losses == learned.losses
+    assert sha256(state(student)) == sha256(state(learned.model))
+
+
+def test_modules_follow_the_schedule_minibatch_by_minibatch(
+    found, config, teacher, tmp_path, monkeypatch
+):
+    rates = []
+    choose = Hybrid.choose
+    monkeypatch.setattr(
+        Hybrid, "choose", lambda self, rate, draw: (rates.append(rate), choose(self, rate, draw))
+    )
+    learn(found, config, "lcmr", teacher, tmp_path)
+    updates = 5 * config.training.epochs  # 36 utterances, 8 in a minibatch
+    wanted = [schedules.rate(config.replacing["lcmr"], n / updates) for n in range(updates)]
+    assert rates == pytest.approx(wanted)
+    assert rates[0] == 0.5 and rates[-4:] != [1.0] * 4 and rates[-3:] == [1.0] * 3
+
+
+def test_students_begin_alike(found):
+    assert sha256(state(found.model("kd", 0))) == sha256(state(found.model("lcmr", 0)))
+    assert sha256(state(found.model("kd", 1))) != sha256(state(found.model("kd", 0)))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_training_goes_on_where_it_was_interrupted(
+    found, config, teacher, tmp_path, monkeypatch, row
+):
+    whole = learn(found, config, row, teacher, tmp_path / "whole")
+    epoch = Loop.epoch
+
+    def interrupted(self, number: int) -> float:
+        if number == 2:
+            raise KeyboardInterrupt
+        return epoch(self, number)
+
+    monkeypatch.setattr(Loop, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn(found, config, row, teacher, tmp_path / "parted")
+    epochs = []
+    monkeypatch.setattr(
+        Loop, "epoch", lambda self, number: (epochs.append(number), epoch(self, number))[1]
+    )
+    again = learn(found, config, row, teacher, tmp_path / "parted")
+    assert epochs == [2]
+    assert again.losses == whole.losses
+    assert sha256(state(again.model)) == sha256(state(whole.model))
+
+
+def test_rows_and_seeds_differ(found, config, teacher, tmp_path):
+    models = {row: learn(found, config, row, teacher, tmp_path).model for row in ROWS}
+    other = learner.learn(found, config, Cell(1, "lcmr", True), teacher, tmp_path / "other")
+    hashes = {sha256(state(model)) for model in [*models.values(), other.model]}
+    assert len(hashes) == len(ROWS) + 1
+
+
+def test_a_training_that_diverges_says_whose_it_is(found, config, teacher, tmp_path):
+    teacher["encoder.1.weight_hh_l0"].fill_(torch.nan)
+    with pytest.raises(RunError, match=r"seed-0\.lcmr: training diverged in epoch 1 \(loss nan\)"):
+        learn(found, config, "lcmr", teacher, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_told(found, config, tmp_path):
+    (tmp_path / "student.checkpoint").write_bytes(b"noise")
+    with pytest.raises(RunError, match=r"student\.checkpoint: not a checkpoint of this training"):
+        learn(found, config, "student", None, tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_told(found, config, tmp_path):
+    loop = Loop(found.model("teacher", 0), found.course(0))
+    checkpoint.save(tmp_path / "student.checkpoint", loop, losses=[1.0])
+    with pytest.raises(RunError, match="not a checkpoint of this training"):
+        learn(found, config, "student", None, tmp_path)
+
+
+# What does not fit.
+
+
+@pytest.fixture
+def given(found, teacher, tmp_path):
+    """A teacher's file with its description."""
+    path = tmp_path / "given.safetensors"
+    write(path, teacher)
+    found.teacher.write(path.with_suffix(".json"))
+    return path
+
+
+def test_a_given_teacher_is_taken_and_not_trained(settings, task, teacher, given, tmp_path):
+    config = settings(teacher={"name": "deep", "file": str(given)})
+    check(config)
+    learned = learner.learn(task(config), config, TEACHER, None, tmp_path / "kept")
+    assert learned.losses == [] and sha256(state(learned.model)) == sha256(teacher)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"features": {"kind": "mfcc", "dimension": 16}},
+            r"has features = \{'kind': 'log-mel', .*, the settings say \{'kind': 'mfcc', ",
+        ),
+        (
+            {"units": {"kind": "characters"}},
+            "has units.kind = words, the settings say characters",
+        ),
+        ({"teacher": {"name": "flat"}}, "has teacher.name = deep, the settings say flat"),
+    ],
+)
+def test_a_teacher_of_another_kind_is_told_before_anything_is_read(settings, given, changed, told):
+    changed["teacher"] = {"name": "deep"} | changed.get("teacher", {}) | {"file": str(given)}
+    rows = ["teacher", "student"]
+    with pytest.raises(ConfigError, match=told):
+        check(settings(rows=rows, **changed))
+
+
+def test_a_teacher_with_another_vocabulary_is_told(settings, task, given, tone_corpus, tmp_path):
+    other = tone_corpus(tmp_path / "other", 4, rounds=2, words=("ba", "di", "gu"))
+    config = settings(teacher={"name": "deep", "file": str(given)}, corpus={"path": str(other)})
+    check(config)
+    told = r"with 6 units \(ba di gu ke lo mi\), the training speech with 3 units \(ba di gu\)"
+    with pytest.raises(ConfigError, match=told):
+        task(config)
+
+
+def test_a_teacher_that_is_none_or_damaged_is_told(settings, given, teacher):
+    config = settings(teacher={"name": "deep", "file": str(given)})
+    teacher.pop("output.bias")
+    write(given, teacher)
+    with pytest.raises(ModelError, match=r"tensor output\.bias is missing"):
+        check(config)
+    given.unlink()
+    with pytest.raises(ModelError, match="given"):
+        check(config)
+    with pytest.raises(ModelError, match=r"nowhere\.json: not a description of a model"):
+        check(settings(teacher={"name": "deep", "file": "nowhere.safetensors"}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"student": {"name": "tdnn-tiny"}}, r"student\.name: tdnn-tiny is no RNN-T"),
+        ({"teacher": {"name": "rnnt-tin"}}, r"unknown model 'rnnt-tin'.*the nearest is rnnt-tiny"),
+        (
+            {"teacher": {"name": "rnnt-tiny"}},
+            "modules: embedding is 24 in the teacher, 8 in the student",
+        ),
+    ],
+)
+def test_models_that_do_not_fit_are_told_before_anything_is_read(settings, changed, told):
+    with pytest.raises(ConfigError, match=told):
+        check(settings(**changed))
+
+
+def test_an_utterance_with_more_units_than_steps_is_skipped_and_counted(
+    settings, task, tones, tmp_path
+):
+    lines = (tones / "manifest.jsonl").read_text().splitlines()
+    talk = ' "text": "' + "ba " * 40
+    chatty = [lines[0].replace(' "text": "', talk), *lines[1:]]
+    manifest = tones / "chatty.jsonl"
+    manifest.write_text("\n".join(chatty) + "\n")
+    found = task(settings(corpus={"path": str(manifest)}))
+    assert found.skipped == 1 and len(found.course(0).utterances) == 35
+    every = [line.replace(' "text": "', talk) for line in lines]
+    manifest.write_text("\n".join(every) + "\n")
+    with pytest.raises(CorpusError, match="all training utterances have more units than there are"):
+        task(settings(corpus={"path": str(manifest)}))
+
+
+def test_an_empty_transcript_is_told_with_its_line(settings, task, tones):
+    lines = (tones / "manifest.jsonl").read_text().splitlines()
+    lines[3] = lines[3].partition(', "text": ')[0] + ', "text": " ", "round": 1}'
+    manifest = tones / "silent.jsonl"
+    manifest.write_text("\n".join(lines) + "\n")
+    with pytest.raises(CorpusError, match=r"silent\.jsonl:4: utterance .*: empty transcript"):
+        task(settings(corpus={"path": str(manifest)}))
+
+
+def test_sets_are_told_apart_by_the_field_that_chooses_them(settings, task, tones):
+    lines = (tones / "manifest.jsonl").read_text().splitlines()
+    parts = {"t00": "train", "t01": "train", "t02": "clean", "t03": "other"}
+    marked = [line.replace("{", f'{{"part": "{parts[line[8:11]]}", ', 1) for line in lines]
+    manifest = tones / "parts.jsonl"
+    manifest.write_text("\n".join(marked) + "\n")
+    test = {"field": "part", "values": ["clean", "other"]}
+    found = task(settings(corpus={"path": str(manifest)}, test=test))
+    assert found.sets == {"clean": {"t02"}, "other": {"t03"}}
+    assert task(settings()).sets == {}

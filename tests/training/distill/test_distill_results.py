@@ -1,0 +1,63 @@
+"""The table, by hand."""
+
+import numpy as np
+import pytest
+
+from fedspeech import evaluation
+from fedspeech.training.distill.cells import Cell
+from fedspeech.training.distill.results import Rows
+
+ERRORS = {
+    # (row, seed) -> speaker -> errors of two utterances; 4 and 6 words of a, 5 and 5 of b.
+    ("teacher", 0): {"a": [0, 0], "b": [1, 0]},
+    ("teacher", 1): {"a": [1, 0], "b": [0, 0]},
+    ("student", 0): {"a": [2, 2], "b": [3, 1]},
+    ("student", 1): {"a": [4, 4], "b": [1, 3]},
+    ("lcmr", 0): {"a": [1, 1], "b": [1, 2]},
+    ("lcmr", 1): {"a": [0, 2], "b": [2, 2]},
+}
+
+
+@pytest.fixture
+def rows() -> Rows:
+    figures = {
+        Cell(seed, row, row == "lcmr"): {
+            "errors": errors,
+            "words": {"a": [4, 6], "b": [5, 5]},
+            "parameters": 400 if row == "teacher" else 200,
+            "losses": [3.0 + seed, 1.0],
+        }
+        for (row, seed), errors in ERRORS.items()
+    }
+    return Rows(figures, (0, 1))
+
+
+def test_rates_and_differences(rows):
+    teacher, student, lcmr = (rows.row(name, {}) for name in rows.names)
+    # Each speaker has 20 words with both seeds; errors of a and b: 1, 1; 12, 8; 4, 7.
+    assert (teacher["mean"], student["mean"], lcmr["mean"]) == (5.0, 50.0, 27.5)
+    assert student["seeds"] == [40.0, 60.0] and lcmr["seeds"] == [25.0, 30.0]
+    assert (teacher["parameters"], lcmr["parameters"]) == (400, 200)
+    assert lcmr["losses"] == [3.5, 1.0]
+    assert lcmr["minus"]["student"]["mean"] == -22.5 and set(lcmr["minus"]) == {"student"}
+    assert teacher["minus"] == {} == student["minus"]
+
+
+def test_intervals_are_those_of_resampled_speakers_and_utterances(rows):
+    words = {"a": np.array([8, 12]), "b": np.array([10, 10])}
+    summed = {"a": np.array([[6, 6], [1, 3]]), "b": np.array([[4, 4], [3, 4]])}  # student, lcmr
+    samples = evaluation.resample(summed, words, 0)
+    lcmr = rows.row("lcmr", {})
+    assert (lcmr["low"], lcmr["high"]) == pytest.approx(
+        evaluation.interval(samples[:, 1]), abs=1e-4
+    )
+    found = lcmr["minus"]["student"]
+    paired = evaluation.interval(samples[:, 1] - samples[:, 0])
+    assert (found["low"], found["high"]) == pytest.approx(paired, abs=1e-4)
+
+
+def test_each_test_set_has_its_own_rates(rows):
+    sets = {"clean": rows.of_set({"a"}), "other": rows.of_set({"b"})}
+    found = rows.row("lcmr", sets)["sets"]
+    assert (found["clean"]["mean"], found["other"]["mean"]) == (20.0, 35.0)
+    assert found["clean"]["pooled"] == 20.0

@@ -1,0 +1,158 @@
+"""A whole run: killed and resumed, with one worker and with two, and what comes of its student."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from fedspeech import evaluation
+from fedspeech.cli import app
+from fedspeech.config import Config
+from fedspeech.device.transcribe import open_recognizer
+from fedspeech.models import description
+from fedspeech.tensors import read, sha256
+from server import generic
+
+MODELS = {
+    "teacher": {"name": "rnnt-tiny-deep"},
+    "student": {"name": "rnnt-tiny"},
+    "modules": {},
+}
+ROWS = ["teacher", "student", "kd", "lcmr", "together"]
+CELLS = 2 * len(ROWS)
+
+
+@pytest.fixture(scope="module")
+def file(tables, tmp_path_factory) -> Path:
+    ways = {"lcmr": {}, "together": {"strategy": 1, "schedule": "linear"}}
+    table = tables(name="small", seeds=[0, 1], rows=ROWS, replacing=ways, **MODELS)
+    path = tmp_path_factory.mktemp("experiment") / "small.toml"
+    path.write_text(tomli_w.dumps(table))
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    return os.environ | {"FEDSPEECH_CACHE": str(tmp_path_factory.mktemp("cache"))}
+
+
+def command(what: str, file: Path, out: Path, *more: str) -> list[str]:
+    code = "from fedspeech.cli import main; main()"
+    return [sys.executable, "-c", code, what, str(file), "--out", str(out), *more]
+
+
+def until(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(file, environment, tmp_path_factory) -> Path:
+    """The run that nothing happened to, with two workers."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = subprocess.run(
+        command("distill", file, out), env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "minus student" in done.stdout and f"trainings: {CELLS} in" in done.stderr
+    return out
+
+
+def test_the_folder_has_what_a_run_leaves_behind(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.toml", "environment.json", "results.json", "timing.json", "report.html"} < names
+    found = json.loads((whole / "results.json").read_text())
+    assert (found["kind"], found["seeds"], found["speakers"]) == ("distillation", [0, 1], 1)
+    assert [row["row"] for row in found["table"]] == ROWS
+    teacher, student, *_ = (row["parameters"] for row in found["table"])
+    assert 0.4 < student / teacher < 0.65
+    for row in found["table"]:
+        assert len(row["seeds"]) == 2 and len(row["losses"]) == 3
+        assert set(row["minus"]) == ({"student", "kd"} if row["row"] in ROWS[3:] else set())
+    assert not list(whole.rglob("*.checkpoint"))
+
+
+def test_rates_are_those_of_the_models_that_it_wrote(whole, task, settings):
+    """Judged again, by jiwer's counts of what each model hears."""
+    found = {row["row"]: row for row in json.loads((whole / "results.json").read_text())["table"]}
+    speech = task(settings(**MODELS))
+    for name in ROWS:
+        rates = []
+        for seed in (0, 1):
+            path = whole / "models" / f"seed-{seed}.{name}.safetensors"
+            module = description.read(path.with_suffix(".json")).module(read(path))
+            (counts,) = speech.errors(module).values()
+            rates.append(evaluation.pooled_rate([counts.errors], [counts.words]))
+        assert found[name]["seeds"] == pytest.approx(rates, abs=1e-3)
+        assert found[name]["mean"] == pytest.approx(sum(rates) / 2, abs=1e-3)
+
+
+def test_the_student_is_a_generation_0(whole, tones):
+    """A personalization takes it as G, and it transcribes."""
+    path = whole / "models" / "generic.safetensors"
+    assert sha256(read(path)) == sha256(read(path.with_name("seed-0.lcmr.safetensors")))
+    about = description.read(path.with_suffix(".json"))
+    personalization = Config.model_validate(
+        {
+            "model": {"name": "rnnt-tiny"},
+            "features": about.features.model_dump(),
+            "units": {"kind": "words"},
+            "generic": {"model": str(path)},
+        }
+    )
+    generic.check(personalization)
+    (first, *_) = sorted((tones / "audio").glob("*.wav"))
+    assert isinstance(open_recognizer(path).transcribe(first), str)
+
+
+def test_killed_and_resumed_with_one_worker_it_is_the_same_to_the_byte(
+    whole, file, environment, tmp_path
+):
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        command("run", file, out), env=environment, stderr=subprocess.DEVNULL
+    ) as run:
+        # In the middle of a training.
+        until(lambda: list(out.glob("cells/*.json")) and list(out.glob("cells/*.checkpoint")))
+        run.send_signal(signal.SIGKILL)
+    finished = list(out.glob("cells/*.json"))
+    assert 1 <= len(finished) < CELLS and not (out / "results.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in finished}
+    again = command("distill", file, out, "--resume", "--set", "engine.workers=1")
+    done = subprocess.run(again, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    for path, written in before.items():
+        assert path.stat().st_mtime_ns == written  # not trained again
+    for path in (whole / "models").rglob("*.*"):
+        assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes()
+
+
+def test_what_is_no_distillation_is_told(tmp_path):
+    path = tmp_path / "other.toml"
+    path.write_text('name = "other"\n')
+    done = CliRunner().invoke(app, ["distill", str(path)])
+    assert f"{path}: kind = personalization, expected distillation" in str(done.exception)
+
+
+def test_a_second_run_into_the_folder_is_refused(whole, file, environment, monkeypatch):
+    monkeypatch.setenv("FEDSPEECH_CACHE", environment["FEDSPEECH_CACHE"])
+    done = CliRunner().invoke(app, ["distill", str(file), "--out", str(whole)])
+    assert "there is a run already" in str(done.exception)
+    other = ["distill", str(file), "--out", str(whole), "--resume", "--set", "kd.alpha=0.5"]
+    assert "kd.alpha: 0.001 there, 0.5 here" in str(CliRunner().invoke(app, other).exception)
+
+
+def test_the_report_of_the_folder_is_shown(whole):
+    done = CliRunner().invoke(app, ["report", str(whole)])
+    assert done.exit_code == 0, done.output
+    assert "together" in done.output and "rnnt-tiny out of rnnt-tiny-deep" in done.output
