@@ -135,6 +135,7 @@ def forks(fleet, box):
     return [number for number, parent in parents.items() if parent in parents]
 
 
+@slow
 def test_a_run_on_boxes_is_what_is_simulated(fleet, experiment, simulated):
     start(fleet, experiment)
     finish(fleet)

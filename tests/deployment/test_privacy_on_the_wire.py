@@ -7,10 +7,12 @@ import pytest
 from fleet import BIN, CONNECTION, NGINX, NO_NGINX, Fleet
 from needles import SECRET, audio, features, leaks, words
 from recorder import Recorder
+from slow import SLOW
 
 pytestmark = [
     pytest.mark.skipif(NGINX is None, reason=NO_NGINX),
     pytest.mark.timeout(600),
+    *SLOW,
 ]
 GENERIC = ("t00", "t01", "t02")
 OWNERS = {"anna": "Aurelia Vexler", "ben": "Bohumil Quist"}

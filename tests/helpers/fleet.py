@@ -32,7 +32,7 @@ BIN = Path(sys.executable).parent
 SUPERLINK, PROXY, OPERATOR = "superlink", "proxy", "operator"
 CONNECTION = "boxes"
 """An operator's Flower has this name for the SuperLink: `fedspeech run … --on deployment boxes`."""
-SECONDS = 60.0
+SECONDS = 120.0
 """That something may take on a busy machine."""
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 NO_NGINX = "nginx is not installed (Debian: nginx-light)"

@@ -17,6 +17,7 @@ from federations import (
     simulate,
 )
 from flwr.app import Message
+from slow import slow
 
 from clients.speaker import Speaker
 from fedspeech import protocol, tensors
@@ -201,6 +202,7 @@ def test_a_run_that_is_interrupted_sends_the_same(experiment, budgeted, tmp_path
     assert len(journaled(tmp_path / "run")) == len(journaled(budgeted[0]))
 
 
+@slow
 def test_where_the_server_mixes_the_mix_is_pushed(corpus, tmp_path):
     asked = settings(
         corpus,

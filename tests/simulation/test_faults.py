@@ -222,6 +222,7 @@ def test_killed_workers_change_nothing(corpus, undisturbed, one_ray, tmp_path, s
     assert_same(run, undisturbed)
 
 
+@slow
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(3) if ALL else [0])
 def test_workers_killed_with_a_cohort_change_nothing(
@@ -235,7 +236,7 @@ def test_workers_killed_with_a_cohort_change_nothing(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("cohort", [1, len(GOOD) + 1])
+@pytest.mark.parametrize("cohort", [1, len(GOOD) + 1] if ALL else [1])
 def test_a_worker_that_always_dies_is_that_speakers_failure(
     crowd, good_alone, one_ray, tmp_path, cohort
 ):
