@@ -28,7 +28,7 @@ lint: venv ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: venv lint ## All tests (at most 15 minutes on 2 cores)
+test: venv lint ## All tests (half an hour on 2 slow cores)
 	$(BIN)/pytest
 
 test-faults: venv ## Every fault, at random moments, and all other tests that take long

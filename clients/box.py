@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -169,7 +170,8 @@ def supernode(
     `settings` are what its client app finds in `node_config`. Raises ConfigError where Flower's
     command is missing.
     """
-    if (command := shutil.which("flower-supernode", path=_search_path())) is None:
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if (command := shutil.which("flower-supernode", path=places)) is None:
         raise ConfigError("flower-supernode: not found beside Python; install fedspeech anew")
     config = " ".join(
         f"{name}={value}" if isinstance(value, int) else f'{name}="{value}"'
@@ -191,10 +193,6 @@ def run(server: str, ca: str, key: str, port: int, settings: Mapping[str, str | 
 def say(line: str) -> None:
     """To the box's own log; nothing of what was said or how it was heard is in it."""
     print(line, flush=True)
-
-
-def _search_path() -> str:
-    return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])  # noqa: PTH120
 
 
 def _error(reason: str) -> Error:

@@ -58,8 +58,9 @@ def main(grid: Grid, context: Context) -> None:
     run = RunFolder(Path(str(asked["out"])).absolute())
     run.open(settings, resume=bool(asked.get("resume", False)))
     try:
-        if settings.engine.grid == "deployment":
-            grid = FleetGrid.around(grid, run, settings)
+        if settings.deployment is not None:
+            name = settings.engine.superlink or "of the run"
+            grid = FleetGrid(grid, name, run.path / "spool", settings.deployment.deadline)
         found = rules.of_experiment(settings)
         models.find(settings.model.name)
         if settings.federation.improve is not None:
@@ -97,7 +98,7 @@ class _Speech:
 
 def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
     speech = corpus.load(settings.corpus)
-    if settings.engine.grid == "deployment":
+    if settings.deployment is not None:
         run.write_environment(settings.seed, statistics.fingerprint(speech))
         public = cutting.public(speech, settings.partition)
         return _Speech(public, statistics.table(public), (), {})
@@ -245,7 +246,7 @@ class _Run:
         """Who took part in each round, where that is not everybody in all of them."""
         if self.settings.federation.participation is not None:
             return participation.summary(self.speech.rounds)
-        if self.settings.engine.grid != "deployment":
+        if self.settings.deployment is None:
             return None
         rounds = attendance.as_it_was(self.journal, members, failures)
         self.run.write_json(attendance.FILE, participation.record(rounds))

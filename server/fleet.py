@@ -6,6 +6,7 @@ tells nothing at all. Here every message is kept on disk until it is answered or
 over, and sent once more as soon as its box is there again.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,9 +21,6 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.superlink.grid import HttpGrid
 
 from fedspeech import protocol
-from fedspeech.config import Config
-from fedspeech.config.federation import DeploymentSettings
-from fedspeech.run_folder import RunFolder
 from fedspeech.tensors import write_whole
 from server import superlink
 from server.wrapped_grid import WrappedGrid
@@ -30,6 +28,7 @@ from server.wrapped_grid import WrappedGrid
 log = logging.getLogger("fedspeech")
 
 ONLINE = "online"
+POLL_SECONDS = 0.5
 LOOK_SECONDS = 3.0
 """Between two looks at who is there; a SuperNode asks for messages as often."""
 SENT_AGAIN = {
@@ -42,13 +41,14 @@ SENT_AGAIN = {
 
 
 @dataclass
-class _Letter:
+class _Pending:
     """A message that is not answered yet; its content is in `file`."""
 
     light: Message
     file: Path
     due: float
     deadline: float
+    """Seconds from its beginning until it is due."""
     number: str
     """Under which the SuperLink has it; empty where it has to be sent once more."""
     activated: str
@@ -61,20 +61,15 @@ class FleetGrid(WrappedGrid):
     def __init__(self, grid: HttpGrid, name: str, spool: Path, deadline: float) -> None:
         super().__init__(grid)
         self._http, self._name, self._spool, self._deadline = grid, name, spool, deadline
-        self._letters: dict[str, _Letter] = {}
-        self._numbers: dict[str, str] = {}
+        self._pending: dict[str, _Pending] = {}
+        self._ids: dict[str, str] = {}
+        """By the SuperLink's number of a message, the id under which it is asked for."""
+        self._count = itertools.count()
         self._boxes: Mapping[int, NodeInfo] = {}
         self._looked = 0.0
         spool.mkdir(parents=True, exist_ok=True)
         for left in spool.iterdir():
             left.unlink()
-
-    @classmethod
-    def around(cls, grid: HttpGrid, run: RunFolder, settings: Config) -> "FleetGrid":
-        """For a run, as its settings have it."""
-        asked = settings.federation.deployment or DeploymentSettings()
-        name = settings.engine.superlink or "the run's own"
-        return cls(grid, name, run.path / "spool", asked.deadline)
 
     @property
     def at_once(self) -> int:
@@ -104,51 +99,51 @@ class FleetGrid(WrappedGrid):
     def _push(self, messages: Iterable[Message], deadline: float) -> list[str]:
         ids = []
         for message in messages:
-            id = f"letter-{len(self._numbers)}-{message.metadata.dst_node_id}"
-            self._numbers[id] = id
-            self._letters[id] = self._keep(id, message, deadline)
+            id = f"message-{next(self._count)}"
+            self._pending[id] = self._keep(id, message, deadline)
             self._send(id, message)
             ids.append(id)
         return ids
 
-    def _keep(self, id: str, message: Message, deadline: float) -> _Letter:
+    def _keep(self, id: str, message: Message, deadline: float) -> _Pending:
         data = recorddict_to_proto(message.content).SerializeToString(deterministic=True)
         file = self._spool / id
         write_whole(file, lambda part: part.write_bytes(data))
         light = Message(content=RecordDict(), metadata=message.metadata)
         due = time.monotonic() + deadline
-        return _Letter(light, file, due, deadline, number="", activated="")
+        return _Pending(light, file, due, deadline, number="", activated="")
 
     def _send(self, id: str, message: Message) -> None:
-        letter = self._letters[id]
+        pending = self._pending[id]
         with superlink.told(self._name):
             (number,) = self._http.push_messages([message])
         box = self._boxes.get(message.metadata.dst_node_id)
-        letter.number, letter.activated = number or "", box.last_activated_at if box else ""
+        pending.number, pending.activated = number or "", box.last_activated_at if box else ""
         if number:
-            self._numbers[number] = id
+            self._ids[number] = id
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """What came, as answers to what was sent first; errors for what is over its deadline."""
-        underway = {n: i for i in message_ids if (n := self._letters[i].number)}
+        numbers = [number for id in message_ids if (number := self._pending[id].number)]
         with superlink.told(self._name):
-            replies = list(self._http.pull_messages(list(underway))) if underway else []
+            replies = list(self._http.pull_messages(numbers)) if numbers else []
         answered = [self._taken(reply) for reply in replies]
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
             self._send_again()
-        late = [self._given_up(id) for id in list(self._letters) if self._is_over(id)]
+        now = time.monotonic()
+        late = [self._given_up(id) for id, each in list(self._pending.items()) if now > each.due]
         return iter([reply for reply in (*answered, *late) if reply is not None])
 
     def _taken(self, reply: Message) -> Message | None:
-        """The reply as one to the letter; None where the letter is to be sent once more."""
-        id = self._numbers.get(reply.metadata.reply_to_message_id, "")
-        if id not in self._letters:  # answered already, or given up
+        """The reply as one to what was asked; None where that is to be sent once more."""
+        id = self._ids.pop(reply.metadata.reply_to_message_id, "")
+        if id not in self._pending:  # answered already, or given up
             return None
         if reply.has_error() and reply.error.code in SENT_AGAIN:
-            self._letters[id].number = ""
+            self._pending[id].number = ""
             return None
-        self._letters.pop(id).file.unlink()
+        self._pending.pop(id).file.unlink()
         reply.metadata.__dict__["_reply_to_message_id"] = id
         return reply
 
@@ -159,17 +154,18 @@ class FleetGrid(WrappedGrid):
 
     def _send_again(self) -> None:
         """What its box cannot have any more, where the box is there."""
-        for id, letter in self._letters.items():
-            box = self._boxes.get(letter.light.metadata.dst_node_id)
+        for id, pending in self._pending.items():
+            box = self._boxes.get(pending.light.metadata.dst_node_id)
             if box is None or box.status != ONLINE:
                 continue
-            if not letter.number or box.last_activated_at != letter.activated:
-                log.info("box %s is back: %s once more", box.node_id, letter.light.metadata)
-                self._send(id, self._message(letter))
+            if not pending.number or box.last_activated_at != pending.activated:
+                about = pending.light.metadata
+                log.info("box %s is back: %s once more", box.node_id, about.message_type)
+                self._send(id, self._message(pending))
 
-    def _message(self, letter: _Letter) -> Message:
-        proto = RecordDictProto.FromString(letter.file.read_bytes())
-        about = letter.light.metadata
+    def _message(self, pending: _Pending) -> Message:
+        proto = RecordDictProto.FromString(pending.file.read_bytes())
+        about = pending.light.metadata
         return Message(
             recorddict_from_proto(proto),
             about.dst_node_id,
@@ -177,16 +173,11 @@ class FleetGrid(WrappedGrid):
             group_id=about.group_id,
         )
 
-    def _is_over(self, id: str) -> bool:
-        return time.monotonic() > self._letters[id].due
-
     def _given_up(self, id: str) -> Message:
-        letter = self._letters.pop(id)
-        letter.file.unlink()
-        error = Error(
-            ErrorCode.NODE_UNAVAILABLE, f"{protocol.NO_ANSWER} within {self._deadline:g} s"
-        )
-        reply = Message(error, reply_to=letter.light)
+        pending = self._pending.pop(id)
+        pending.file.unlink()
+        why = f"{protocol.NO_ANSWER} within {pending.deadline:g} s"
+        reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=pending.light)
         reply.metadata.__dict__["_reply_to_message_id"] = id
         return reply
 
@@ -200,4 +191,4 @@ class FleetGrid(WrappedGrid):
             for reply in self.pull_messages(list(waiting)):
                 del waiting[reply.metadata.reply_to_message_id]
                 yield reply
-            time.sleep(0.5 if waiting else 0)
+            time.sleep(POLL_SECONDS if waiting else 0)

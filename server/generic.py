@@ -9,7 +9,7 @@ from pathlib import Path
 from fedspeech import progress, tensors
 from fedspeech.config import Config
 from fedspeech.corpus.partition import Partition
-from fedspeech.errors import ConfigError, ModelError
+from fedspeech.errors import ModelError
 from fedspeech.models import description as descriptions
 from fedspeech.models.description import ModelDescription
 from fedspeech.run_folder import RunFolder
@@ -39,15 +39,8 @@ def check(settings: Config) -> None:
         return
     path = Path(settings.generic.model)
     about = _read(path).description
-    for key, theirs, ours in (
-        ("model.name", about.name, settings.model.name),
-        ("features", about.features.model_dump(), settings.features.model_dump()),
-        ("units.kind", about.units.kind, settings.units.kind),
-    ):
-        if theirs != ours:
-            raise ConfigError(
-                f"generic.model: {path} has {key} = {theirs}, the settings say {ours}"
-            )
+    name = "model.name", settings.model.name
+    descriptions.check_as_set("generic.model", path, about, name, settings.features, settings.units)
 
 
 def obtain(

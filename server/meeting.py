@@ -4,17 +4,14 @@ import json
 import logging
 from collections.abc import Mapping
 
-from flwr.app import Message
-
 from fedspeech import progress, protocol
 from fedspeech.config import Config
-from fedspeech.config.federation import DeploymentSettings
 from fedspeech.errors import RunError
 from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
 from server.fleet import FleetGrid
 from server.journal import Journal
-from server.roster import Roster, first_said, refused
+from server.roster import Roster, ask, first_said, question
 
 log = logging.getLogger("fedspeech")
 
@@ -29,22 +26,23 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
     is resumed is with the boxes of its beginning, whether they are back yet or not. Raises RunError
     where too few are there, or two say they are the same.
     """
-    asked = settings.federation.deployment or DeploymentSettings()
-    known = _known(run)
+    asked, known = settings.deployment, _known(run)
+    assert asked is not None
     with progress.stage(asked.boxes) as shown:
         shown.start("boxes")
         for _ in grid.arrivals(asked.boxes, asked.wait):
             shown.advance("")
-    question = {"partition": settings.partition.model_dump(mode="json"), "seed": settings.seed}
-    found, reasons = _ask(grid, {**question, "begins": not known}, asked.wait)
-    standard = Message(protocol.content(question), 1, protocol.DESCRIBE, group_id="0")
+    parts = settings.partition.model_dump(mode="json", include={"train", "least_seconds"})
+    standard = question({"partition": parts})
+    found, reasons = ask(grid, {"partition": parts, "begins": not known}, asked.wait)
     members = {}
-    for speaker, (node, reply) in sorted(found.items()):
+    for speaker, reply in found.items():
         if known and speaker not in known:
             log.warning("speaker %s came after the run had begun; it is for the next one", speaker)
             continue
         said = first_said(journal, standard, reply)
         held = protocol.text(reply.content)["generation"]
+        node = reply.metadata.src_node_id
         members[speaker] = Member(node=node, **{**said, "generation": held})
     for speaker in sorted(set(known) - set(members)):
         row = journal.get(protocol.identity(standard, speaker))
@@ -52,8 +50,9 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
             log.warning("speaker %s is not back yet", speaker)
             members[speaker] = Member(node=known[speaker], **row.answer)
     _check_quorum(members, asked.boxes, settings.federation.quorum, reasons)
-    run.write_json(FILE, {speaker: str(member.node) for speaker, member in members.items()})
-    return Roster(list(members.values()), {f"node {node}": why for node, why in reasons.items()})
+    ordered = [members[speaker] for speaker in sorted(members)]
+    run.write_json(FILE, {member.speaker: str(member.node) for member in ordered})
+    return Roster(ordered, {f"node {node}": why for node, why in reasons.items()})
 
 
 def _known(run: RunFolder) -> dict[str, int]:
@@ -64,30 +63,6 @@ def _known(run: RunFolder) -> dict[str, int]:
         return {}
     except (OSError, ValueError, AttributeError) as error:
         raise RunError(f"{path}: damaged, cannot be resumed: {error}") from None
-
-
-def _ask(
-    grid: FleetGrid, question: Mapping[str, object], seconds: float
-) -> tuple[dict[str, tuple[int, Message]], dict[int, str]]:
-    """The answers by speaker, with the box's node; by node, why there is none."""
-    messages = [
-        Message(protocol.content(question), node, protocol.DESCRIBE, group_id="0")
-        for node in grid.get_node_ids()
-    ]
-    found: dict[str, tuple[int, Message]] = {}
-    reasons: dict[int, str] = {}
-    for reply in grid.send_and_receive(messages, timeout=seconds):
-        node = reply.metadata.src_node_id
-        if (reason := refused(reply)) is not None:
-            reasons[node] = reason
-            continue
-        speaker = protocol.text(reply.content)["speaker"]
-        if speaker in found:
-            raise RunError(
-                f"nodes {found[speaker][0]} and {node} both say that they are speaker {speaker}"
-            )
-        found[speaker] = node, reply
-    return found, reasons
 
 
 def _check_quorum(

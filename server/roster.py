@@ -1,6 +1,6 @@
 """Who is there: one `query.describe` to every node."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from flwr.app import Message
@@ -27,22 +27,14 @@ def describe(grid: Grid, journal: Journal, expected: Collection[str], quorum: fl
     questions. A device that cannot describe itself is not there. Raises RunError where there are
     fewer nodes than speakers, less than the quorum of them answers, or two say they are the same.
     """
-    messages = [
-        Message(protocol.content({}), node, protocol.DESCRIBE, group_id="0")
-        for node in grid.get_node_ids()
-    ]
-    members: dict[str, Member] = {}
-    reasons = []
-    for reply in grid.send_and_receive(messages):
-        node = reply.metadata.src_node_id
-        if (reason := refused(reply)) is not None:
-            reasons.append(f"node {node}: {reason}")
-            continue
-        said = first_said(journal, messages[0], reply)
-        if said["speaker"] in members:
-            raise RunError(f"two nodes say that they are speaker {said['speaker']}")
-        members[said["speaker"]] = Member(node=node, **said)
-    few_nodes = len(messages) < len(expected)
+    found, refusals = ask(grid, {})
+    reasons = [f"node {node}: {why}" for node, why in refusals.items()]
+    asked = question({})
+    members = {
+        speaker: Member(node=reply.metadata.src_node_id, **first_said(journal, asked, reply))
+        for speaker, reply in found.items()
+    }
+    few_nodes = len(found) + len(refusals) < len(expected)
     if few_nodes or len(members) < max(quorum * len(expected), 1):
         missing = "; each needs a node of its own" if few_nodes else ""
         there = f"{len(members)} speakers answered, the partition has {len(expected)}{missing}"
@@ -52,8 +44,35 @@ def describe(grid: Grid, journal: Journal, expected: Collection[str], quorum: fl
     return Roster([members[speaker] for speaker in sorted(members)], absent)
 
 
-def refused(reply: Message) -> str | None:
-    """Why a reply describes nobody, or None where it does."""
+def question(said: Mapping[str, Any], node: int = 0) -> Message:
+    """A `query.describe` to a node; which one it goes to makes it no other question."""
+    return Message(protocol.content(said), node, protocol.DESCRIBE, group_id="0")
+
+
+def ask(
+    grid: Grid, said: Mapping[str, Any], timeout: float | None = None
+) -> tuple[dict[str, Message], dict[int, str]]:
+    """Ask every node who it is: the replies by speaker, and why other nodes gave none.
+
+    Raises RunError where two say they are the same.
+    """
+    messages = [question(said, node) for node in grid.get_node_ids()]
+    found: dict[str, Message] = {}
+    reasons = {message.metadata.dst_node_id: protocol.NO_ANSWER for message in messages}
+    for reply in grid.send_and_receive(messages, timeout=timeout):
+        node = reply.metadata.src_node_id
+        if (reason := _refused(reply)) is not None:
+            reasons[node] = reason
+            continue
+        reasons.pop(node, None)
+        speaker = protocol.text(reply.content)["speaker"]
+        if speaker in found:
+            raise RunError(f"two nodes say that they are speaker {speaker}")
+        found[speaker] = reply
+    return found, reasons
+
+
+def _refused(reply: Message) -> str | None:
     if (reason := protocol.failure(reply)) is not None:
         return reason
     try:

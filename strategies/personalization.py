@@ -25,7 +25,6 @@ from fedspeech import protocol, signed_line
 from fedspeech.aggregation import AggregationRule
 from fedspeech.budgets import Budgets
 from fedspeech.config import Config
-from fedspeech.config.federation import DeploymentSettings
 from fedspeech.errors import DiffError, RunError
 from fedspeech.models.description import ModelDescription
 from fedspeech.participation import Round
@@ -77,12 +76,11 @@ class Personalization(Strategy):
         self.outcome = Outcome()
         self._population, self._description, self._config = population, description, config
         self._rounds, self._plan = rounds, plan
-        boxes = config.engine.grid == "deployment"
-        self._late = config.federation.deployment or DeploymentSettings() if boxes else None
         self._overdue: dict[str, int] = {}
         """The round that each box owes a P_s of."""
         failures = self.outcome.failures
-        self._exchange = Exchange(members, config.federation.quorum, failures, returning=boxes)
+        returning = config.deployment is not None
+        self._exchange = Exchange(members, config.federation.quorum, failures, returning)
         self._questions = Questions(population, self._exchange, config.seed)
         self._generation = sha256(dict(population.generic()))
         self.personal = PersonalModels(population, budgets, config.budget.method)
@@ -130,7 +128,7 @@ class Personalization(Strategy):
         federation = self._bases.federation(num_rounds)
         relate(grid, num_rounds, self._config, federation, self._questions, self.outcome)
         self._finish()
-        if self._late is not None:
+        if self._config.deployment is not None:
             deliver(grid, num_rounds, self._config.federation, self._bases, self.outcome)
         return Result()
 
@@ -209,7 +207,8 @@ class Personalization(Strategy):
         return {**self._plan[round - 1].answers, **self._overdue}
 
     def _owe(self, answers: Mapping[str, int], answered: Collection[str]) -> None:
-        if self._late is not None and self._late.late == "next-round":
+        deployment = self._config.deployment
+        if deployment is not None and deployment.late == "next-round":
             self._overdue = {s: began for s, began in answers.items() if s not in answered}
 
     def _bring_generic(self, speaker: str, held: str, whole: ArrayRecord) -> Records:

@@ -15,6 +15,7 @@ PACKAGES = ("fedspeech", "strategies", "clients", "server")
 COMMON = {"errors", "config", "seeding", "tensors", "units", "accelerator"}
 """What carries no knowledge of its own place in the way of the data."""
 BELOW = {
+    "apps": set(),
     "errors": set(),
     "seeding": set(),
     "tensors": {"errors"},
@@ -43,6 +44,7 @@ BELOW = {
     # What a run is started with: its folder, its speakers, the names of its rules and its model.
     "simulation": {
         *(
+            "apps",
             "protocol",
             "training",
             "evaluation",

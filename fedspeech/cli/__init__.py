@@ -1,6 +1,5 @@
 """The `fedspeech` command; thin."""
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from fedspeech import __version__
+from fedspeech import __version__, apps
 from fedspeech.cli import box, corpus, device, diff, doctor, keys, transcribe
 from fedspeech.cli.experiment import File, Overrides
 from fedspeech.errors import ConfigError, FedSpeechError
@@ -41,8 +40,6 @@ app.command()(doctor.doctor)
 app.command()(box.box)
 
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Flower and Ray log.")]
-APPS = "fedspeech.apps"
-"""The entry points of what speaks Flower: nothing here imports it."""
 DEMO = Path("experiments/demo.toml")
 REFUSALS = {EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS}
 """What a file system refuses: the user's to mend, wherever it comes up."""
@@ -138,9 +135,8 @@ def _launch(settings: "Experiment", folder: Path, resume: bool) -> None:
     from fedspeech.config import Config
     from fedspeech.config.neural_diff import NeuralDiffConfig
 
-    if isinstance(settings, Config) and settings.engine.grid == "deployment":
-        (deploy,) = importlib.metadata.entry_points(group=APPS, name="deployment")
-        deploy.load()(settings, folder, resume)
+    if isinstance(settings, Config) and settings.deployment is not None:
+        apps.find("deployment").load()(settings, folder, resume)
         return
     if isinstance(settings, Config):
         from fedspeech.simulation.launch import launch

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-APPS = "fedspeech.apps"
-
 
 def box(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server to take part at.")],
@@ -33,9 +31,7 @@ def box(
     Example: `fedspeech box --server asr.example.org:443 --ca ca.crt --key box.key --speech
     recordings --device /var/lib/fedspeech`
     """
-    import importlib.metadata
-
-    from fedspeech import connection, node_key
+    from fedspeech import apps, connection, node_key
     from fedspeech.corpus.one_speaker import entries
     from fedspeech.device import identity
 
@@ -51,5 +47,4 @@ def box(
     }
     if nice is not None:
         settings["nice"] = nice
-    (start,) = importlib.metadata.entry_points(group=APPS, name="box")
-    start.load()(server, str(ca), str(key), connection.free_port(), settings)
+    apps.find("box").load()(server, str(ca), str(key), connection.free_port(), settings)

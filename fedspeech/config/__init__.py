@@ -17,7 +17,7 @@ from fedspeech.config.budget import BudgetSettings
 from fedspeech.config.corpus import CorpusSettings, PartitionSettings
 from fedspeech.config.distillation import DistillationConfig
 from fedspeech.config.engine import EngineSettings
-from fedspeech.config.federation import FederationSettings
+from fedspeech.config.federation import DeploymentSettings, FederationSettings
 from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
 from fedspeech.config.neural_diff import NeuralDiffConfig
 from fedspeech.config.training import GenericSettings, PersonalSettings
@@ -48,11 +48,18 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _boxes_take_their_own_time(self) -> "Config":
-        if self.engine.grid == "deployment" and self.federation.participation is not None:
+        if self.deployment is not None and self.federation.participation is not None:
             raise ValueError(
                 "federation.participation is simulated time; boxes have federation.deployment"
             )
         return self
+
+    @property
+    def deployment(self) -> DeploymentSettings | None:
+        """How long boxes are waited for; None where devices are simulated."""
+        if self.engine.grid != "deployment":
+            return None
+        return self.federation.deployment or DeploymentSettings()
 
 
 Experiment = Config | NeuralDiffConfig | DistillationConfig

@@ -13,10 +13,9 @@ from fedspeech.config.engine import WorkerSettings
 from fedspeech.config.model import (
     FeatureSettings,
     ModelSettings,
-    PersonalAugmentation,
     UnitSettings,
 )
-from fedspeech.config.training import Optimization
+from fedspeech.config.training import OneOfMany
 from fedspeech.config.values import (
     Fraction,
     NonNegative,
@@ -104,18 +103,14 @@ class LatticeSettings(Settings):
     """Weight of the Kullback-Leibler divergence, summed over the lattice, beside the loss."""
 
 
-class DistillationTraining(Optimization):
+class DistillationTraining(OneOfMany):
     """How each model is trained; equal for all rows."""
 
     epochs: Positive = 30
-    batch_size: Positive = 16
     learning_rate: PositiveFloat = 5e-3
-    final_learning_rate: PositiveFloat = 2e-5
-    decay: Literal["exponential", "cosine"] = "cosine"
     warmup: Fraction = 0.1
     weight_decay: NonNegative = 1e-3
     clean: Fraction = 0.3
-    augmentation: PersonalAugmentation = PersonalAugmentation()
     optimizer: Literal["adamw", "lamb"] = "adamw"
     """LAMB (You et al. 2020) is meant for large batches."""
     accumulated: Positive = 1

@@ -13,10 +13,9 @@ from fedspeech.config.engine import WorkerSettings
 from fedspeech.config.model import (
     FeatureSettings,
     ModelSettings,
-    PersonalAugmentation,
     UnitSettings,
 )
-from fedspeech.config.training import Optimization
+from fedspeech.config.training import OneOfMany
 from fedspeech.config.values import (
     FieldValue,
     Fraction,
@@ -72,29 +71,20 @@ class UnderstandingSettings(Settings):
         return self
 
 
-class FullTraining(Optimization):
+class FullTraining(OneOfMany):
     """How F_0, BL and BLC are trained, each from the beginning."""
 
     epochs: Positive = 40
-    batch_size: Positive = 16
     learning_rate: PositiveFloat = 3e-3
-    final_learning_rate: PositiveFloat = 2e-5
-    decay: Literal["exponential", "cosine"] = "cosine"
     warmup: Fraction = 0.1
     clean: Fraction = 0.1
-    augmentation: PersonalAugmentation = PersonalAugmentation()
-    """Little, as in fine-tuning: so many trainings have few updates each."""
 
 
-class DiffTraining(Optimization):
+class DiffTraining(OneOfMany):
     """How a diff is trained on top of the generation before."""
 
     epochs: Positive = 20
-    batch_size: Positive = 16
     learning_rate: PositiveFloat = 1e-3
-    final_learning_rate: PositiveFloat = 2e-5
-    decay: Literal["exponential", "cosine"] = "cosine"
-    augmentation: PersonalAugmentation = PersonalAugmentation()
 
 
 class SparseTraining(DiffTraining):

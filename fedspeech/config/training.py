@@ -54,6 +54,16 @@ class Optimization(Settings):
         return self
 
 
+class OneOfMany(Optimization):
+    """One of the trainings of a run that is nothing else: so many have few updates each, and so
+    little augmentation as in fine-tuning."""
+
+    batch_size: Positive = 16
+    final_learning_rate: PositiveFloat = 2e-5
+    decay: Literal["exponential", "cosine"] = "cosine"
+    augmentation: PersonalAugmentation = PersonalAugmentation()
+
+
 class GenericSettings(Optimization):
     """How G is trained."""
 

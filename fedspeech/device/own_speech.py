@@ -8,10 +8,11 @@ from fedspeech.corpus.check import check
 from fedspeech.corpus.cuts import write
 from fedspeech.corpus.one_speaker import entries
 from fedspeech.corpus.partition import Client, client, too_little
+from fedspeech.device.voice import TRAIN
 from fedspeech.errors import CorpusError
 from fedspeech.tensors import write_whole
 
-TRAIN, TEST, CUT = "train.jsonl", "test.jsonl", "cut.json"
+TEST, CUT = "test.jsonl", "cut.json"
 
 
 def cut(speech: Path, folder: Path, settings: PartitionSettings, anew: bool) -> None:

@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from fedspeech import models
-from fedspeech.config.model import FeatureSettings
-from fedspeech.errors import ModelError
+from fedspeech.config.model import FeatureSettings, UnitSettings
+from fedspeech.errors import ConfigError, ModelError
 from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.tensors import Tensors, check_like, write_whole
 from fedspeech.units import Units
@@ -92,3 +92,24 @@ def read(path: Path) -> ModelDescription:
         return ModelDescription.from_json(content)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+
+
+def check_as_set(
+    setting: str,
+    path: Path,
+    about: ModelDescription,
+    name: tuple[str, str],
+    features: FeatureSettings,
+    units: UnitSettings,
+) -> None:
+    """Raise ConfigError where a model that a setting names is another one than the others say.
+
+    `name` is the setting of the architecture, such as `model.name`, and its value.
+    """
+    for key, theirs, ours in (
+        (name[0], about.name, name[1]),
+        ("features", about.features.model_dump(), features.model_dump()),
+        ("units.kind", about.units.kind, units.kind),
+    ):
+        if theirs != ours:
+            raise ConfigError(f"{setting}: {path} has {key} = {theirs}, the settings say {ours}")

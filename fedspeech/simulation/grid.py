@@ -1,6 +1,6 @@
 """What the simulated grids share: nodes, contexts, and how a client app answers one message."""
 
-import importlib.metadata
+import importlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedspeech import protocol
+from fedspeech import apps, protocol
 from fedspeech.errors import DiskError
 from fedspeech.simulation import sizing
 from fedspeech.simulation.cohorts import Cohorts
@@ -22,8 +22,6 @@ from fedspeech.simulation.cohorts import Cohorts
 NodeConfig = Mapping[str, str | int | float | bool]
 Nodes = Callable[[], Sequence[NodeConfig]]
 
-APPS = "fedspeech.apps"
-"""The entry points of the server app, the client app, and what fine-tunes a cohort."""
 SERVER_NODE = 1
 FIRST_NODE = 1001
 
@@ -135,9 +133,8 @@ def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
 
     Raises RunError where the stack does not fit the memory.
     """
-    (hook,) = importlib.metadata.entry_points(group=APPS, name="cohort")
     with sizing.measured(len(cohort)):
-        hook.load()(cohort)
+        apps.find("cohort").load()(cohort)
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:

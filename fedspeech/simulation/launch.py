@@ -1,19 +1,18 @@
 """Start a simulated federation: a grid, and the server app on it."""
 
-import importlib.metadata
 import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 
-from fedspeech import models, rules
+from fedspeech import apps, models, rules
 from fedspeech.config import Config
 from fedspeech.run_folder import RunFolder
 from fedspeech.simulation import devices, forget_token, sizing
-from fedspeech.simulation.grid import APPS, SERVER_NODE, NodeConfig
+from fedspeech.simulation.grid import SERVER_NODE, NodeConfig
 from fedspeech.simulation.in_process import InProcessGrid
 
 if TYPE_CHECKING:
@@ -28,26 +27,34 @@ def launch(settings: Config, folder: Path, resume: bool) -> None:
 
     What Flower and Ray log is shown where this module's own information is.
     """
-    apps = importlib.metadata.entry_points(group=APPS)
-    server = apps["server"].load()
+    server = apps.find("server").load()
     assert isinstance(server, ServerApp)
-    if not LOG.isEnabledFor(logging.INFO):
-        logging.getLogger("flwr").setLevel(logging.WARNING)
-    # Names that are wrong are said before anything starts.
-    rules.of_experiment(settings)
-    models.find(settings.model.name)
+    look_over(settings)
     run = RunFolder(folder.absolute())
     settings = sizing.settle(settings, run.cohort() if resume else None)
     run.open(settings, resume)
     try:
-        grid = make_grid(settings, run, apps["client"].value)
+        grid = make_grid(settings, run, apps.find("client").value)
         try:
-            run_config = {"experiment": str(run.config), "out": str(run.path), "resume": True}
-            server(grid, Context(1, SERVER_NODE, {}, RecordDict(), run_config))
+            serve(server, grid, run)
         finally:
             grid.close()
     finally:
         run.close()
+
+
+def look_over(settings: Config) -> None:
+    """Say what is wrong with names before anything starts, and fold away what Flower logs."""
+    if not LOG.isEnabledFor(logging.INFO):
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+    rules.of_experiment(settings)
+    models.find(settings.model.name)
+
+
+def serve(server: ServerApp, grid: Grid, run: RunFolder) -> None:
+    """Let a server app do a run whose folder is open, by its settings there."""
+    run_config = {"experiment": str(run.config), "out": str(run.path), "resume": True}
+    server(grid, Context(1, SERVER_NODE, {}, RecordDict(), run_config))
 
 
 def make_grid(settings: Config, run: RunFolder, client: str) -> "InProcessGrid | RayGrid":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from federations import simulate
 from fleet import BIN, CONNECTION, NGINX, NO_NGINX, SUPERLINK, Fleet
+from owners import hand, rows
 from slow import slow
 
 from fedspeech import config
@@ -63,13 +64,9 @@ def corpus(tmp_path_factory):
     if not DATA.exists():
         pytest.skip(f"no real speech in {DATA}")
     folder = tmp_path_factory.mktemp("corpus")
-    lines = (DATA / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    short = [row for row in rows(DATA) if row["round"] <= 3]
     for name, speakers in {"all": (*GENERIC, *OWNERS.values()), **OWNERS}.items():
-        rows = [row for row in map(json.loads, lines) if row["speaker"] in speakers]
-        kept = [{**r, "audio": str(DATA / r["audio"])} for r in rows if r["round"] <= 3]
-        (folder / name).mkdir()
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        (folder / name / "manifest.jsonl").write_text(text, encoding="utf-8")
+        hand(folder / name, [row for row in short if row["speaker"] in speakers])
     return folder
 
 

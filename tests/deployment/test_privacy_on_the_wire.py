@@ -1,11 +1,11 @@
 """Nothing of an owner's speech is in any byte between proxy and SuperLink, nor in any log."""
 
-import json
 from pathlib import Path
 
 import pytest
 from fleet import BIN, CONNECTION, NGINX, NO_NGINX, Fleet
 from needles import SECRET, audio, features, leaks, words
+from owners import hand, rows, tones
 from recorder import Recorder
 from slow import SLOW
 
@@ -17,57 +17,25 @@ pytestmark = [
 GENERIC = ("t00", "t01", "t02")
 OWNERS = {"anna": "Aurelia Vexler", "ben": "Bohumil Quist"}
 SECONDS = 300.0
-EXPERIMENT = """
-name = "private"
-[corpus]
-path = {corpus}
-[partition]
-generic = 3
-development = 1
-train = {{ field = "round", values = [1, 2, 3] }}
-[units]
-kind = "words"
-[model]
-name = "tdnn-tiny"
-[generic]
-epochs = 1
-threads = 1
-[personal]
-epochs = 1
-[federation]
-bases = ["kbest"]
-alphas = [0.0, 0.5, 1.0]
-deployment = {{ boxes = 2 }}
-[rules.kbest]
-k = 1
-"""
 
 
 @pytest.fixture(scope="module")
 def corpus(tone_corpus, tmp_path_factory) -> Path:
     """Speech of all, with a manifest for each owner: every fifth utterance has the secret word."""
     folder = tone_corpus(tmp_path_factory.mktemp("secret"), [*GENERIC, *OWNERS.values()])
-    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-    public = [row for row in rows if row["speaker"] in GENERIC]
-    write(folder / "public" / "manifest.jsonl", folder, public)
+    said = rows(folder)
+    hand(folder / "public", [row for row in said if row["speaker"] in GENERIC])
     for box, owner in OWNERS.items():
-        own = [row for row in rows if row["speaker"] == owner]
+        own = [row for row in said if row["speaker"] == owner]
         for row in own[::5]:
             row["text"] += f" {SECRET}"
-        write(folder / box / "manifest.jsonl", folder, own)
+        hand(folder / box, own)
     return folder
-
-
-def write(path, folder, rows):
-    path.parent.mkdir()
-    placed = [{**row, "audio": str(folder / row["audio"])} for row in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in placed))
 
 
 @pytest.fixture(scope="module")
 def entries(corpus):
-    files = [corpus / box / "manifest.jsonl" for box in OWNERS]
-    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    return [row for box in OWNERS for row in rows(corpus / box)]
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +49,8 @@ def recorded(corpus, tmp_path_factory):
         fleet.register()
         for box in OWNERS:
             fleet.start_box(box, corpus / box)
-        (fleet.folder / "private.toml").write_text(
-            EXPERIMENT.format(corpus=json.dumps(str(corpus / "public")))
-        )
+        experiment = tones(corpus / "public", 2, "kbest", more="[rules.kbest]\nk = 1")
+        (fleet.folder / "private.toml").write_text(experiment)
         command = [BIN / "fedspeech", "run", "private.toml", "--out", "run"]
         fleet.start("operator", [*command, "--on", "deployment", CONNECTION, "--verbose"])
         status = fleet.wait_for_end("operator", SECONDS)

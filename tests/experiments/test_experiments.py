@@ -75,7 +75,23 @@ def write_talk(folder: Path, talk: str, corpus: Path, speaker: str) -> None:
     (folder / "data" / "stm" / f"{talk}.stm").write_text("".join(lines))
 
 
-def test_tedlium3_runs_on_a_miniature_release(tmp_path, tone_corpus, monkeypatch):
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """Run a command on one of the experiments, with other settings; the folder of the run."""
+
+    def run(what: str, name: str, changes: dict[str, object]) -> Path:
+        options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+        monkeypatch.setenv("FEDSPEECH_CACHE", str(tmp_path / "cache"))
+        out = tmp_path / "run"
+        file = str(EXPERIMENTS / name)
+        done = CliRunner().invoke(app, [what, file, *options, "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        return out
+
+    return run
+
+
+def test_tedlium3_runs_on_a_miniature_release(tmp_path, tone_corpus, ran):
     corpus = tone_corpus(tmp_path / "tones", 6)
     release = tmp_path / "TEDLIUM_release-3"
     for number in range(6):
@@ -98,12 +114,7 @@ def test_tedlium3_runs_on_a_miniature_release(tmp_path, tone_corpus, monkeypatch
         "rules.dendrogram.k": 1,
         "rules.random.k": 1,
     }
-    options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    monkeypatch.setenv("FEDSPEECH_CACHE", str(tmp_path / "cache"))
-    out = tmp_path / "run"
-    file = str(EXPERIMENTS / "tedlium3-perso1.toml")
-    done = CliRunner().invoke(app, ["run", file, *options, "--out", str(out)])
-    assert done.exit_code == 0, done.output
+    out = ran("run", "tedlium3-perso1.toml", changes)
     results = json.loads((out / "results.json").read_text())
     assert results["speakers"] == 3
     parts = {row["part"]: row for row in results["corpus"]}
@@ -133,7 +144,7 @@ def fluent_tree(folder: Path, corpus: Path) -> None:
         (folder / "data" / f"{part}_data.csv").write_text("\n".join(listed) + "\n")
 
 
-def test_fluent_speech_commands_runs_on_a_miniature_release(tmp_path, tone_corpus, monkeypatch):
+def test_fluent_speech_commands_runs_on_a_miniature_release(tmp_path, tone_corpus, ran):
     fluent_tree(tmp_path / "fluent", tone_corpus(tmp_path / "tones", 4, rounds=1, most_words=1))
     changes = {
         "corpus.path": tmp_path / "fluent",
@@ -144,12 +155,7 @@ def test_fluent_speech_commands_runs_on_a_miniature_release(tmp_path, tone_corpu
         "hash.epochs": 1,
         "engine.workers": 1,
     }
-    options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    monkeypatch.setenv("FEDSPEECH_CACHE", str(tmp_path / "cache"))
-    out = tmp_path / "run"
-    file = str(EXPERIMENTS / "neural-diff-slu-fluent.toml")
-    done = CliRunner().invoke(app, ["run", file, *options, "--out", str(out)])
-    assert done.exit_code == 0, done.output
+    out = ran("run", "neural-diff-slu-fluent.toml", changes)
     results = json.loads((out / "results.json").read_text())
     assert [one["phrases"] for one in results["generations"]] == [3, 4, 5, 6]
     assert (results["metric"], results["speakers"]) == ("error", 1)
@@ -219,7 +225,7 @@ def test_the_ablations_are_the_papers():
     assert {way.base for way in logarithmic} == {math.e, 20, 40}
 
 
-def test_librispeech_is_distilled_on_a_miniature_release(tmp_path, tone_corpus, monkeypatch):
+def test_librispeech_is_distilled_on_a_miniature_release(tmp_path, tone_corpus, ran):
     corpus = tone_corpus(tmp_path / "tones", ["1001", "1002", "1003", "1004"], rounds=1)
     parts = ("train-clean-100", "train-other-500", "test-clean", "test-other")
     for part, speaker in zip(parts, ("1001", "1002", "1003", "1004"), strict=True):
@@ -234,12 +240,7 @@ def test_librispeech_is_distilled_on_a_miniature_release(tmp_path, tone_corpus, 
         "training.batch_size": 2,
         "training.accumulated": 2,
     }
-    options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    monkeypatch.setenv("FEDSPEECH_CACHE", str(tmp_path / "cache"))
-    out = tmp_path / "run"
-    file = str(EXPERIMENTS / "lcmr-librispeech.toml")
-    done = CliRunner().invoke(app, ["distill", file, *options, "--out", str(out)])
-    assert done.exit_code == 0, done.output
+    out = ran("distill", "lcmr-librispeech.toml", changes)
     results = json.loads((out / "results.json").read_text())
     assert [row["row"] for row in results["table"]] == ["teacher", "lcmr"]
     for row in results["table"]:

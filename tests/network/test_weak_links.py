@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fleet import BIN, CONNECTION, NGINX, NO_NGINX
 from links import NOT_POSSIBLE, POSSIBLE, LinkedFleet
+from owners import hand, rows, tones
 
 from fedspeech import models, tensors
 from fedspeech.config.model import FeatureSettings, UnitSettings
@@ -31,46 +32,15 @@ GENERIC = ("t00", "t01", "t02")
 RATES = ["256kbit", "512kbit", "1mbit", "2mbit", "4mbit", "8mbit", "10mbit", "10mbit"]
 BOXES = [f"box{number}" for number in range(len(RATES))]
 CUT, GONE = BOXES[5], BOXES[6]
-EXPERIMENT = """
-name = "weak"
-[corpus]
-path = {corpus}
-[partition]
-generic = 3
-development = 1
-train = {{ field = "round", values = [1, 2, 3] }}
-[units]
-kind = "words"
-[model]
-name = "{model}"
-[generic]
-epochs = 1
-threads = 1
-{generic}
-[personal]
-epochs = 1
-[federation]
-bases = ["mean"]
-alphas = [0.0, 0.5, 1.0]
-deployment = {{ boxes = {boxes}, wait = 300.0, deadline = {deadline} }}
-{budget}
-"""
 
 
 @pytest.fixture(scope="module")
 def speech(tone_corpus, tmp_path_factory) -> Path:
     """A folder for each box, and `public`."""
     folder = tone_corpus(tmp_path_factory.mktemp("speech"), [*GENERIC, *BOXES])
-    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    said = rows(folder)
     for name, speakers in {"public": GENERIC, **{box: (box,) for box in BOXES}}.items():
-        own = [
-            {**row, "audio": str(folder / row["audio"])}
-            for row in rows
-            if row["speaker"] in speakers
-        ]
-        (folder / name).mkdir()
-        text = "".join(json.dumps(row) + "\n" for row in own)
-        (folder / name / "manifest.jsonl").write_text(text)
+        hand(folder / name, [row for row in said if row["speaker"] in speakers])
     return folder
 
 
@@ -93,9 +63,7 @@ def linked(tmp_path, speech):
 
 
 def run(fleet, speech, **settings):
-    usual = {"model": "tdnn-tiny", "generic": "", "budget": "", "deadline": 240.0}
-    values = {**usual, "boxes": len(fleet.boxes), **settings}
-    text = EXPERIMENT.format(corpus=json.dumps(str(speech / "public")), **values)
+    text = tones(speech / "public", len(fleet.boxes), "mean", deadline=240.0, **settings)
     (fleet.folder / "weak.toml").write_text(text)
     command = [BIN / "fedspeech", "run", "weak.toml", "--out", "run"]
     fleet.start("operator", [*command, "--on", "deployment", CONNECTION])
@@ -116,7 +84,7 @@ def test_a_run_over_weak_links_ends_with_those_that_are_there(linked, speech):
         except subprocess.CalledProcessError as error:
             pytest.skip(f"this kernel has no netem: {error.stderr.strip()}")
         fleet.start_box(box, speech / box, "--name", box)
-    run(fleet, speech, budget='[budget]\nbase = "10x"\npersonal = "10x"')
+    run(fleet, speech, more='[budget]\nbase = "10x"\npersonal = "10x"')
     fleet.wait("operator", lambda: "boxes: 8 in" in fleet.log("operator"), SECONDS)
     fleet.cut(GONE)
     fleet.cut(CUT)

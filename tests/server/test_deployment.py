@@ -8,6 +8,7 @@ import pytest
 from boxes import Boxes
 from federations import GENERIC_SPEAKERS, settings, simulate
 from flwr.app import Context, RecordDict
+from owners import hand, rows
 
 from fedspeech import config, protocol, tensors
 from fedspeech.corpus.partition import pseudonym
@@ -30,16 +31,11 @@ def corpus(tone_corpus, tmp_path_factory):
 @pytest.fixture(scope="module")
 def speech(corpus, tmp_path_factory):
     """A folder for each owner, by pseudonym."""
-    found = {}
-    lines = (corpus / "manifest.jsonl").read_text().splitlines()
-    for speaker, name in NAMES.items():
-        folder = tmp_path_factory.mktemp(speaker)
-        own = [json.loads(line) for line in lines if json.loads(line)["speaker"] == speaker]
-        rows = [{**row, "audio": str(corpus / row["audio"])} for row in own]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "manifest.jsonl").write_text(text)
-        found[name] = folder
-    return found
+    folder = tmp_path_factory.mktemp("speech")
+    return {
+        name: hand(folder / name, [row for row in rows(corpus) if row["speaker"] == speaker])
+        for speaker, name in NAMES.items()
+    }
 
 
 @pytest.fixture
@@ -180,6 +176,6 @@ def test_a_resumed_run_is_with_the_boxes_of_its_beginning(
     (failure,) = found["failures"]
     assert (failure["speaker"], failure["message"]) == (LATE, protocol.EVALUATE)
     known = deploy(experiment({"boxes": 3}), Boxes(some, tmp_path / "other"), tmp_path / "whole")
-    rows = {row["speaker"]: row for row in known["per_speaker"]}
+    whole = {row["speaker"]: row for row in known["per_speaker"]}
     for row in found["per_speaker"]:
-        assert row == rows[row["speaker"]]
+        assert row == whole[row["speaker"]]

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from fedspeech.features import Utterance
 def tones(tone_corpus, tmp_path_factory) -> Path:
     """Four speakers, 12 utterances each."""
     return tone_corpus(tmp_path_factory.mktemp("tones"), 4, rounds=2)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Of commands that begin with an empty cache."""
+    return os.environ | {"FEDSPEECH_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
 
 @pytest.fixture(scope="session")

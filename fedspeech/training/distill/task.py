@@ -100,13 +100,8 @@ def given(settings: DistillationConfig) -> Tensors:
     assert settings.teacher.file is not None
     path = Path(settings.teacher.file)
     about = description.read(path.with_suffix(".json"))
-    for key, theirs, ours in (
-        ("teacher.name", about.name, settings.teacher.name),
-        ("features", about.features.model_dump(), settings.features.model_dump()),
-        ("units.kind", about.units.kind, settings.units.kind),
-    ):
-        if theirs != ours:
-            raise ConfigError(f"teacher.file: {path} has {key} = {theirs}, the settings say {ours}")
+    name = "teacher.name", settings.teacher.name
+    description.check_as_set("teacher.file", path, about, name, settings.features, settings.units)
     found = tensors.read(path)
     about.module(found)
     return found

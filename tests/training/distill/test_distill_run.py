@@ -1,15 +1,13 @@
 """A whole run: killed and resumed, with one worker and with two, and what comes of its student."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import tomli_w
+from commands import command, until
 from typer.testing import CliRunner
 
 from fedspeech import evaluation
@@ -36,23 +34,6 @@ def file(tables, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("experiment") / "small.toml"
     path.write_text(tomli_w.dumps(table))
     return path
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    return os.environ | {"FEDSPEECH_CACHE": str(tmp_path_factory.mktemp("cache"))}
-
-
-def command(what: str, file: Path, out: Path, *more: str) -> list[str]:
-    code = "from fedspeech.cli import main; main()"
-    return [sys.executable, "-c", code, what, str(file), "--out", str(out), *more]
-
-
-def until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

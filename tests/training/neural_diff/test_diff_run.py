@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import tomli_w
+from commands import command, until
 from typer.testing import CliRunner
 
 from fedspeech.cli import app
@@ -24,16 +24,6 @@ def file(recognition, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    return os.environ | {"FEDSPEECH_CACHE": str(tmp_path_factory.mktemp("cache"))}
-
-
-def command(file: Path, out: Path, *more: str) -> list[str]:
-    code = "from fedspeech.cli import main; main()"
-    return [sys.executable, "-c", code, "run", str(file), "--out", str(out), *more]
-
-
 def workers(run: subprocess.Popen) -> list[int]:
     """The process ids of a run's workers."""
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
@@ -41,18 +31,13 @@ def workers(run: subprocess.Popen) -> list[int]:
     return [pid for pid, line in lines.items() if b"spawn_main" in line]
 
 
-def until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def whole(file, environment, tmp_path_factory) -> Path:
     """The run that nothing happened to, with two workers."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = subprocess.run(command(file, out), env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command("run", file, out), env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "Diff minus BLC" in done.stdout and "trainings: 26 in" in done.stderr
     return out
@@ -90,7 +75,9 @@ def test_killed_and_resumed_with_one_worker_it_is_the_same_to_the_byte(
     whole, file, environment, tmp_path
 ):
     out = tmp_path / "run"
-    with subprocess.Popen(command(file, out), env=environment, stderr=subprocess.DEVNULL) as run:
+    with subprocess.Popen(
+        command("run", file, out), env=environment, stderr=subprocess.DEVNULL
+    ) as run:
         until(lambda: len(list(out.glob("cells/*.json"))) >= 5)
         left = workers(run)
         run.send_signal(signal.SIGKILL)
@@ -98,7 +85,7 @@ def test_killed_and_resumed_with_one_worker_it_is_the_same_to_the_byte(
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), 20)
     before = {path: path.stat().st_mtime_ns for path in out.glob("cells/*.json")}
     assert 5 <= len(before) < 26 and not (out / "results.json").exists()
-    again = command(file, out, "--resume", "--set", "engine.workers=1")
+    again = command("run", file, out, "--resume", "--set", "engine.workers=1")
     done = subprocess.run(again, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert results(out) == results(whole)
@@ -121,7 +108,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(
     out = tmp_path / "run"
     started = time.monotonic()
     with subprocess.Popen(
-        command(file, out), env=environment, stderr=subprocess.PIPE, text=True
+        command("run", file, out), env=environment, stderr=subprocess.PIPE, text=True
     ) as run:
         until(lambda: len(list(out.glob("cells/*.json"))) >= 2)
         left = workers(run)
