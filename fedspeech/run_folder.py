@@ -84,11 +84,18 @@ class RunFolder:
         try:
             if self.config.exists():
                 self._check_same(settings, resume)
+                self._sweep()
             text = configuration.dump(settings)
             write_whole(self.config, lambda part: part.write_text(text, encoding="utf-8"))
         except FedSpeechError:
             self.close()
             raise
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing; devices do so themselves."""
+        for part in self.path.rglob(".*.part"):
+            if self.devices not in part.parents:
+                part.unlink(missing_ok=True)
 
     def cohort(self) -> int | None:
         """The size of cohorts that the run in this folder began with; None where there is none."""

@@ -1,4 +1,5 @@
 import json
+import signal
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -148,6 +149,27 @@ def test_only_one_process_writes_there_and_a_dead_one_does_not_count(run, child)
     run.close()
     for _ in range(2):  # each ends without closing
         assert child(OPEN, run.path).stdout == "open\n"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fedspeech.tensors import write_whole
+
+def save(part):
+    part.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_whole(Path(sys.argv[1]), save)
+"""
+
+
+def test_what_a_killed_process_was_writing_is_gone_when_the_run_goes_on(run, child):
+    ended = child(KILLED, run.models / "personal" / "s1.safetensors")
+    (left,) = run.models.rglob("*.*")
+    assert ended.returncode == -signal.SIGKILL and left.read_bytes() == b"half"
+    reopened(run, SETTINGS, resume=True)
+    assert list(run.models.rglob("*.*")) == [] and run.config.exists()
 
 
 def test_one_process_may_take_its_folder_twice(run):

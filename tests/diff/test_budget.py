@@ -130,7 +130,7 @@ def test_no_other_precision_loses_much_less(ratio):
             one = make(old, new, None, kind=kind, share=float(share))
             if len(one.data) <= most:
                 best = min(best, one.lost)
-    search = budget._Search(old, budget.compare(old, new), methods.Sparse, None)
+    search = budget._Search(old, budget.compare(old, new), methods.Sparse, None, lambda _: None)
     for precision in budget.STEPS[::4]:
         for amount in range(20, search.most, 40):
             diff = search.diff(amount, precision)
