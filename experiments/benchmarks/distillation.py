@@ -68,7 +68,7 @@ class Plan:
     repeats: int = 5
 
 
-TINY = Pair("rnnt-tiny-deep", "rnnt-tiny", ((1, 3), (1, 1)), 30, 16, 2.0)
+TINY = Pair("rnnt-tiny-deep", "rnnt-tiny-flat", ((3, 2), (1, 1)), 30, 16, 2.0)
 LARGE = Pair("rnnt-teacher-41m", "rnnt-student-22m", ((1, 3), (1, 1)), 1024, 8, 8.0)
 FULL = Plan((TINY, LARGE), ("rnnt-tiny", "rnnt-student-22m"))
 QUICK = Plan((TINY,), ("rnnt-tiny",), seconds=4.0, minibatches=2, repeats=2)

@@ -45,7 +45,7 @@ class TeacherSettings(ModelSettings):
 class StudentSettings(ModelSettings):
     """The small model."""
 
-    name: str = "rnnt-tiny"
+    name: str = "rnnt-tiny-flat"
 
 
 class Cut(Settings):
@@ -68,7 +68,7 @@ class Cut(Settings):
 class ModuleSettings(Settings):
     """What can stand in for what: each network's layers, cut into modules."""
 
-    encoder: Cut = Cut(teacher=(1, 3), student=(1, 1))
+    encoder: Cut = Cut(teacher=(3, 2), student=(1, 1))
     prediction: Cut = Cut(teacher=(2,), student=(1,))
 
 

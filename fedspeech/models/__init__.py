@@ -35,6 +35,7 @@ MODELS: dict[str, Callable[[int, int], torch.nn.Module]] = {
     "rnnt-small": _transducer(rnnt.SMALL),
     "rnnt-tiny": _transducer(rnnt.TINY),
     "rnnt-tiny-deep": _transducer(rnnt.TINY_DEEP),
+    "rnnt-tiny-flat": _transducer(rnnt.TINY_FLAT),
 }
 
 

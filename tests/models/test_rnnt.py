@@ -60,6 +60,16 @@ def test_the_sizes_are_those_of_the_layers_that_the_paper_names():
     assert found == encoder + prediction + joint == 64_175_557
 
 
+@pytest.mark.parametrize("units", [5, 65])
+def test_a_fresh_model_says_four_times_in_five_that_nothing_comes_next(units):
+    with seeding.scoped(0, 0, "", "fresh"):
+        model = RNNT(FEATURES, units, SHAPE)
+    encoded, _ = model(*speech(240))
+    predicted, _ = model.predict(torch.tensor([[0, 1, 4]]))
+    logits = model.join(encoded[:, :, None], predicted[:, None])
+    assert logits.softmax(-1)[..., 0].mean().item() == pytest.approx(0.8, abs=0.05)
+
+
 # What it hears.
 
 
@@ -70,7 +80,8 @@ def by_hand(model: RNNT, frames: np.ndarray) -> np.ndarray:
         if number == 1:
             x = x.reshape(-1, 2 * x.shape[1])
         weights = [p.detach().double().numpy() for p in layer.parameters()]
-        x = lstm_by_hand(x, *weights)
+        y = lstm_by_hand(x, *weights)
+        x = x + y if model.shape.bypass and x.shape[1] == y.shape[1] else y
     linear = model.encoded
     return x @ linear.weight.detach().double().numpy().T + linear.bias.detach().double().numpy()
 
@@ -95,6 +106,19 @@ def test_three_frames_are_a_step_and_two_steps_are_joined_after_the_first_layer(
     wanted = by_hand(tiny, features[0].double().numpy())
     assert wanted.shape == (4, 10) and steps.tolist() == [4]
     assert_allclose(found[0].detach(), wanted, atol=1e-5)
+
+
+def test_a_bypass_adds_what_a_layer_takes_where_it_gives_as_many_values():
+    with seeding.scoped(0, 0, "", "bypassed"):
+        model = RNNT(FEATURES, UNITS, SHAPE._replace(bypass=True)).eval()
+    features, lengths = speech(24)
+    wanted = by_hand(model, features[0].double().numpy())
+    assert_allclose(model(features, lengths)[0][0].detach(), wanted, atol=1e-5)
+    state, parts = None, []
+    for start in range(0, 24, 12):
+        part, state = model.encode(features[:, start : start + 12], state)
+        parts.append(part)
+    assert_allclose(torch.cat(parts, 1)[0].detach(), wanted, atol=1e-5)
 
 
 def test_neither_padding_nor_neighbours_nor_what_comes_later_change_what_is_heard(tiny):

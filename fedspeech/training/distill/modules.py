@@ -74,7 +74,7 @@ def _check_frame(teacher: RNNT, student: RNNT) -> None:
 
     Raises ConfigError where they differ.
     """
-    for name in ("stacking", "joined", "embedding", "joint"):
+    for name in ("stacking", "joined", "bypass", "embedding", "joint"):
         theirs, ours = (getattr(model.shape, name) for model in (teacher, student))
         if theirs != ours:
             raise ConfigError(f"modules: {name} is {theirs} in the teacher, {ours} in the student")

