@@ -41,9 +41,10 @@ def transcribe(
     utterances: Sequence[Utterance],
     settings: FeatureSettings,
     units: Units,
+    beam: int = 1,
 ) -> list[str]:
-    """What the model hears in each utterance, greedily decoded, in the given order."""
-    return _transcribe(model.to(place()), _batches(utterances, settings), units)
+    """What the model hears in each utterance, in the given order; a beam of 1 is greedy search."""
+    return _transcribe(model.to(place()), _batches(utterances, settings), units, beam)
 
 
 def _batches(
@@ -60,13 +61,16 @@ def _batches(
 
 @torch.inference_mode()
 def _transcribe(
-    model: torch.nn.Module, batches: Sequence[tuple[list[int], Batch]], units: Units
+    model: torch.nn.Module,
+    batches: Sequence[tuple[list[int], Batch]],
+    units: Units,
+    beam: int = 1,
 ) -> list[str]:
     model.eval()
     texts: dict[int, str] = {}
     for chosen, batch in batches:
         output, lengths = model(batch.features, batch.lengths)
-        texts.update(zip(chosen, decoding.decode(model, output, lengths, units), strict=True))
+        texts.update(zip(chosen, decoding.decode(model, output, lengths, units, beam), strict=True))
     return [texts[i] for i in range(len(texts))]
 
 
@@ -107,9 +111,10 @@ def word_errors(
     utterances: Sequence[Utterance],
     settings: FeatureSettings,
     units: Units,
+    beam: int = 1,
 ) -> Counts:
     """Transcribe and count."""
-    texts = transcribe(model, utterances, settings, units)
+    texts = transcribe(model, utterances, settings, units, beam)
     return count([utterance.text for utterance in utterances], texts)
 
 

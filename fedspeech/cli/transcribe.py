@@ -22,6 +22,9 @@ def transcribe(
     stream: Annotated[
         bool, typer.Option("--stream", help="Print each word as soon as it is sure.")
     ] = False,
+    beam: Annotated[
+        int, typer.Option(min=1, metavar="WIDTH", help="Texts that an RNN-T follows at a time.")
+    ] = 1,
 ) -> None:
     """Print what is said in some files, a line for each: its path, a tab, the text.
 
@@ -29,12 +32,13 @@ def transcribe(
     as it chose. No server is asked. The exit status is 1 where a file could not be read.
 
     With `--stream` an RNN-T hears a file as if it were being spoken: its line grows word by word.
+    With `--beam 16` it follows the sixteen likeliest texts instead of one, which is slower.
 
     Example: `fedspeech transcribe runs/demo/devices/s0001 hello.wav`
     """
     from fedspeech.device.transcribe import open_recognizer
 
-    recognizer, errors = open_recognizer(model), Console(stderr=True)
+    recognizer, errors = open_recognizer(model, beam), Console(stderr=True)
     _say(errors, f"model: {recognizer.about}")
     failed = False
     for path in audio:

@@ -140,6 +140,8 @@ class DistillationConfig(Settings):
     )
     """The ways to replace, by the names of their rows."""
     kd: LatticeSettings = LatticeSettings()
+    beam: Positive = 1
+    """Texts that the search follows when a model is judged; 1 is greedy search."""
     training: DistillationTraining = DistillationTraining()
     engine: WorkerSettings = WorkerSettings()
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import torch
 
 from fedspeech import models
-from fedspeech.decoding import greedy, transducer
+from fedspeech.decoding import beam, greedy, transducer
+from fedspeech.errors import ModelError
+from fedspeech.models.rnnt import RNNT
 from fedspeech.units import Units
 
 Decoder = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, Units], list[str]]
@@ -18,7 +20,19 @@ DECODERS: dict[str, Decoder] = {
 
 
 def decode(
-    model: torch.nn.Module, output: torch.Tensor, lengths: torch.Tensor, units: Units
+    model: torch.nn.Module,
+    output: torch.Tensor,
+    lengths: torch.Tensor,
+    units: Units,
+    width: int = 1,
 ) -> list[str]:
-    """Texts of a batch that came out of the model, by the greedy search of its criterion."""
-    return DECODERS[models.criterion(model)](model, output, lengths, units)
+    """Texts of a batch that came out of the model.
+
+    `width` 1 is the greedy search of its criterion, more is a beam. Raises ModelError for a beam
+    with anything but an RNN-T.
+    """
+    if width == 1:
+        return DECODERS[models.criterion(model)](model, output, lengths, units)
+    if not isinstance(model, RNNT):
+        raise ModelError(f"expected an RNN-T for a beam of {width}, found {type(model).__name__}")
+    return beam.decode(model, output, lengths, units, width)

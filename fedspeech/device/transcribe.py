@@ -32,25 +32,31 @@ class Recognizer:
         description: ModelDescription,
         normalization: Normalization | None = None,
         about: str = "",
+        beam: int = 1,
     ) -> None:
+        """A `beam` of 1 is greedy search; more is for an RNN-T."""
         self.about = about
         self._description, self._normalization = description, normalization
         self._module = description.module(model).to(place()).eval()
+        self._beam = beam
 
     @torch.inference_mode()
     def transcribe(self, path: Path, channel: int | None = None) -> str:
-        """What is said in an audio file, greedily decoded.
+        """What is said in an audio file.
 
         Without a normalization of its speaker an utterance is normalized by itself. Raises
-        CorpusError where the file cannot be read or is longer than `MOST_SECONDS`.
+        CorpusError where the file cannot be read or is longer than `MOST_SECONDS`, ModelError for a
+        beam with anything but an RNN-T.
         """
         seen = features.batch([self._heard(path, channel)], self._description.features)
         seen = seen.to(place())
         output, lengths = self._module(seen.features, seen.lengths)
-        return decoding.decode(self._module, output, lengths, self._description.units)[0]
+        return decoding.decode(self._module, output, lengths, self._description.units, self._beam)[
+            0
+        ]
 
     def stream(self, path: Path, channel: int | None = None) -> Iterator[str]:
-        """The words of an audio file, each as soon as it is sure, greedily decoded.
+        """The words of an audio file, each as soon as it is sure.
 
         Raises CorpusError as `transcribe` does, and ModelError for a model that does not stream, or
         whose speaker is not known.
@@ -60,7 +66,7 @@ class Recognizer:
                 f"{self.about}: how its speaker sounds has to be known before a stream begins; "
                 "expected the folder of a device, with features.normalization = speaker"
             )
-        stream = Stream(self._module, self._description, self._normalization)
+        stream = Stream(self._module, self._description, self._normalization, self._beam)
         return _words(stream, _samples(path, channel))
 
     def _heard(self, path: Path, channel: int | None) -> Utterance:
@@ -90,20 +96,20 @@ def _words(stream: Stream, wave: torch.Tensor) -> Iterator[str]:
     yield from stream.finish()
 
 
-def open_recognizer(path: Path) -> Recognizer:
+def open_recognizer(path: Path, beam: int = 1) -> Recognizer:
     """Of a device's folder, or of a safetensors file with its description beside it.
 
     Raises ModelError where there is no model, no description, or either is damaged.
     """
     about = description_of(path)
     if path.is_file():
-        return Recognizer(tensors.read(path), about, about=str(path))
+        return Recognizer(tensors.read(path), about, about=str(path), beam=beam)
     store = personal.open_store(path)
     model, what = personal.usual(store)
     own = store.folder.resolve().parent
     by_speaker = about.features.normalization == "speaker"
     normalization = voice.normalization(own, about.features) if by_speaker else None
-    return Recognizer(model, about, normalization, what)
+    return Recognizer(model, about, normalization, what, beam)
 
 
 def description_of(path: Path) -> ModelDescription:

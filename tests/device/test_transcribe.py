@@ -14,6 +14,7 @@ from fedspeech.config.corpus import CorpusSettings, PartitionSettings, TrainPart
 from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import partition
+from fedspeech.decoding import beam
 from fedspeech.decoding.streaming import Stream
 from fedspeech.device import personal, transcribe
 from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, Store
@@ -304,6 +305,28 @@ def test_a_word_comes_as_soon_as_it_is_sure(streaming, audio, monkeypatch):
         if heard < sum(accepted):
             return
     pytest.fail("every first word came with the last samples")
+
+
+def test_a_beam_is_followed_where_it_is_asked_for(fedspeech, streaming, store, audio):
+    about = ModelDescription.from_json(store.state()["description"])
+    recognizer = transcribe.open_recognizer(streaming)
+    wanted = []
+    for path in audio:
+        heard = features.batch([recognizer._heard(path, None)], about.features)
+        with torch.inference_mode():
+            output, steps = recognizer._module(heard.features, heard.lengths)
+        wanted += beam.decode(recognizer._module, output, steps, about.units, 4)
+    status, out, _ = fedspeech("transcribe", "--beam", "4", streaming, *audio)
+    assert status == 0 and out != fedspeech("transcribe", streaming, *audio)[1]
+    assert out == "".join(f"{path}\t{text}\n" for path, text in zip(audio, wanted, strict=True))
+    assert fedspeech("transcribe", "--beam", "4", "--stream", streaming, *audio)[1] == out
+
+
+def test_what_has_no_beam_is_told(fedspeech, device, store, audio, model):
+    store.put(GENERIC, model(0))
+    status, out, err = fedspeech("transcribe", "--beam", "16", device, audio[0])
+    assert (status, out) == (2, "")
+    assert err.endswith("expected an RNN-T for a beam of 16, found TDNN\n")
 
 
 def test_what_cannot_stream_is_told(fedspeech, streaming, store, audio, about, model, tmp_path):

@@ -67,9 +67,9 @@ class Task:
         return Course(training, about.features, about.units, self._taught, name)
 
     def errors(self, model: torch.nn.Module) -> dict[str, Counts]:
-        """Word errors by speaker, greedily decoded."""
-        about = self.student
-        counts = evaluation.word_errors(model, self._test, about.features, about.units)
+        """Word errors by speaker."""
+        about, beam = self.student, self._settings.beam
+        counts = evaluation.word_errors(model, self._test, about.features, about.units, beam)
         return evaluation.by_speaker(self._test, counts)
 
 
