@@ -127,6 +127,7 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.config}: damaged, cannot be resumed: {error}") from None
         here = tomllib.loads(configuration.dump(settings))
+        self._check_same_speakers(there, here)
         before, now = _flat(there), _flat(here)
         engines = [
             EngineSettings.model_construct(**each.get("engine", {})) for each in (there, here)
@@ -141,6 +142,19 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: that run had other settings; it cannot be resumed with these:\n"
                 + "\n".join(differing)
+            )
+
+    def _check_same_speakers(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        """Owners of boxes are no speakers of the corpus: what one has finished is not another's."""
+        kinds = [
+            "on boxes" if each.get("engine", {}).get("grid") == "deployment" else "simulated"
+            for each in (there, here)
+        ]
+        if len(set(kinds)) > 1:
+            before, now = kinds
+            raise RunError(
+                f"{self.path}: that run is {before}, it cannot be resumed {now}; go on with it "
+                "as it began, or choose another folder (--out)"
             )
 
     def close(self) -> None:

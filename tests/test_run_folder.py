@@ -80,6 +80,36 @@ def test_how_many_threads_compute_a_model_may_not_change(run):
         reopened(run, other, resume=True)
 
 
+BOXES = {"grid": "deployment", "superlink": "boxes"}
+
+
+@pytest.mark.parametrize(
+    ("began", "goes_on", "said"),
+    [
+        ({}, BOXES, "that run is simulated, it cannot be resumed on boxes"),
+        (BOXES, {"grid": "in-process"}, "that run is on boxes, it cannot be resumed simulated"),
+    ],
+)
+def test_speakers_of_a_corpus_do_not_become_owners_of_boxes(run, began, goes_on, said):
+    run.close()
+    there = RunFolder(run.path.with_name("other"))
+    there.open(changed(engine=began), resume=False)
+    there.write_environment(SETTINGS.seed, "abc")
+    before = there.config.read_text(encoding="utf-8")
+    with pytest.raises(RunError, match=rf"other: {said}; go on with it as it began"):
+        reopened(there, changed(engine=goes_on), resume=True)
+    assert there.config.read_text(encoding="utf-8") == before
+    reopened(there, changed(engine=began), resume=True).close()
+
+
+def test_boxes_may_be_reached_by_another_connection(run):
+    run.close()
+    there = RunFolder(run.path.with_name("other"))
+    there.open(changed(engine=BOXES), resume=False)
+    there.write_environment(SETTINGS.seed, "abc")
+    reopened(there, changed(engine={**BOXES, "superlink": "moved"}), resume=True).close()
+
+
 RAY = {"grid": "ray", "gpus_per_worker": 0.0}
 
 
