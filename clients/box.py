@@ -30,6 +30,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from clients.app import app
+from fedspeech import protocol
 from fedspeech.errors import ConfigError
 
 POLL_SECONDS = 0.5
@@ -64,6 +65,7 @@ class Box:
     def run(self) -> None:
         """Until this process is told to end (SIGTERM, SIGINT). The SuperNode ends with it."""
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        protocol.cut_into_pieces()
         waiting = self._client("SuperExec")
         wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         try:

@@ -67,6 +67,7 @@ class FleetGrid(WrappedGrid):
         self._count = itertools.count()
         self._boxes: Mapping[int, NodeInfo] = {}
         self._looked = 0.0
+        protocol.cut_into_pieces()
         spool.mkdir(parents=True, exist_ok=True)
         for left in spool.iterdir():
             left.unlink()

@@ -34,6 +34,7 @@ from flwr.superlink.grid import HttpGrid
 
 from fedspeech import __version__
 from fedspeech.errors import ConfigError, RunError
+from server.patient_grid import PatientGrid
 
 SECONDS = 60.0
 """That a SuperLink may be away before the run is given up."""
@@ -193,7 +194,7 @@ def _claim(connection: SuperLinkConnection) -> HttpGrid:
             time.sleep(POLL_SECONDS)
     finally:
         client.close()
-    grid = HttpGrid(address, connection.insecure, certificates, token=token)
+    grid = PatientGrid(address, connection.insecure, certificates, token)
     grid._retry_invoker = _patience()
     given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
     TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app.message import array as flower_array
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedspeech import protocol
@@ -52,6 +54,17 @@ def test_tensors_come_back_to_the_bit():
         n: (t.dtype, t.shape) for n, t in before.items()
     }
     assert sha256(after) == sha256(before)
+
+
+def test_a_large_tensor_travels_in_pieces_that_a_slow_link_can_carry(monkeypatch):
+    """Twice 256 KiB within the 30 s that Flower waits for an answer, at 140 kbit/s."""
+    monkeypatch.setattr(flower_array, "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", 5 << 20)
+    protocol.cut_into_pieces()
+    values = torch.arange(250_000, dtype=torch.float32)
+    parts = get_all_nested_objects(RecordDict({"m": protocol.pack({"a": values})})).values()
+    sizes = sorted(len(part.deflate()) for part in parts)
+    assert sizes[-1] < 2**18 + 100 and 8 * 2 * sizes[-1] / 30 < 140_000
+    assert sum(size > 2**17 for size in sizes) == 4
 
 
 def test_unpacked_tensors_can_be_written_to():

@@ -2,11 +2,14 @@
 
 import json
 import os
+import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from commands import until
 from federations import simulate
 from fleet import BIN, CONNECTION, NGINX, NO_NGINX, SUPERLINK, Fleet
 from owners import hand, rows
@@ -26,6 +29,9 @@ GENERIC = ("asc01", "asc02", "asc05")
 OWNERS = {"anna": "asc13", "ben": "asc14", "carla": "asc16", "dora": "asc17"}
 SERVER = "operator"
 SECONDS = 300.0
+MOST_PAUSE = 8.0
+"""Between two kills."""
+ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
 DIFFERENT = {"bytes", "corpus", "participation"}
 EXPERIMENT = """
 name = "boxes"
@@ -90,11 +96,16 @@ def fleet(tmp_path, corpus):
         found.start_superlink()
         found.start_proxy()
         found.register()
-        for box, speaker in OWNERS.items():
-            found.start_box(box, corpus / box, "--name", pseudonym(0, speaker))
+        for box in OWNERS:
+            place(found, box, corpus)
         yield found
     finally:
         found.close()
+
+
+def place(fleet, box, corpus):
+    """Start a box with its owner's words."""
+    fleet.start_box(box, corpus / box, "--name", pseudonym(0, OWNERS[box]))
 
 
 def start(fleet, experiment, *more):
@@ -164,6 +175,98 @@ def test_nothing_that_is_killed_changes_the_table(fleet, experiment, simulated):
     finish(fleet)
     assert results(fleet.folder / "run") == results(simulated)
     assert fine_tuned(fleet) == trained, "what was finished is not trained again"
+
+
+class Killer:
+    """Kills parts of a fleet again and again, each in its turn, and brings back what no supervisor
+    does; `killed` tells what and when."""
+
+    def __init__(self, fleet, experiment, seed):
+        self.fleet, self.experiment, self.draw = fleet, experiment, random.Random(seed)
+        self.begin, self.killed = time.monotonic(), []
+        self.kinds = {
+            "client": self.client,
+            "SuperNode": self.supernode,
+            "box": self.box,
+            "SuperLink": self.superlink,
+            "server app": self.server,
+        }
+
+    def round(self):
+        """Each kind once, in any order and at any moment; False where the run is over before."""
+        for kind in self.draw.sample(sorted(self.kinds), len(self.kinds)):
+            pause = time.monotonic() + self.draw.uniform(0, MOST_PAUSE)
+            while time.monotonic() < pause or not self.kinds[kind](kind):
+                if self.over():
+                    return False
+                time.sleep(0.05)
+        return True
+
+    def over(self):
+        """Whether the run is finished; one that a dead SuperLink has ended goes on."""
+        if (status := self.fleet.status(SERVER)) is None:
+            return False
+        assert self.fleet.wait_for_end(SERVER) == status
+        if status:
+            assert "go on with --resume" in self.fleet.log(SERVER).splitlines()[-1]
+            start(self.fleet, self.experiment, "--resume")
+        return status == 0
+
+    def note(self, what):
+        self.killed.append((round(time.monotonic() - self.begin, 1), what))
+        return True
+
+    def signal(self, kind, box, numbers):
+        """Kill a process, if there is one."""
+        with suppress(ProcessLookupError, IndexError):
+            os.kill(self.draw.choice(numbers), signal.SIGKILL)
+            return self.note(f"{kind} of {box}")
+        return False
+
+    def client(self, kind):
+        box = self.draw.choice(self.fleet.boxes)
+        return self.signal(kind, box, forks(self.fleet, box))
+
+    def supernode(self, kind):
+        box = self.draw.choice(self.fleet.boxes)
+        return self.signal(kind, box, of(self.fleet, box, "flower-supernode"))
+
+    def box(self, kind):
+        box = self.draw.choice(self.fleet.boxes)
+        self.fleet.kill(box)
+        place(self.fleet, box, self.experiment.parent)
+        return self.note(f"{kind} {box}")
+
+    def superlink(self, kind):
+        self.fleet.kill(SUPERLINK)
+        self.fleet.start_superlink()
+        return self.note(kind)
+
+    def server(self, kind):
+        if self.fleet.status(SERVER) is not None:
+            return False
+        self.fleet.kill(SERVER)
+        start(self.fleet, self.experiment, "--resume")
+        return self.note(kind)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not ALL, reason="takes minutes; FEDSPEECH_FAULTS=all runs it")
+@pytest.mark.parametrize("seed", range(2))
+def test_kills_at_random_moments_change_nothing(fleet, experiment, simulated, seed):
+    """Client, SuperNode, whole box, SuperLink and server app, at least twice in one run."""
+    start(fleet, experiment)
+    killer = Killer(fleet, experiment, seed)
+    try:
+        done = 0
+        while done < 2 and killer.round():
+            done += 1
+        assert done, "the run was over before everything had been killed"
+        until(killer.over, 4 * SECONDS)
+    finally:
+        print(f"seed {seed}: {killer.killed}")
+    assert results(fleet.folder / "run") == results(simulated)
 
 
 def fine_tuned(fleet):

@@ -154,9 +154,14 @@ class Fleet:
             filled = [str(word).replace("{runtime}", runtime) for word in executor]
             self.start(f"{part}.client", filled)
 
-    def start_box(self, box: str, speech: Path, *options: str) -> None:
-        """Start `fedspeech box`, which starts its SuperNode; its models are in `devices/BOX`."""
-        command = [BIN / "fedspeech", "box", "--server", str(self.door), "--ca", self.ca]
+    def start_box(
+        self, box: str, speech: Path, *options: str, inside: Sequence[str | Path] = ()
+    ) -> None:
+        """Start `fedspeech box`, which starts its SuperNode; its models are in `devices/BOX`.
+
+        `inside` is a command that starts another one somewhere.
+        """
+        command = [*inside, BIN / "fedspeech", "box", "--server", str(self.door), "--ca", self.ca]
         command += ["--key", self.key(box), "--speech", speech]
         self.start(box, [*command, "--device", self.folder / "devices" / box, *options])
 
@@ -225,6 +230,10 @@ class Fleet:
                 raise AssertionError(f"{part} {what}:\n{self.log(part)[-4000:]}")
             time.sleep(0.2)
         return found
+
+    def status(self, part: str) -> int | None:
+        """Of a part that has ended by itself; None where it runs."""
+        return self._running[part].poll()
 
     def wait_for_end(self, part: str, seconds: float = SECONDS) -> int:
         """Wait until a part ends by itself; its status."""

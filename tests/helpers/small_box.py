@@ -22,6 +22,8 @@ Path(sys.argv.pop(1)).write_text(str(os.getpid()))
 @contextmanager
 def group(limit: int) -> Iterator[tuple[Path, Path]]:
     """A new group's folder, and the file that tells the most it took; skips where none can be."""
+    if any(line.split()[0] != "Filename" for line in Path("/proc/swaps").read_text().splitlines()):
+        pytest.skip("there is swap, which would hide what a small box lacks")
     for root, most, peak in ROOTS:
         place = root / f"fedspeech-test-{id(root)}"
         try:
@@ -38,10 +40,15 @@ def group(limit: int) -> Iterator[tuple[Path, Path]]:
     pytest.skip("no memory control group can be made here")
 
 
+def anonymous_bytes(place: Path) -> int:
+    """What a group's processes hold now, without files in memory that could be let go."""
+    lines = (place / "memory.stat").read_text().splitlines()
+    numbers = {name: int(value) for name, value in map(str.split, lines)}
+    return numbers.get("total_rss", numbers.get("anon", 0))
+
+
 def run(code: str, limit: int, *arguments: object) -> tuple[subprocess.CompletedProcess[str], int]:
     """The finished process, and the most bytes that its group took, files in memory included."""
-    if any(line.split()[0] != "Filename" for line in Path("/proc/swaps").read_text().splitlines()):
-        pytest.skip("there is swap, which would hide what a small box lacks")
     with group(limit) as (place, peak):
         done = subprocess.run(
             [sys.executable, "-c", JOIN + code, str(place / "cgroup.procs"), *map(str, arguments)],

@@ -1,7 +1,15 @@
-"""Two generations of a small model in which everything that can happen to a tensor happens."""
+"""Two generations of a small model in which everything that can happen to a tensor happens, and
+models that have learned nothing."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
+
+from fedspeech import models, tensors
+from fedspeech.config.model import FeatureSettings, UnitSettings
+from fedspeech.models.description import ModelDescription
+from fedspeech.units import learn
 
 
 def generations(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -39,3 +47,11 @@ def generations(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch
 
 def arrays(model: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in model.items()}
+
+
+def untrained(path: Path, model: str) -> None:
+    """Write a model for tone words as a G; `tdnn` has 14 million parameters."""
+    units = learn(["ba di gu ke lo mi"], UnitSettings(kind="words"))
+    about = ModelDescription(model, FeatureSettings(), units)
+    tensors.write(path, tensors.state(models.build(model, 40, len(units))))
+    about.write(path.with_suffix(".json"))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
 
 from server import fleet
 from server.fleet import FleetGrid
@@ -50,6 +51,7 @@ class SuperLink:
 @pytest.fixture
 def link(monkeypatch):
     monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.0)
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     return SuperLink()
 
 
