@@ -36,8 +36,10 @@ SENT_AGAIN = {
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
     ErrorCode.UNKNOWN,
+    ErrorCode.CLIENT_APP_CRASHED,
 }
-"""Flower's errors that say nothing about what was asked."""
+"""Flower's errors that say nothing about what was asked. A box tells by itself where its client is
+killed again and again; of one that crashed its SuperNode tells when it has not heard of it."""
 
 
 @dataclass

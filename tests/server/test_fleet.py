@@ -85,7 +85,13 @@ def test_an_answer_is_to_what_was_sent(grid, link):
 
 
 @pytest.mark.parametrize(
-    "code", [ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.UNKNOWN]
+    "code",
+    [
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.UNKNOWN,
+        ErrorCode.CLIENT_APP_CRASHED,
+    ],
 )
 def test_what_did_not_get_there_is_sent_once_more_when_the_box_is_back(grid, link, code):
     (number,) = grid.push_messages([question(ANNA)])
