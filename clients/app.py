@@ -74,6 +74,11 @@ def folder(context: Context) -> Path:
     return found[index]
 
 
+def _on_box(context: Context) -> bool:
+    """Whether the owner's speech is here, and the message nobody else's."""
+    return "speech" in context.node_config
+
+
 def _speaker(context: Context) -> Speaker:
     """The speaker of this node.
 
@@ -144,7 +149,7 @@ def _check_sent(role: str, expected: str, found: str) -> None:
 def describe(message: Message, context: Context) -> Message:
     """Who this is and what it holds; where a run begins, a box cuts its owner's speech for it."""
     me, asked = _speaker(context), protocol.text(message.content)
-    if "speech" in context.node_config:
+    if _on_box(context):
         parts = PartitionSettings.model_validate(asked["partition"])
         own_speech.cut(Path(str(context.node_config["speech"])), me.folder, parts, asked["begins"])
     said = me.describe()
@@ -156,7 +161,10 @@ def personalize(message: Message, context: Context) -> Message:
     """Fine-tune P_s on train_s and send its difference from G."""
     me = _speaker(context)
     budget = protocol.text(message.content).get("budget")
-    difference, said = me.personalize(receive(me, message))
+    asked = receive(me, message)
+    if _on_box(context):  # where a model that nobody needs any more is memory that training lacks
+        message.content.pop("generic", None)
+    difference, said = me.personalize(asked)
     if budget is None:
         record = protocol.pack(difference)
     else:

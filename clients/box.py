@@ -1,5 +1,6 @@
 """A box: Flower's SuperNode, and beside it what answers its messages, for as long as both last."""
 
+import gc
 import os
 import shutil
 import signal
@@ -42,6 +43,7 @@ class Box:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         protocol.cut_into_pieces()
         self._answering.tidy()
+        gc.freeze()  # a fork that looks through what was imported would copy it
         waiting = self._answering.client("SuperExec")
         wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         try:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from lhotse import CutSet, MonoCut
 
-from fedspeech import evaluation, features
+from fedspeech import evaluation, features, machine, tensors
 from fedspeech.config.model import AugmentationSettings
 from fedspeech.config.training import PersonalSettings
 from fedspeech.corpus.cuts import text_of
@@ -34,6 +35,8 @@ from fedspeech.tensors import Tensors, add, check_like, interpolate, sha256, sub
 from fedspeech.training.personal import FineTuned, Tuning, fine_tune, validation_split
 
 TRAIN, TEST = "train", "test"
+ASIDE = 0.05
+"""Of what memory is free, more than that is not held for later."""
 
 
 class Speaker:
@@ -102,9 +105,22 @@ class Speaker:
                 fine_tune(each.start, self.description, settings, each.utterances, each.name)
                 for each in self.tunings(asked)
             )
-            self.keep_tuned(asked, *tuned)
+            judge = self._aside(next(tuned))
+            self.keep_tuned(asked, judge, next(tuned))
         self._keep_normalization()
         return self.store.get(DIFFERENCE), self.store.state()["answered"]
+
+    def _aside(self, judge: FineTuned) -> FineTuned:
+        """The same in a file, where its model takes memory that P_s wants: both are kept at once,
+        when P_s is there."""
+        size = sum(tensor.nbytes for tensor in judge.model.values())
+        if size < ASIDE * machine.memory_free_bytes():
+            return judge
+        file = self.folder / f"{VALIDATION}.aside"
+        tensors.write(file, judge.model)
+        found = tensors.read(file)  # mapped, and there as long as somebody has it
+        file.unlink()
+        return replace(judge, model=found)
 
     def _keep_normalization(self) -> None:
         """How the owner sounds, for `transcribe`: the recordings need not be there for ever."""

@@ -11,6 +11,7 @@ from fedspeech.device.store import BASE, VALIDATION
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.evaluation import word_errors
 from fedspeech.tensors import add, sha256
+from fedspeech.training import thrift
 from fedspeech.training.personal import fine_tune
 
 SETTINGS = PersonalSettings(epochs=1, batch_size=4)
@@ -93,10 +94,19 @@ def test_p_is_what_the_local_loop_makes_of_g(speaker, client, heard, generic, de
     assert sha256(speaker.personal()) == sha256(dict(add(generic.items(), difference)))
 
 
+@pytest.mark.parametrize("free", [2**60, 2**16])
 def test_what_judges_alpha_is_fine_tuned_on_the_first_four_fifths(
-    speaker, client, heard, generic, description
+    speaker, client, heard, generic, description, monkeypatch, free
 ):
+    """With much memory, and with little, in which it is not held until P_s is there."""
+    monkeypatch.setattr(module.machine, "memory_free_bytes", lambda: free)
+    monkeypatch.setattr(thrift, "_hand_back", lambda: None)  # it would stay in this process
+    written = []
+    real = module.tensors.write
+    monkeypatch.setattr(module.tensors, "write", lambda *a: written.append(a[0].name) or real(*a))
     speaker.personalize(ASKED)
+    assert ("validation.aside" in written) is (free == 2**16)
+    assert not list(speaker.folder.glob("*.aside"))
     first = heard(client.train, SETTINGS.augmentation.speeds)[:-2]
     name = (5, 2, speaker.name, "validate")
     expected = fine_tune(generic, description, SETTINGS, first, name)
