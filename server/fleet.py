@@ -18,6 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid import HttpGrid
 
 from fedspeech import protocol
@@ -118,8 +119,11 @@ class FleetGrid(WrappedGrid):
 
     def _send(self, id: str, message: Message) -> None:
         pending = self._pending[id]
-        with superlink.told(self._name):
-            (number,) = self._http.push_messages([message])
+        try:
+            with superlink.told(self._name):
+                (number,) = self._http.push_messages([message])
+        except ObjectPushError:  # not all of it has come there
+            number = ""
         box = self._boxes.get(message.metadata.dst_node_id)
         pending.number, pending.activated = number or "", box.last_activated_at if box else ""
         if number:

@@ -139,7 +139,13 @@ def _certificates(connection: SuperLinkConnection) -> bytes | None:
 def _patience() -> RetryInvoker:
     """Flower's own tries for ever, and ends the process where a run is not known any more."""
     delays = lambda: exponential(max_delay=MOST_DELAY)  # noqa: E731
-    return RetryInvoker(delays, httpx.TransportError, max_tries=None, max_time=SECONDS)
+    errors = httpx.TransportError, httpx.HTTPStatusError
+    return RetryInvoker(delays, errors, max_tries=None, max_time=SECONDS, should_giveup=_is_final)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the SuperLink means it: its own faults pass, such as a database that was busy."""
+    return isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error
 
 
 def _control(connection: SuperLinkConnection) -> ControlHttpClient:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
 from server import fleet
@@ -109,6 +110,21 @@ def test_what_did_not_get_there_is_sent_once_more_when_the_box_is_back(grid, lin
     link.answer("m1", errors=1)
     (reply,) = grid.pull_messages([number])
     assert (reply.metadata.reply_to_message_id, said(reply)) == (number, {"errors": 1})
+
+
+def test_what_did_not_get_to_the_superlink_as_a_whole_is_sent_once_more(grid, link, monkeypatch):
+    def broken(messages):
+        raise ObjectPushError("part", 1, "session")
+
+    monkeypatch.setattr(link, "push_messages", broken)
+    (number,) = grid.push_messages([question(ANNA)])
+    monkeypatch.undo()
+    monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.0)
+    assert not list(grid.pull_messages([number]))
+    assert len(link.taken) == 1
+    link.answer("m0", errors=2)
+    (reply,) = grid.pull_messages([number])
+    assert (reply.metadata.reply_to_message_id, said(reply)) == (number, {"errors": 2})
 
 
 def test_a_box_that_was_restarted_between_two_looks_is_asked_again(grid, link):
