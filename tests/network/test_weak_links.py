@@ -58,7 +58,7 @@ def linked(tmp_path, speech):
 
 
 def run(fleet, speech, **settings):
-    text = tones(speech / "public", len(fleet.boxes), "mean", deadline=240.0, **settings)
+    text = tones(speech / "public", len(fleet.boxes), "mean", **settings)
     (fleet.folder / "weak.toml").write_text(text)
     command = [BIN / "fedspeech", "run", "weak.toml", "--out", "run"]
     fleet.start("operator", [*command, "--on", "deployment", CONNECTION])
@@ -76,7 +76,7 @@ def test_a_run_over_weak_links_ends_with_those_that_are_there(linked, speech):
     for box, rate in zip(BOXES, RATES, strict=True):
         fleet.weaken(box, Weak(rate, 0.15, 0.05))
         fleet.start_box(box, speech / box, "--name", box)
-    run(fleet, speech, more='[budget]\nbase = "10x"\npersonal = "10x"')
+    run(fleet, speech, deadline=240.0, more='[budget]\nbase = "10x"\npersonal = "10x"')
     for box in (GONE, CUT):
         fleet.wait("operator", lambda box=box: "train.personalize" in fleet.log(box), SECONDS)
         fleet.cut(box)
