@@ -31,7 +31,7 @@ SERVER_BYTES = 2 * 2**30
 WORKER_BYTES = 400 * 2**20
 """Anonymous memory of a worker before its first message, measured."""
 RAY_SECONDS = 120.0
-TRY_RAY = "from fedspeech.simulation import cluster; cluster.try_out()"
+TRY_RAY = "from fedspeech.cluster import joining; joining.try_out()"
 
 
 def findings() -> Iterator[Finding]:

@@ -462,7 +462,7 @@ DOMAINS = (
         (
             "kind = 'neural-dif'",
             "mine.toml:1: kind: expected one of personalization, neural-diff, distillation, "
-            "found 'neural-dif'",
+            "data-parallel, found 'neural-dif'",
         ),
         (
             f"{SHARES}share = [0.5, 1.0]",

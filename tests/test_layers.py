@@ -33,11 +33,12 @@ BELOW = {
     "device": {"diff", "models", "features", "corpus", "decoding", "signing", *COMMON},
     "signing": {"errors"},
     "key_files": {"tensors", "errors"},
+    "cluster": {"config", "errors"},
     # A run of diffs is nothing but trainings: it keeps its own folder, and says how far it is.
     # How a training goes about it follows from the memory that is free.
     "training": {
         *("models", "features", "corpus", "decoding", "evaluation", "diff"),
-        *("run_folder", "progress", "machine"),
+        *("run_folder", "progress", "machine", "cluster"),
         *COMMON,
     },
     "privacy": {"models", "features", "evaluation", *COMMON},
@@ -45,6 +46,7 @@ BELOW = {
     "simulation": {
         *(
             "apps",
+            "cluster",
             "protocol",
             "training",
             "evaluation",
@@ -65,7 +67,7 @@ FLOWER = (
     *("clients", "server", "fedspeech.protocol", "fedspeech.simulation"),
     *(f"strategies.{name}" for name in PARTS.split()),
 )
-RAY = ("fedspeech.simulation", "fedspeech.training.parallel")
+RAY = ("fedspeech.cluster", "fedspeech.simulation", "fedspeech.training.parallel")
 RULES = tuple(f"strategies.{n}" for n in ("generic", "mean", "kbest", "dendrogram", "random"))
 
 

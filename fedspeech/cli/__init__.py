@@ -103,6 +103,30 @@ def distill(
 
 
 @app.command()
+def train(
+    file: File,
+    overrides: Overrides = [],  # noqa: B006  (Typer copies it)
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train G data-parallel. Example: `fedspeech train experiments/data-parallel.toml
+    --set parallel.method=ad-psgd --set parallel.learners=4`.
+
+    The model is written as models/generic.safetensors, which `generic.model` of a personalization
+    takes.
+    """
+    from fedspeech import config
+    from fedspeech.config.data_parallel import DataParallelConfig
+
+    _show_logs(verbose)
+    settings = config.load(file, overrides)
+    if not isinstance(settings, DataParallelConfig):
+        raise ConfigError(f"{file}: kind = {settings.kind}, expected data-parallel")
+    _run(settings, out, resume)
+
+
+@app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/demo.")] = None,
     verbose: Verbose = False,
@@ -133,6 +157,7 @@ def _run(settings: "Experiment", out: Path | None, resume: bool) -> None:
 
 def _launch(settings: "Experiment", folder: Path, resume: bool) -> None:
     from fedspeech.config import Config
+    from fedspeech.config.data_parallel import DataParallelConfig
     from fedspeech.config.neural_diff import NeuralDiffConfig
 
     if isinstance(settings, Config) and settings.deployment is not None:
@@ -147,6 +172,11 @@ def _launch(settings: "Experiment", folder: Path, resume: bool) -> None:
         from fedspeech.training.neural_diff.launch import launch as launch_neural_diff
 
         launch_neural_diff(settings, folder, resume)
+    elif isinstance(settings, DataParallelConfig):
+        from fedspeech.training.parallel.launch import launch as launch_data_parallel
+
+        launch_data_parallel(settings, folder, resume)
+        return
     else:
         from fedspeech.training.distill.launch import launch as launch_distillation
 
@@ -180,7 +210,11 @@ def _show(folder: Path) -> None:
     from fedspeech import report
 
     console = Console()
-    report.show(json.loads((folder / "results.json").read_text(encoding="utf-8")), console)
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if found["kind"] == "data-parallel":
+        print(found["table"])
+        return
+    report.show(found, console)
     console.print(f"\nreport: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -1,7 +1,8 @@
 """The settings of a run: one TOML file, validated whole before anything starts.
 
 `Config` is all of a personalization, `NeuralDiffConfig` all of a run of diffs, `DistillationConfig`
-all of a distillation; the sections are in the files beside this one, each setting with its meaning.
+all of a distillation, `DataParallelConfig` all of a data-parallel training; the sections are in
+the files beside this one, each setting with its meaning.
 """
 
 import difflib
@@ -15,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from fedspeech.config import settings_file
 from fedspeech.config.budget import BudgetSettings
 from fedspeech.config.corpus import CorpusSettings, PartitionSettings
+from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.config.distillation import DistillationConfig
 from fedspeech.config.engine import EngineSettings
 from fedspeech.config.federation import DeploymentSettings, FederationSettings
@@ -62,11 +64,12 @@ class Config(Settings):
         return self.federation.deployment or DeploymentSettings()
 
 
-Experiment = Config | NeuralDiffConfig | DistillationConfig
+Experiment = Config | NeuralDiffConfig | DistillationConfig | DataParallelConfig
 KINDS: dict[str, type[Experiment]] = {
     "personalization": Config,
     "neural-diff": NeuralDiffConfig,
     "distillation": DistillationConfig,
+    "data-parallel": DataParallelConfig,
 }
 
 

@@ -18,31 +18,15 @@ class WorkerSettings(Settings):
     """Processes, each with one thread; they change no result."""
 
 
-class EngineSettings(Settings):
-    """Where clients run."""
+class RaySettings(Settings):
+    """What Ray gives its workers."""
 
-    grid: Literal["ray", "in-process", "deployment"] = "ray"
-    """Ray's workers side by side, one client after the other, or the boxes of a SuperLink."""
-    superlink: str | None = None
-    """The connection in Flower's configuration by which `deployment` reaches its SuperLink."""
-    workers: Positive = 2
-    """Ray's processes."""
     cpus_per_worker: Positive = 1
     """Also the threads that PyTorch may use in a worker."""
     gpus_per_worker: NonNegative = 0.0
     """0.25: four workers share a GPU. 0: Ray hides them, and workers train on processors."""
     simulated_gpus: Count = 0
     """GPUs that Ray is told of on a machine without one."""
-    cohort: Together = "auto"
-    """Speakers that are fine-tuned as one stack of models; `auto` is as many as a worker's share of
-    a GPU holds, and 1 where workers train on processors (`gpus_per_worker`), where plain loops are
-    faster, or on a cluster with GPUs that this machine has none of. Another size gives other
-    roundings.
-    """
-    retries: Count = 2
-    """How often a message is tried again on a new worker after its worker died."""
-    message_seconds: PositiveFloat = 3600.0
-    """A worker that does not answer a message within so many seconds is killed."""
     ray_address: Annotated[str, Field(pattern=r"^[^/\s]+:[0-9]{1,5}$")] | None = None
     """`host:port` of a Ray cluster that runs already; the workers join it, and it stays when the
     run ends. Speech and models travel by path, G by Ray: on every machine fedspeech is installed,
@@ -60,12 +44,33 @@ class EngineSettings(Settings):
         return gpus
 
     @model_validator(mode="after")
-    def _gpus_are_the_clusters_own(self) -> "EngineSettings":
+    def _gpus_are_the_clusters_own(self) -> "RaySettings":
         if self.ray_address is not None and self.simulated_gpus:
             raise ValueError(
                 "simulated_gpus: a cluster that runs already (ray_address) has its own"
             )
         return self
+
+
+class EngineSettings(RaySettings):
+    """Where clients run."""
+
+    grid: Literal["ray", "in-process", "deployment"] = "ray"
+    """Ray's workers side by side, one client after the other, or the boxes of a SuperLink."""
+    superlink: str | None = None
+    """The connection in Flower's configuration by which `deployment` reaches its SuperLink."""
+    workers: Positive = 2
+    """Ray's processes."""
+    cohort: Together = "auto"
+    """Speakers that are fine-tuned as one stack of models; `auto` is as many as a worker's share of
+    a GPU holds, and 1 where workers train on processors (`gpus_per_worker`), where plain loops are
+    faster, or on a cluster with GPUs that this machine has none of. Another size gives other
+    roundings.
+    """
+    retries: Count = 2
+    """How often a message is tried again on a new worker after its worker died."""
+    message_seconds: PositiveFloat = 3600.0
+    """A worker that does not answer a message within so many seconds is killed."""
 
     @property
     def cohort_size(self) -> int:

@@ -64,8 +64,8 @@ class OneOfMany(Optimization):
     augmentation: PersonalAugmentation = PersonalAugmentation()
 
 
-class GenericSettings(Optimization):
-    """How G is trained."""
+class TrainingOfG(Optimization):
+    """How G goes through much speech of many speakers."""
 
     epochs: Positive = 40
     batch_size: Positive = 16
@@ -75,6 +75,11 @@ class GenericSettings(Optimization):
     warmup: Fraction = 0.1
     weight_decay: NonNegative = 0.01
     clean: Fraction = 0.1
+
+
+class GenericSettings(TrainingOfG):
+    """How G is trained on one machine."""
+
     patience: Positive = 15
     """Stop after so many epochs without a better WER on the development speakers."""
     threads: Positive = 2

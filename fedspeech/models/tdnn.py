@@ -7,7 +7,7 @@ The input layer sees 9 frames to each side (19 frames, 760 values with 40 featur
 frame, so that everything after it runs at a third of the frame rate.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -43,8 +43,12 @@ class MaskedBatchNorm(nn.Module):
     """Batch normalization (Ioffe & Szegedy 2015) over the frames that are there, not the padding.
 
     In training, an utterance's neighbours in the batch enter through the statistics only, and how
-    far the batch was padded not at all.
+    far the batch was padded not at all. Where a batch is cut among learners, `gathered` gives of
+    what one of them measures (values,) that of all (learners, values), and the statistics are those
+    of the whole batch.
     """
+
+    gathered: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -71,6 +75,11 @@ class MaskedBatchNorm(nn.Module):
         x = at_least_float32(x) * present
         mean = x.sum((0, 2)) / count
         variance = ((x - mean[:, None]) * present).square().sum((0, 2)) / count
+        if self.gathered is not None:
+            parts = self.gathered(
+                torch.stack([count.to(mean.dtype).expand_as(mean), mean, variance])
+            )
+            count, mean, variance = joined(*parts.unbind(1))
         if not _AGAIN.get():
             self._remember(mean.detach(), variance.detach() * count / (count - 1).clamp_min(1))
         return mean, variance
@@ -79,6 +88,19 @@ class MaskedBatchNorm(nn.Module):
     def _remember(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         self.running_mean.lerp_(mean, MOMENTUM)
         self.running_var.lerp_(variance, MOMENTUM)
+
+
+def joined(
+    counts: torch.Tensor, means: torch.Tensor, variances: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Count, mean and variance (channels,) of what has these in its parts (parts, channels).
+
+    Chan, Golub, LeVeque 1983: nothing cancels out.
+    """
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count
+    variance = (counts * (variances + (means - mean).square())).sum(0) / count
+    return count, mean, variance
 
 
 @contextmanager

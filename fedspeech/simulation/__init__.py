@@ -1,22 +1,3 @@
 """Flower's Grid on simulated devices: in one process, or on Ray workers."""
 
-import os
-import secrets
-import sys
-
-# Ray listens on all interfaces: without this process's token nobody else can send it work. Ray
-# looks for it once, when it is imported.
-_ours: dict[str, str] = {}
-if "ray" not in sys.modules:
-    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    _ours = {name: value for name, value in own.items() if name not in os.environ}
-    os.environ.update(_ours)
-
-
-def forget_token() -> None:
-    """Another Ray is going to be joined, which does not know this process's token.
-
-    To be called before Ray is imported. What the user has set stays.
-    """
-    for name in _ours:
-        os.environ.pop(name, None)
+import fedspeech.cluster  # noqa: F401  (it settles what Ray looks for, before Flower imports it)

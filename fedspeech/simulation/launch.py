@@ -1,17 +1,16 @@
 """Start a simulated federation: a grid, and the server app on it."""
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedspeech import apps, models, rules
+from fedspeech import apps, cluster, models, rules
 from fedspeech.config import Config
 from fedspeech.run_folder import RunFolder
-from fedspeech.simulation import devices, forget_token, sizing
+from fedspeech.simulation import devices, sizing
 from fedspeech.simulation.grid import SERVER_NODE, NodeConfig
 from fedspeech.simulation.in_process import InProcessGrid
 
@@ -71,11 +70,7 @@ def make_grid(settings: Config, run: RunFolder, client: str) -> "InProcessGrid |
     if settings.engine.grid == "in-process":
         return InProcessGrid(client, nodes, settings.engine)
     # Ray is imported here and not before: by then it is settled what it looks for at its import.
-    if settings.engine.ray_address is not None:
-        forget_token()
-    if not LOG.isEnabledFor(logging.INFO):
-        # It prints what raylets report, whatever `ray.init` is told: skip every line.
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
+    cluster.prepare(settings.engine.ray_address)
     from fedspeech.simulation.on_ray import RayGrid
 
     return RayGrid(client, nodes, settings.engine)

@@ -18,9 +18,9 @@ import ray
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
+from fedspeech.cluster import joining
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import FedSpeechError, RunError
-from fedspeech.simulation import cluster
 from fedspeech.simulation.grid import Nodes, SimulatedGrid
 from fedspeech.simulation.pace import Pace
 from fedspeech.simulation.worker import QUICK_SECONDS, Answers, Arrays, Worker
@@ -88,7 +88,7 @@ class RayGrid(SimulatedGrid):
         self._ended: dict[str, Message] = {}
         self._failed_starts = 0
         self._looked = 0.0
-        self._started_ray = cluster.connect(engine)
+        self._started_ray = joining.connect(engine)
         for _ in range(engine.workers):
             self._start_worker()
 
@@ -128,7 +128,7 @@ class RayGrid(SimulatedGrid):
         """End the workers, and Ray if it was started here."""
         for worker in [*self._idle, *(batch.worker for batch in self._running.values())]:
             ray.kill(worker)
-        cluster.leave(self._started_ray)
+        joining.leave(self._started_ray)
 
     def _enqueue(self, number: str) -> None:
         message = self._tasks[number].message

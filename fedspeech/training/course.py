@@ -79,17 +79,24 @@ class Course:
 
     def updates(self, epoch: int) -> Iterator[Update]:
         """The updates of an epoch, each drawn when it is asked for, while `draws` are taken up."""
-        settings = self.settings
         for number, chosen in enumerate(self.batches(), epoch * self.updates_per_epoch):
-            done = number / (self.updates_per_epoch * settings.epochs)
-            varied = settings.augmentation if done >= settings.clean else None
-            yield Update(
-                features.batch([self.utterances[i] for i in chosen], self._features, varied),
-                [self.references[i] for i in chosen],
-                done,
-                learning_rate(settings, done),
-                piecewise_linear(settings.dropout, done),
-            )
+            yield self.update(chosen, number)
+
+    def update(self, chosen: Sequence[int], number: int) -> Update:
+        """These utterances as one minibatch, after `number` others of the whole training."""
+        settings, done = self.settings, number / (self.updates_per_epoch * self.settings.epochs)
+        varied = settings.augmentation if done >= settings.clean else None
+        return Update(
+            features.batch([self.utterances[i] for i in chosen], self._features, varied),
+            [self.references[i] for i in chosen],
+            done,
+            self.rate(done),
+            piecewise_linear(settings.dropout, done),
+        )
+
+    def rate(self, done: float) -> float:
+        """The learning rate after the share `done` (0 … 1) of all updates."""
+        return learning_rate(self.settings, done)
 
     def batches(self) -> list[list[int]]:
         """The utterances of each minibatch of an epoch, by PyTorch's generator."""

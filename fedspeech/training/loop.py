@@ -22,6 +22,8 @@ class Loop:
         accumulated: int = 1,
     ) -> None:
         self.model = model.to(place())
+        self.hears: torch.nn.Module = self.model
+        """What minibatches go through: the model, or what stands around it."""
         self.course, self.settings = course, course.settings
         self.criterion = criteria.of(model)
         thrift.settle(self.model, *course.largest_batch)
@@ -44,16 +46,20 @@ class Loop:
 
     def _learn(self, update: Update, together: int) -> float:
         """Add the gradient of one minibatch among so many; its summed loss."""
-        self._set(update.learning_rate, update.dropout)
-        with autocast(self.settings.precision):
-            losses = self.losses(update)
+        losses = self._heard(update)
         torch.autograd.backward(losses.mean() / together)
         return float(losses.detach().sum())
+
+    def _heard(self, update: Update) -> torch.Tensor:
+        """The losses of a minibatch, with the rate and the dropout that hold for it."""
+        self._set(update.learning_rate, update.dropout)
+        with autocast(self.settings.precision):
+            return self.losses(update)
 
     def losses(self, update: Update) -> torch.Tensor:
         """Of each utterance (batch,)."""
         batch = update.batch.to(place())
-        output, lengths = self.model(batch.features, batch.lengths)
+        output, lengths = self.hears(batch.features, batch.lengths)
         return self.criterion(output, lengths, update.references)
 
     def _step(self) -> None:

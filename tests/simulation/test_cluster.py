@@ -11,9 +11,9 @@ from federations import assert_same, settings
 from ray.cluster_utils import Cluster
 
 from fedspeech import config
+from fedspeech.cluster import joining
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import RunError
-from fedspeech.simulation import cluster
 
 BIN = Path(sys.executable).parent
 
@@ -60,7 +60,7 @@ def test_nobody_at_the_address_is_said_at_once():
         nobody.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
         with pytest.raises(RunError) as told:
-            cluster.connect(EngineSettings(ray_address=address))
+            joining.connect(EngineSettings(ray_address=address))
     assert str(told.value) == (
         f"engine.ray_address = '{address}': cannot join Ray there: [Errno 111] Connection refused"
     )
@@ -83,21 +83,21 @@ def test_workers_have_to_find_room_on_the_nodes(monkeypatch, nodes, engine, plac
     found = [{"Alive": True, "Resources": {"CPU": c, "GPU": g}} for c, g in nodes]
     gone = {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 100.0}}
     sums = {"CPU": sum(c for c, _ in nodes), "GPU": sum(g for _, g in nodes)}
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: [*found, gone])
-    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: sums)
+    monkeypatch.setattr(joining.ray, "nodes", lambda: [*found, gone])
+    monkeypatch.setattr(joining.ray, "cluster_resources", lambda: sums)
     asked = EngineSettings(**engine)
     if places >= asked.workers:
-        cluster._check_what_is_there(asked)
+        joining._check_what_is_there(asked)
         asked = asked.model_copy(update={"workers": places + 1})
     with pytest.raises(RunError, match=rf"Ray has (room for {places}|[0-9]+[:;])"):
-        cluster._check_what_is_there(asked)
+        joining._check_what_is_there(asked)
 
 
 TOKENS = """
-import os, fedspeech.simulation as simulation
+import os, fedspeech.cluster as cluster
 names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 before = [os.environ.get(name) for name in names]
-simulation.forget_token()
+cluster.forget_token()
 for name, value in zip(names, before):
     print(name, value == "mine", value is not None, os.environ.get(name) == value)
 """

@@ -1,0 +1,128 @@
+"""Settings of training G data-parallel: many learners, and how they talk to each other.
+
+Cui, Zhang, Finkler, Saon, Picheny, Kung, "Distributed Training of Deep Neural Network Acoustic
+Models for Automatic Speech Recognition", IEEE Signal Processing Magazine 2020 (arXiv 2002.10502).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fedspeech.config.corpus import CorpusSettings, HeldOut
+from fedspeech.config.engine import RaySettings
+from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
+from fedspeech.config.training import TrainingOfG
+from fedspeech.config.values import (
+    Count,
+    Positive,
+    PositiveFloat,
+    Settings,
+    Share,
+    Whole,
+    each_once,
+    folder_name,
+)
+
+Method = Literal["allreduce", "parameter-server", "ring", "ad-psgd", "hierarchical", "bmuf"]
+Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Slowness = Annotated[float, Field(ge=1, strict=True)]
+
+
+class ParallelTraining(TrainingOfG):
+    """How G is trained. `batch_size` is that of each learner: all of them together see `learners`
+    times as many utterances at a time."""
+
+    scale: PositiveFloat = 1.0
+    """The large-batch recipe (Goyal et al. 2017): the rate rises in the warm-up from
+    `learning_rate` to so many times it, and then decays as it would from there. At 1 it rises from
+    zero."""
+
+
+class ParallelSettings(Settings):
+    """The learners, and how they talk to each other."""
+
+    method: Method = "allreduce"
+    """`allreduce` (synchronous, all with all), `parameter-server` (asynchronous, centralized),
+    `ring` (synchronous, with both neighbours), `ad-psgd` (asynchronous, decentralized),
+    `hierarchical` (allreduce inside a node, ad-psgd between nodes) or `bmuf` (blocks of steps of
+    its own, with block momentum)."""
+    learners: Positive = 2
+    hook: Literal["none", "fp16", "powersgd"] = "none"
+    """How `allreduce` packs gradients: as they are, in half the bits, or as matrices of rank 2
+    (Vogels et al. 2019)."""
+    staleness: Count | None = None
+    """The most updates by others between a learner's pull from the parameter server and its push;
+    None: as many as there are. At least learners - 1: so many there are if all take turns."""
+    partner: Literal["ring", "random", "delay-by-one"] = "ring"
+    """With whom an `ad-psgd` learner averages: its neighbours by turns, anyone, or both neighbours
+    while it computes the gradient of its model one step before (Cui et al. 2021)."""
+    node_size: Positive = 2
+    """Learners in a node of `hierarchical`."""
+    block: Positive = 8
+    """Steps in a block of `bmuf`."""
+    block_momentum: Momentum | None = None
+    """Of `bmuf`; None: 1 - 1 / learners (Chen & Huo 2016)."""
+    slowed: tuple[Slowness, ...] = ()
+    """How many times slower each learner is made; (1.0, 10.0): the second one ten times."""
+    processor: Share | None = None
+    """The most of one processor that a learner takes, also while others wait; None: what there is.
+    Where learners share processors, only so is one that waits of no use to the others."""
+    form_seconds: PositiveFloat = 120.0
+    """How long the process group may take to form."""
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> "ParallelSettings":
+        for key, usual, methods in (
+            ("hook", "none", ("allreduce",)),
+            ("staleness", None, ("parameter-server",)),
+            ("partner", "ring", ("ad-psgd",)),
+        ):
+            if getattr(self, key) != usual and self.method not in methods:
+                raise ValueError(f"{key}: is for {methods[0]}, found method {self.method!r}")
+        if self.slowed and len(self.slowed) != self.learners:
+            raise ValueError(
+                f"slowed: expected one factor for each of {self.learners} learners, "
+                f"found {len(self.slowed)}"
+            )
+        if self.staleness is not None and self.staleness < self.learners - 1:
+            raise ValueError(
+                f"staleness: with {self.learners} learners at least {self.learners - 1}, which is "
+                f"what they have if they take turns, found {self.staleness}"
+            )
+        if self.method == "hierarchical" and self.learners % self.node_size:
+            raise ValueError(
+                f"node_size: {self.learners} learners make no whole nodes of {self.node_size}"
+            )
+        return self
+
+    @property
+    def momentum(self) -> float:
+        """Block momentum in force."""
+        given = self.block_momentum
+        return 1 - 1 / self.learners if given is None else given
+
+
+class DataParallelConfig(Settings):
+    """All settings of a run of kind `data-parallel`."""
+
+    name: Annotated[str, folder_name] = "data-parallel"
+    """Of the run, and of its folder `runs/NAME`."""
+    kind: Literal["data-parallel"] = "data-parallel"
+    seeds: tuple[Whole, ...] = (0,)
+    """G is trained with each of them; the intervals' draws follow from the first, and its G is the
+    run's."""
+    corpus: CorpusSettings = CorpusSettings()
+    test: HeldOut = HeldOut(speakers=8)
+    features: FeatureSettings = FeatureSettings()
+    units: UnitSettings = UnitSettings()
+    model: ModelSettings = ModelSettings()
+    training: ParallelTraining = ParallelTraining()
+    parallel: ParallelSettings = ParallelSettings()
+    engine: RaySettings = RaySettings()
+
+    _each_once = field_validator("seeds")(each_once)
+
+    @property
+    def seed(self) -> int:
+        """The first of the seeds."""
+        return self.seeds[0]

@@ -1,0 +1,175 @@
+"""One model trained by its learners from beginning to end, whatever happens to them."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fedspeech import tensors
+from fedspeech.errors import RunError
+from fedspeech.progress import Stage
+from fedspeech.tensors import Tensors, write_whole
+from fedspeech.training.parallel import METHODS
+from fedspeech.training.parallel.crew import Crew, gotten
+from fedspeech.training.parallel.epochs import Epochs, said
+from fedspeech.training.parallel.generation import Generation, Outcome
+from fedspeech.training.parallel.learner import Report, Training
+from fedspeech.training.parallel.task import Task
+
+log = logging.getLogger("fedspeech")
+
+MOST_DEATHS = 3
+"""Learners that die within one epoch before the run is given up."""
+
+
+@dataclass
+class Trained:
+    """A model, and how it came about."""
+
+    model: Tensors
+    epochs: list[dict[str, Any]]
+    deaths: int
+
+
+def train(crew: Crew, task: Task, training: Training, shown: Stage) -> Trained:
+    """Train one model, going on from where an earlier run was interrupted.
+
+    Raises FedSpeechError where a learner says what the user has to mend, or where learners die
+    again and again.
+    """
+    return _Cell(crew, task, training, shown).train()
+
+
+@dataclass
+class _Cell:
+    crew: Crew
+    task: Task
+    training: Training
+    shown: Stage
+    epochs: Epochs = field(default_factory=Epochs)
+    deaths: int = 0
+    _joining: dict[int, ray.ObjectRef] = field(default_factory=dict)
+    _members: list[int] = field(default_factory=list)
+    _generation: int = 0
+    _recent: int = 0
+    _since: float = 0.0
+
+    def __post_init__(self) -> None:
+        parallel = self.training.settings.parallel
+        self._method = METHODS[parallel.method]
+        self._all = list(range(parallel.learners + self._method.servers))
+        self._parts = self.task.share(self.training.settings, self.training.seed).parts_per_epoch
+        self._record = self.training.run / "cells" / f"{self.training.name}.epochs.json"
+
+    def train(self) -> Trained:
+        first, epoch = self._from_disk()
+        for _ in range(epoch or 0):
+            self.shown.skip()
+        self._prepare(self._all)
+        while not (outcome := self._run(first, epoch)).done:
+            self._count(outcome)
+            first, epoch = self._mend(outcome)
+        return Trained(self._average(), self.epochs.told, self.deaths)
+
+    def _run(self, first: int, epoch: int | None) -> Outcome:
+        settings = self.training.settings
+        self._generation += 1
+        self._since = time.monotonic()
+        name = f"{self.training.name}/{id(self)}/{self._generation}"
+        agreed = self.task.fingerprint(settings, self.training.seed)
+        generation = Generation(self.crew, name, self._members, self._told)
+        return generation.run(first, epoch, (agreed, settings.parallel.form_seconds), self._joining)
+
+    def _told(self, report: Report) -> None:
+        self.epochs.take(report)
+        learners = sum(
+            member < self.training.settings.parallel.learners for member in self._members
+        )
+        now = time.monotonic()
+        while epoch := self.epochs.close(learners, now - self._since):
+            self._since, self._recent = now, 0
+            text = json.dumps(self.epochs.told) + "\n"
+            write_whole(self._record, lambda part: part.write_text(text, encoding="utf-8"))  # noqa: B023
+            self.shown.advance(f"{self.training.name}: {said(epoch)}")
+
+    def _count(self, outcome: Outcome) -> None:
+        for number, why in outcome.dead.items():
+            log.warning("learner %d died: %s", number, why)
+            self.deaths += 1
+            self._recent += 1
+            if self._recent > MOST_DEATHS:
+                raise RunError(
+                    f"{self.training.name}: learner {number} died, the {self._recent}th in one "
+                    f"epoch ({why}); what is finished is kept: go on with --resume"
+                )
+
+    def _mend(self, outcome: Outcome) -> tuple[int, int | None]:
+        """Where to go on, with whom: `members` are settled."""
+        living = [number for number in self._members if number not in outcome.dead]
+        able = self._method.able(living, self.training.settings.parallel)
+        if self._method.restarts or not able:
+            return self._restart()
+        self._take_in(able)
+        gone = [n for n in self._all if n not in self._members and n not in self._joining]
+        self._joining |= self.crew.prepare(self.training, gone) if gone else {}
+        return outcome.reached, None
+
+    def _restart(self) -> tuple[int, int | None]:
+        """All learners begin again with the last checkpoint; who died is replaced."""
+        first, epoch = self._from_disk()
+        log.warning("all learners go on from the end of epoch %d", epoch or 0)
+        self._joining.clear()
+        self._prepare(self._all)
+        return first, epoch
+
+    def _take_in(self, able: list[int]) -> None:
+        """Those who can go on, and who is ready to join them, with a model of theirs."""
+        ready, _ = (
+            ray.wait(
+                list(self._joining.values()), num_returns=max(1, len(self._joining)), timeout=0
+            )
+            if self._joining
+            else ([], [])
+        )
+        newcomers = [n for n, reference in self._joining.items() if reference in ready]
+        state = self.crew.actor(able[0]).state.remote()
+        for number in newcomers:
+            del self._joining[number]
+            gotten(self.crew.actor(number).adopt.remote(state))
+        self._members = sorted([*able, *newcomers])
+        log.warning("learners %s go on together", ", ".join(map(str, self._members)))
+
+    def _prepare(self, numbers: list[int]) -> None:
+        for reference in self.crew.prepare(self.training, numbers).values():
+            gotten(reference)
+        self._members = list(numbers)
+
+    def _from_disk(self) -> tuple[int, int | None]:
+        """The first part after the last epoch that was told of and that all learners kept."""
+        told = json.loads(self._record.read_text(encoding="utf-8")) if self._record.exists() else []
+        keepers = [0] if self._method.alike else self._all
+        epoch = len(told)
+        while epoch and not all(self.training.checkpoint(n, epoch).exists() for n in keepers):
+            epoch -= 1
+        self.epochs = Epochs(told[:epoch])
+        return epoch * self._parts, epoch or None
+
+    def _average(self) -> Tensors:
+        """The model of all learners: their average, where the method does not leave them alike."""
+        learners = [n for n in self._members if n < self.training.settings.parallel.learners]
+        models = [gotten(self.crew.actor(number).model.remote()) for number in learners]
+        if self._method.alike:
+            return models[0]  # type: ignore[no-any-return]
+        streams = [sorted(model.items()) for model in models]
+        return dict(tensors.weighted_sum(streams, [1 / len(models)] * len(models)))
+
+
+def forget(training: Training) -> None:
+    """Remove what a finished training went on from."""
+    folder: Path = training.run / "cells"
+    for path in folder.glob(f"{training.name}.learner-*.checkpoint"):
+        path.unlink()

@@ -1,0 +1,84 @@
+"""What there is to train: cells, each one model with one seed, finished one after the other."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedspeech import models, tensors
+from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.progress import Stage, stage
+from fedspeech.run_folder import RunFolder
+from fedspeech.tensors import write_whole
+from fedspeech.training.over_seeds import counted
+from fedspeech.training.parallel import cell
+from fedspeech.training.parallel.crew import Crew
+from fedspeech.training.parallel.learner import Training
+from fedspeech.training.parallel.task import Task
+from fedspeech.training.pool import Figures, read, record
+
+
+class Cell(NamedTuple):
+    """One training by some settings with one seed; `name` is that of its files."""
+
+    settings: DataParallelConfig
+    seed: int
+    name: str
+
+    @property
+    def base(self) -> None:
+        """No training comes before it."""
+        return
+
+    def model(self, run: RunFolder) -> Path:
+        """Where its model is when it is finished; the description lies beside it."""
+        return run.models / f"{self.name}.safetensors"
+
+    def timing(self, run: RunFolder) -> Path:
+        """Where it says how its epochs went."""
+        return run.path / "cells" / f"{self.name}.timing.json"
+
+
+def train_all(task: Task, cells: list[Cell], run: RunFolder) -> dict[str, Figures]:
+    """Finish the cells that are not finished yet, on one Ray; the figures of all, by their names.
+
+    All have the corpus, the features, the model and the `engine` of the first one's settings.
+    """
+    left = [each for each in cells if not record(run.path, each).exists()]
+    with stage(sum(each.settings.training.epochs for each in cells)) as shown:
+        shown.start("epochs")
+        for each in cells:
+            for _ in range(each.settings.training.epochs if each not in left else 0):
+                shown.skip()
+        if left:
+            learners = max(each.settings.parallel.learners for each in left)
+            crew = Crew(cells[0].settings, learners)
+            try:
+                for each in left:
+                    finish(crew, task, each, run, shown)
+            finally:
+                crew.close()
+    return {each.name: read(run.path, each) for each in cells}
+
+
+def finish(crew: Crew, task: Task, each: Cell, run: RunFolder, shown: Stage) -> None:
+    """Train and judge a cell; its model, its timing and its figures lie in the folder then."""
+    training = Training(each.settings, each.seed, run.path, each.name)
+    trained = cell.train(crew, task, training, shown)
+    module = task.description.module(trained.model)
+    figures = {
+        "parameters": models.parameters(module),
+        "losses": [epoch["loss"] for epoch in trained.epochs],
+        **counted(task.errors(module)),
+    }
+    path = each.model(run)
+    task.description.write(path.with_suffix(".json"))
+    tensors.write(path, trained.model)
+    went = {"cell": each.name, "deaths": trained.deaths, "epochs": trained.epochs}
+    _write(each.timing(run), went)
+    _write(record(run.path, each), figures)
+    cell.forget(training)
+
+
+def _write(path: Path, content: Any) -> None:
+    text = json.dumps(content) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -1,0 +1,75 @@
+"""The learners on Ray: started once, trained with as often as asked, replaced when they die."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from fedspeech.cluster import joining
+from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.config.engine import EngineSettings
+from fedspeech.errors import FedSpeechError
+from fedspeech.training.parallel import METHODS
+from fedspeech.training.parallel.group import LOOPBACK, serve
+from fedspeech.training.parallel.learner import Learner, Training
+
+AT_ONCE = 2
+"""Calls that an actor answers side by side: it is told to stop while it learns."""
+
+
+class Crew:
+    """Ray's actors, by their numbers, and the store at which they meet.
+
+    Raises RunError where Ray cannot be reached, or has no room for so many learners.
+    """
+
+    def __init__(self, settings: DataParallelConfig, learners: int) -> None:
+        self._settings = settings
+        self._actors: dict[int, Any] = {}
+        engine = settings.engine
+        self._ours = joining.connect(EngineSettings(workers=learners, **engine.model_dump()))
+        host = LOOPBACK if engine.ray_address is None else str(ray.util.get_node_ip_address())
+        self.store, port = serve(host)
+        self.address = host, port
+
+    def actor(self, number: int, server: bool = False) -> Any:
+        """The learner with this number, started if it is not there yet."""
+        if number not in self._actors:
+            engine = self._settings.engine
+            options = {
+                "num_cpus": 0 if server else engine.cpus_per_worker,
+                "num_gpus": 0 if server else engine.gpus_per_worker,
+                "max_concurrency": AT_ONCE,
+                "max_restarts": 0,
+            }
+            made = ray.remote(Learner).options(**options)
+            self._actors[number] = made.remote(number, self._settings)
+        return self._actors[number]
+
+    def bury(self, number: int) -> None:
+        """End a learner; the next one with its number is another process."""
+        if number in self._actors:
+            ray.kill(self._actors.pop(number))
+
+    def prepare(self, training: Training, numbers: Sequence[int]) -> dict[int, ray.ObjectRef]:
+        """Let some learners begin a training; what tells that they are ready."""
+        parallel = training.settings.parallel
+        learners = parallel.learners
+        assert max(numbers) < learners + METHODS[parallel.method].servers
+        return {n: self.actor(n, n >= learners).prepare.remote(training) for n in numbers}
+
+    def close(self) -> None:
+        """End all learners, and Ray if it was started here."""
+        for number in list(self._actors):
+            self.bury(number)
+        joining.leave(self._ours)
+
+
+def gotten(reference: ray.ObjectRef) -> Any:
+    """What a learner answers. Raises its FedSpeechError; RayError where it died."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, FedSpeechError):
+            raise error.cause from None
+        raise

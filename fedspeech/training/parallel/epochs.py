@@ -1,0 +1,83 @@
+"""How the epochs of a training went, from what its learners report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from fedspeech.training.parallel.learner import Report
+
+SUMS = ("utterances", "updates", "bytes")
+DIGITS = 4
+
+
+class Epochs:
+    """Reports by epoch, until all learners have told of it."""
+
+    def __init__(self, told: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.told = [dict(each) for each in told]
+        self._open: dict[int, dict[int, Report]] = {}
+
+    def take(self, report: Report) -> None:
+        """One more report."""
+        self._open.setdefault(report.epoch, {})[report.learner] = report
+
+    def close(self, learners: int, seconds: float) -> dict[str, Any] | None:
+        """The next epoch, if so many learners have told of it; it took so many seconds."""
+        found = self._open.get(len(self.told), {})
+        if len(found) < learners:
+            return None
+        reports = [found[number] for number in sorted(found)]
+        del self._open[len(self.told)]
+        self.told.append(_summary(reports, seconds))
+        return self.told[-1]
+
+    def back_to(self, epoch: int) -> None:
+        """Forget what came after so many epochs."""
+        del self.told[epoch:]
+        self._open.clear()
+
+    @property
+    def losses(self) -> list[float]:
+        """The mean loss of each epoch, in nats per utterance."""
+        return [each["loss"] for each in self.told]
+
+
+def _summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
+    measured = [report.measured for report in reports]
+    sums = {name: sum(asdict(each)[name] for each in measured) for name in SUMS}
+    updates = max(1, sums["updates"])
+    return {
+        "loss": sum(each.loss for each in measured) / max(1, sums["utterances"]),
+        "seconds": round(seconds, DIGITS),
+        **sums,
+        "computing": [round(each.computing, DIGITS) for each in measured],
+        "waiting": [round(each.waiting, DIGITS) for each in measured],
+        "staleness": round(sum(each.staleness for each in measured) / updates, DIGITS),
+        "most_stale": max(each.most_stale for each in measured),
+        "consensus": _consensus(reports),
+    }
+
+
+def _consensus(reports: Sequence[Report]) -> float:
+    """The mean Euclidean distance of the learners' parameters from their average.
+
+    As they are when each learner's epoch ends; 0 where the method leaves them alike.
+    """
+    vectors = [report.parameters for report in reports if report.parameters is not None]
+    if len(vectors) < 2:
+        return 0.0
+    models = torch.stack(vectors).double()
+    return round(float((models - models.mean(0)).norm(dim=1).mean()), 6)
+
+
+def said(epoch: Mapping[str, Any]) -> str:
+    """A word on how an epoch went."""
+    computing, waiting = sum(epoch["computing"]), sum(epoch["waiting"])
+    pace = epoch["utterances"] / epoch["seconds"] if epoch["seconds"] else 0.0
+    return (
+        f"loss {epoch['loss']:.3f}, {pace:.0f} utterances/s, {computing:.1f} s computing, "
+        f"{waiting:.1f} s waiting, {epoch['bytes'] / 1e6:.1f} MB, "
+        f"staleness {epoch['staleness']:.2g}, consensus {epoch['consensus']:.2g}"
+    )

@@ -1,0 +1,228 @@
+"""The process group of the learners: formed within a time, left when one of them dies.
+
+A store of PyTorch's, which outlives all learners, is where they meet. Each forming is a generation
+of its own there, so that a group without the dead one, or with one that joins again, is another
+one. Tensors travel by gloo between processors and by NCCL between GPUs. What goes from one learner
+to another (`send`, `receive`) travels by gloo from everywhere: NCCL has no tags, and two learners
+that send to each other at once would wait for ever.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from fedspeech.accelerator import place
+from fedspeech.errors import RunError
+from fedspeech.training.parallel.watch import Watch
+
+LOOPBACK = "127.0.0.1"
+STORE_SECONDS = 60.0
+LOOK_SECONDS = 0.01
+PATIENCE = timedelta(hours=2)
+"""How long a learner waits for others who are alive, but slow."""
+AT_ONCE = timedelta(milliseconds=1)
+NEVER_SENT = 2**20
+"""A tag that nobody uses."""
+
+
+class Lost(Exception):
+    """The group is no more: a learner in it died, or the run's process wants another one."""
+
+
+def serve(host: str = LOOPBACK) -> tuple[TCPStore, int]:
+    """A store for learners to meet at, listening on this address alone; and its port."""
+    listening = socket.create_server((host, 0))
+    port = int(listening.getsockname()[1])
+    # PyTorch itself would listen on every address.
+    store = TCPStore(
+        host,
+        port,
+        is_master=True,
+        timeout=timedelta(seconds=STORE_SECONDS),
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+    )
+    return store, port
+
+
+def join(host: str, port: int) -> TCPStore:
+    """The store that another process serves."""
+    if host == LOOPBACK:
+        names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+    return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a learner meets the others."""
+
+    learner: int
+    members: tuple[int, ...]
+    """All learners of this generation, in the order of their ranks."""
+    generation: str
+    """A name that no other group has."""
+    fingerprint: str = ""
+    """Of what all of them have to agree upon: corpus, share and settings."""
+    seconds: float = 120.0
+    """How long to wait for the others."""
+
+
+class Message(NamedTuple):
+    """A tensor on its way."""
+
+    work: dist.Work | None
+    tensor: torch.Tensor
+
+    def arrived(self) -> torch.Tensor:
+        """The tensor, when it is there, or has gone. Raises Lost where it never will."""
+        assert self.work is not None
+        with losing():
+            self.work.wait()
+        return self.tensor
+
+
+@dataclass
+class Group:
+    """Learners that talk to each other; ranks count them."""
+
+    rank: int
+    size: int
+    store: Store
+    watch: Watch = field(default_factory=Watch)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Set where the run's process wants the learners back."""
+
+    def check(self) -> None:
+        """Raise Lost where the group is not to go on."""
+        if self.stopped.is_set():
+            raise Lost("stopped")
+
+    @contextmanager
+    def talks(self) -> Iterator[None]:
+        """In the block this learner waits for others. Raises Lost where one of them is gone."""
+        with self.watch.waits(), losing():
+            yield
+
+    def send(self, tensor: torch.Tensor, to: int, tag: int = 0) -> "Message":
+        """Begin to send a tensor, which has to stay as it is until that is done."""
+        self.watch.sent(tensor.numel() * tensor.element_size())
+        there = tensor.cpu()
+        with losing():
+            return Message(dist.isend(there, to, tag=tag), there)
+
+    def receive(self, into: torch.Tensor, of: int, tag: int = 0) -> "Message":
+        """Begin to receive a tensor on the processor."""
+        with losing():
+            return Message(dist.irecv(into, of, tag=tag), into)
+
+    def sum(self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> None:
+        """Make a tensor the sum of all learners', or of those of a group."""
+        size = self.size if group is None else group.size()
+        if size == 1:
+            return
+        self.watch.sent(summed_bytes(tensor, size))
+        with self.talks():
+            dist.all_reduce(tensor, group=group)
+
+    def claim(self, count: int = 1) -> int:
+        """The first of so many numbers that nobody else gets, from 0."""
+        with losing():
+            return int(self.store.add("claimed", count)) - count
+
+    def wait_for_all(self, name: str) -> None:
+        """Wait until every learner has come here. Raises Lost where the group is given up."""
+        with self.watch.waits(), losing():
+            self.store.add(name, 1)
+            while int(self.store.add(name, 0)) < self.size:
+                self.check()
+                time.sleep(LOOK_SECONDS)
+
+    def close(self) -> None:
+        """Leave: who still waits for this learner, here or elsewhere, is told that it is gone."""
+        if not dist.is_initialized():
+            return
+        with suppress(RuntimeError, Lost):
+            self._cut()
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+    def _cut(self) -> None:
+        """Close every connection. Gloo does that where a message does not come in time."""
+        if self.size > 1:
+            other = (self.rank + 1) % self.size
+            work = self.receive(torch.empty(1), other, NEVER_SENT).work
+            assert work is not None
+            work.wait(AT_ONCE)
+
+
+def form(store: Store, seat: Seat, watch: Watch, stopped: threading.Event) -> Group:
+    """The group of a generation, as soon as all its members are there.
+
+    Raises RunError where one does not come in time (who is named), or where one has another
+    fingerprint; Lost where `stopped` is set meanwhile.
+    """
+    own = PrefixStore(seat.generation, store)
+    own.set(f"here/{seat.learner}", seat.fingerprint or "-")
+    _meet(own, seat, stopped)
+    _compare(own, seat)
+    rank, size = seat.members.index(seat.learner), len(seat.members)
+    backend = "cpu:gloo,cuda:nccl" if place().type == "cuda" else "gloo"
+    with losing():
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
+    return Group(rank, size, own, watch, stopped)
+
+
+def _meet(store: Store, seat: Seat, stopped: threading.Event) -> None:
+    deadline = time.monotonic() + seat.seconds
+    missing = list(seat.members)
+    while missing := [m for m in missing if not store.check([f"here/{m}"])]:
+        if stopped.is_set():
+            raise Lost("stopped")
+        if time.monotonic() > deadline:
+            every = ", ".join(map(str, seat.members))
+            raise RunError(
+                f"the process group did not form in {seat.seconds:g} s: of the learners {every} "
+                f"there is no {' and no '.join(map(str, missing))} (parallel.form_seconds)"
+            )
+        time.sleep(LOOK_SECONDS)
+
+
+def _compare(store: Store, seat: Seat) -> None:
+    said = {m: store.get(f"here/{m}").decode() for m in seat.members}
+    first = seat.members[0]
+    for member, fingerprint in said.items():
+        if fingerprint != said[first]:
+            raise RunError(
+                f"learner {member} has another corpus or other settings than learner {first}: "
+                f"fingerprint {fingerprint[:12]} there, {said[first][:12]} here"
+            )
+
+
+@contextmanager
+def losing() -> Iterator[None]:
+    """What PyTorch raises where a connection is gone becomes Lost."""
+    try:
+        yield
+    except dist.DistError as error:
+        raise Lost(str(error)) from error
+    except RuntimeError as error:
+        # Gloo's own have no type of their own.
+        if "gloo" not in str(error).lower() and "NCCL" not in str(error):
+            raise
+        raise Lost(str(error)) from error
+
+
+def summed_bytes(tensor: torch.Tensor, learners: int) -> int:
+    """What each of so many learners sends where a ring sums a tensor."""
+    return 2 * (learners - 1) * tensor.numel() * tensor.element_size() // learners

@@ -1,0 +1,180 @@
+"""One learner: a process that learns its parts, with others, as often as a group is formed."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fedspeech import corpus
+from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.run_folder import cache_folder
+from fedspeech.tensors import Tensors, state
+from fedspeech.training import checkpoint
+from fedspeech.training.parallel import METHODS
+from fedspeech.training.parallel.group import Lost, Seat, form, join
+from fedspeech.training.parallel.loop import ParallelLoop
+from fedspeech.training.parallel.method import Method
+from fedspeech.training.parallel.task import Task
+from fedspeech.training.parallel.watch import Measured, Pace, Watch
+
+
+class Training(NamedTuple):
+    """What is trained: one model, by the settings that hold for it."""
+
+    settings: DataParallelConfig
+    seed: int
+    run: Path
+    name: str
+    """Of its files."""
+
+    def checkpoint(self, learner: int, epoch: int) -> Path:
+        """What a learner goes on from after so many epochs."""
+        return self.run / "cells" / f"{self.name}.learner-{learner}.epoch-{epoch}.checkpoint"
+
+
+class Order(NamedTuple):
+    """Learn from this part on, with whom the seat says."""
+
+    seat: Seat
+    store: tuple[str, int]
+    """Address of the store to meet at."""
+    first: int
+    epoch: int | None
+    """Begin with the checkpoint after so many epochs, or with what there is in memory."""
+
+
+@dataclass
+class Report:
+    """How a learner's epoch went."""
+
+    learner: int
+    epoch: int
+    measured: Measured
+    parameters: torch.Tensor | None
+    """All in one vector, where learners' models differ."""
+
+
+@dataclass
+class Ended:
+    """A learner is back: at the end of all parts, or because the group is no more."""
+
+    learner: int
+    lost: str | None
+    reached: int
+    """The first part that is left."""
+
+
+class Learner:
+    """What runs in a process of its own; `number` counts the learners, servers come last."""
+
+    def __init__(self, number: int, settings: DataParallelConfig) -> None:
+        self._number, self._threads = number, settings.engine.cpus_per_worker
+        torch.set_num_threads(self._threads)
+        speech = corpus.load(settings.corpus)
+        self._task = Task(settings, speech, cache_folder() / "features")
+        self._stopped: dict[str, threading.Event] = {}
+
+    def prepare(self, training: Training) -> None:
+        """Begin a training with its freshly drawn model."""
+        settings, number = training.settings, self._number
+        parallel = settings.parallel
+        slowed = dict(enumerate(parallel.slowed)).get(number, 1.0)
+        self._training, self._watch = training, Watch(Pace(slowed, parallel.processor))
+        share = self._task.share(settings, training.seed)
+        model = self._task.model(training.seed)
+        self._loop = ParallelLoop(model, share, self._watch, f"learner {number}")
+        self._epoch = 0
+        self._kept: dict[str, Any] = {}
+
+    def learn(self, order: Order) -> Iterator[Report | Ended]:
+        """Learn until all parts are done or the group is lost; a report after every epoch.
+
+        Raises RunError where the group does not form or the training diverges.
+        """
+        torch.set_num_threads(self._threads)  # of this thread
+        self._begin(order)
+        group, method = None, None
+        lost: str | None = None
+        reached = order.first
+        try:
+            group = form(join(*order.store), order.seat, self._watch, self._stop(order))
+            method = METHODS[self._settings.method](self._loop, group, self._settings)
+            method.resume(self._kept)
+            for number in method.parts(order.first):
+                yield from self._crossed(self._loop.share.epoch_of(number), method)
+                self._loop.learn(method, number)
+            method.finish()
+            yield from self._crossed(self._loop.settings.epochs, method)
+        except Lost as error:
+            lost = str(error)
+        finally:
+            if method is not None:
+                reached = max(reached, method.reached)
+                self._kept = method.state()
+                method.close()
+            if group is not None:
+                group.close()
+        yield Ended(self._number, lost, reached)
+
+    def stop(self, generation: str) -> None:
+        """Let `learn` come back, from another thread."""
+        self._stopped.setdefault(generation, threading.Event()).set()
+
+    def state(self) -> dict[str, Any]:
+        """What another learner needs to go on beside this one."""
+        loop = self._loop
+        return {
+            "model": loop.model.state_dict(),
+            "optimizer": loop.optimizer.state_dict(),
+            "method": self._kept,
+            "epoch": self._epoch,
+        }
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Take over what another learner has."""
+        self._loop.model.load_state_dict(state["model"])
+        self._loop.optimizer.load_state_dict(state["optimizer"])
+        self._kept, self._epoch = state["method"], state["epoch"]
+
+    def model(self) -> Tensors:
+        """The model as it is."""
+        return state(self._loop.model)
+
+    @property
+    def _settings(self) -> Any:
+        return self._training.settings.parallel
+
+    def _stop(self, order: Order) -> threading.Event:
+        return self._stopped.setdefault(order.seat.generation, threading.Event())
+
+    def _begin(self, order: Order) -> None:
+        if order.epoch is None:
+            return
+        keeper = 0 if METHODS[self._settings.method].alike else self._number
+        path = self._training.checkpoint(keeper, order.epoch)
+        (self._kept,) = checkpoint.load(path, self._loop, "method") or [{}]
+        self._epoch = order.epoch
+        self._watch.take()
+
+    def _crossed(self, epoch: int, method: Method) -> Iterator[Report]:
+        """A report of each epoch that is over before this one; what to go on from is kept."""
+        while self._epoch < epoch:
+            parameters = None if method.alike else self._parameters()
+            yield Report(self._number, self._epoch, self._watch.take(), parameters)
+            self._epoch += 1
+            self._save(method)
+
+    def _save(self, method: Method) -> None:
+        if method.alike and self._number > 0:
+            return
+        keep = self._training.checkpoint
+        checkpoint.save(keep(self._number, self._epoch), self._loop, method=method.state())
+        # The others may not have come so far; then all go on from the one before.
+        keep(self._number, self._epoch - 2).unlink(missing_ok=True)
+
+    def _parameters(self) -> torch.Tensor:
+        vector = torch.nn.utils.parameters_to_vector(self._loop.model.parameters())
+        return vector.detach().cpu().clone()

@@ -1,0 +1,78 @@
+"""What learners learn from, what their model is judged on, and what it is."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse import CutSet
+
+from fedspeech import evaluation, features, models, seeding, units
+from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.corpus import statistics
+from fedspeech.corpus.cuts import text_of
+from fedspeech.corpus.partition import train_and_test
+from fedspeech.errors import CorpusError
+from fedspeech.evaluation import Counts
+from fedspeech.features import Utterance
+from fedspeech.models.description import ModelDescription
+from fedspeech.training.course import fitting
+from fedspeech.training.parallel.share import PURPOSE, Share
+
+APART: Any = {"corpus": {"path"}, "engine": True, "seeds": True, "name": True, "parallel": True}
+"""Settings by which learners may differ without learning another model."""
+
+
+class Task:
+    """The speech, and the model's shape.
+
+    `skipped` counts training utterances with more units than the model has steps for them.
+    """
+
+    def __init__(self, settings: DataParallelConfig, speech: CutSet, folder: Path) -> None:
+        """`folder` is the cache of features. Raises ConfigError or CorpusError where settings and
+        speech do not fit together.
+        """
+        train, test = train_and_test(speech, settings.test)
+        self.corpus = statistics.fingerprint(speech)
+        spelled = units.learn([text_of(cut) for cut in train], settings.units)
+        self.description = ModelDescription(settings.model.name, settings.features, spelled)
+        speeds = settings.training.augmentation.speeds
+        spoken = features.prepare(train, settings.features, speeds, folder)
+        self.taught: Sequence[Utterance] = fitting(spoken, self.description)
+        if not self.taught:
+            raise CorpusError("all training utterances have more units than there are steps")
+        self.skipped = len(spoken) - len(self.taught)
+        self._test = features.prepare(test, settings.features, (), folder)
+
+    def model(self, seed: int) -> torch.nn.Module:
+        """The model, freshly drawn: alike whatever the method and the number of learners."""
+        with seeding.scoped(seed, 0, "", f"{PURPOSE}, initialization"):
+            return self.description.empty()
+
+    def share(self, settings: DataParallelConfig, seed: int) -> Share:
+        """The training speech, cut among the learners."""
+        about = self.description
+        return Share(
+            *(settings.training, about.features, about.units, self.taught),
+            *(seed, settings.parallel.learners),
+        )
+
+    def fingerprint(self, settings: DataParallelConfig, seed: int) -> str:
+        """Of what all learners have to agree upon."""
+        said = settings.model_dump(mode="json", exclude=APART)
+        name = json.dumps([self.corpus, said, seed], sort_keys=True)
+        return hashlib.sha256(name.encode()).hexdigest()
+
+    def errors(self, model: torch.nn.Module) -> dict[str, Counts]:
+        """Word errors by speaker, greedily decoded."""
+        about = self.description
+        counts = evaluation.word_errors(model, self._test, about.features, about.units)
+        return evaluation.by_speaker(self._test, counts)
+
+
+def check(settings: DataParallelConfig) -> None:
+    """What can be told before any speech is read. Raises ConfigError for an unknown model."""
+    models.find(settings.model.name)
