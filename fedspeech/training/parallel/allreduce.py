@@ -52,10 +52,6 @@ class Allreduce(Method):
         self.group.check()
         self.loop.step()
 
-    def finish(self) -> None:
-        """Nobody leaves while another one still waits for it."""
-        self.group.wait_for_all("finished")
-
     def close(self) -> None:
         """The model is one of its own again."""
         self._joined.part_ways()

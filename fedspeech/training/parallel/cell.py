@@ -13,7 +13,7 @@ from fedspeech import tensors
 from fedspeech.errors import RunError
 from fedspeech.progress import Stage
 from fedspeech.tensors import Tensors, write_whole
-from fedspeech.training.parallel import METHODS
+from fedspeech.training.parallel import method_of
 from fedspeech.training.parallel.crew import Crew, gotten
 from fedspeech.training.parallel.epochs import Epochs, said
 from fedspeech.training.parallel.generation import Generation, Outcome
@@ -60,7 +60,7 @@ class _Cell:
 
     def __post_init__(self) -> None:
         parallel = self.training.settings.parallel
-        self._method = METHODS[parallel.method]
+        self._method = method_of(parallel)
         self._all = list(range(parallel.learners + self._method.servers))
         self._parts = self.task.share(self.training.settings, self.training.seed).parts_per_epoch
         self._record = self.training.run / "cells" / f"{self.training.name}.epochs.json"

@@ -9,7 +9,7 @@ from fedspeech.cluster import joining
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import FedSpeechError
-from fedspeech.training.parallel import METHODS
+from fedspeech.training.parallel import method_of
 from fedspeech.training.parallel.group import LOOPBACK, serve
 from fedspeech.training.parallel.learner import Learner, Training
 
@@ -55,7 +55,7 @@ class Crew:
         """Let some learners begin a training; what tells that they are ready."""
         parallel = training.settings.parallel
         learners = parallel.learners
-        assert max(numbers) < learners + METHODS[parallel.method].servers
+        assert max(numbers) < learners + method_of(parallel).servers
         return {n: self.actor(n, n >= learners).prepare.remote(training) for n in numbers}
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fedspeech.training.parallel import mixing
 from fedspeech.training.parallel.learner import Report
 
 SUMS = ("utterances", "updates", "bytes")
@@ -61,15 +62,14 @@ def _summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
 
 
 def _consensus(reports: Sequence[Report]) -> float:
-    """The mean Euclidean distance of the learners' parameters from their average.
+    """How far the learners' parameters are from their average, each when its epoch ends.
 
-    As they are when each learner's epoch ends; 0 where the method leaves them alike.
+    0 where the method leaves them alike.
     """
     vectors = [report.parameters for report in reports if report.parameters is not None]
     if len(vectors) < 2:
         return 0.0
-    models = torch.stack(vectors).double()
-    return round(float((models - models.mean(0)).norm(dim=1).mean()), 6)
+    return round(mixing.consensus_distance(torch.stack(vectors).double().numpy()), 6)
 
 
 def said(epoch: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -102,6 +102,7 @@ class Group:
     watch: Watch = field(default_factory=Watch)
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set where the run's process wants the learners back."""
+    _parts: list[tuple[dist.ProcessGroup, Sequence[int]]] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise Lost where the group is not to go on."""
@@ -140,11 +141,20 @@ class Group:
         with losing():
             return int(self.store.add("claimed", count)) - count
 
-    def wait_for_all(self, name: str) -> None:
-        """Wait until every learner has come here. Raises Lost where the group is given up."""
+    def part(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+        """A group of some of the learners, asked for by all; None for who is not in it."""
+        with losing():
+            found = dist.new_group(list(ranks), timeout=PATIENCE)
+        if self.rank not in ranks:
+            return None
+        self._parts.append((found, ranks))
+        return found  # type: ignore[no-any-return]
+
+    def wait_for_all(self, name: str, count: int | None = None) -> None:
+        """Wait until all learners, or so many, have come. Raises Lost where it is given up."""
         with self.watch.waits(), losing():
             self.store.add(name, 1)
-            while int(self.store.add(name, 0)) < self.size:
+            while int(self.store.add(name, 0)) < (count or self.size):
                 self.check()
                 time.sleep(LOOK_SECONDS)
 
@@ -152,18 +162,20 @@ class Group:
         """Leave: who still waits for this learner, here or elsewhere, is told that it is gone."""
         if not dist.is_initialized():
             return
-        with suppress(RuntimeError, Lost):
-            self._cut()
+        self._cut()
         with suppress(RuntimeError):
             dist.destroy_process_group()
 
     def _cut(self) -> None:
         """Close every connection. Gloo does that where a message does not come in time."""
-        if self.size > 1:
-            other = (self.rank + 1) % self.size
-            work = self.receive(torch.empty(1), other, NEVER_SENT).work
-            assert work is not None
-            work.wait(AT_ONCE)
+        parts: list[tuple[dist.ProcessGroup | None, Sequence[int]]] = [(None, range(self.size))]
+        for group, ranks in [*parts, *self._parts]:
+            for other in ranks:
+                if other != self.rank:
+                    with suppress(RuntimeError):  # also where that one is gone already
+                        work = dist.irecv(torch.empty(1), other, group, NEVER_SENT)
+                        assert work is not None
+                        work.wait(AT_ONCE)
 
 
 def form(store: Store, seat: Seat, watch: Watch, stopped: threading.Event) -> Group:

@@ -13,7 +13,7 @@ from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.run_folder import cache_folder
 from fedspeech.tensors import Tensors, state
 from fedspeech.training import checkpoint
-from fedspeech.training.parallel import METHODS
+from fedspeech.training.parallel import method_of
 from fedspeech.training.parallel.group import Lost, Seat, form, join
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.method import Method
@@ -101,11 +101,12 @@ class Learner:
         reached = order.first
         try:
             group = form(join(*order.store), order.seat, self._watch, self._stop(order))
-            method = METHODS[self._settings.method](self._loop, group, self._settings)
+            method = method_of(self._settings)(self._loop, group, self._settings)
             method.resume(self._kept)
             for number in method.parts(order.first):
                 yield from self._crossed(self._loop.share.epoch_of(number), method)
-                self._loop.learn(method, number)
+                if not method.serves:
+                    self._loop.learn(method, number)
             method.finish()
             yield from self._crossed(self._loop.settings.epochs, method)
         except Lost as error:
@@ -153,7 +154,7 @@ class Learner:
     def _begin(self, order: Order) -> None:
         if order.epoch is None:
             return
-        keeper = 0 if METHODS[self._settings.method].alike else self._number
+        keeper = 0 if method_of(self._settings).alike else self._number
         path = self._training.checkpoint(keeper, order.epoch)
         (self._kept,) = checkpoint.load(path, self._loop, "method") or [{}]
         self._epoch = order.epoch

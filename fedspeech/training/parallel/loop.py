@@ -1,6 +1,7 @@
 """The loop of a learner: gradient after gradient, and in between what its method does."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 
@@ -21,10 +22,11 @@ class ParallelLoop(Loop):
     def learn(self, method: Method, number: int) -> None:
         """One part: its gradient, and what the method makes of it.
 
-        Raises RunError, naming this learner, where the loss or the gradient is no number; nothing
+        Raises RunError, naming this learner, where model, loss or gradient is no number; nothing
         of it has been sent then.
         """
         part = self.share.part(number)
+        self.check(_sum(self.model.parameters()), part)
         self.model.train()
         self.optimizer.zero_grad()
         method.begin(part)
@@ -33,7 +35,7 @@ class ParallelLoop(Loop):
             loss = float(losses.detach().sum())
             self.check(loss, part)
             torch.autograd.backward(losses.sum() * method.weight(part))
-        self.check(self._gradient_sum(), part)
+        self.check(_sum(p.grad for p in self.model.parameters() if p.grad is not None), part)
         method.exchange(part)
         self.watch.learned(len(part.chosen), loss)
 
@@ -47,7 +49,7 @@ class ParallelLoop(Loop):
             epoch = self.share.epoch_of(part.number) + 1
             raise RunError(
                 f"{self._name}: training diverged in epoch {epoch}, part {part.number} "
-                f"(loss or gradient {value:g}); the rate {self.rate:g} may be too large"
+                f"(model, loss or gradient {value:g}); the rate {self.rate:g} may be too large"
             )
 
     @property
@@ -55,7 +57,7 @@ class ParallelLoop(Loop):
         """The learning rate of the last minibatch."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _gradient_sum(self) -> float:
-        """Infinite or no number where a value of the gradient is."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(torch.stack([gradient.sum() for gradient in gradients]).sum())
+
+def _sum(tensors: Iterable[torch.Tensor]) -> float:
+    """Infinite or no number where one of their values is."""
+    return float(torch.stack([tensor.detach().sum() for tensor in tensors]).sum())

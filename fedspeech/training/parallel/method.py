@@ -30,8 +30,7 @@ class Method:
 
     def __init__(self, loop: "ParallelLoop", group: Group, settings: ParallelSettings) -> None:
         self.loop, self.group, self.settings = loop, group, settings
-        self.reached = 0
-        """The first part that is left for a group that goes on after this one."""
+        self._reached = 0
 
     @classmethod
     def able(cls, living: Sequence[int], settings: ParallelSettings) -> list[int]:
@@ -44,10 +43,20 @@ class Method:
         Dealt out in turns; where there are too few left for all, nobody takes them.
         """
         size, left = self.group.size, self.loop.share.parts - first
-        self.reached = first
+        self._reached = first
         for _ in range(left // size):
-            yield self.reached + self.group.rank
-            self.reached += size
+            yield self._reached + self.group.rank
+            self._reached += size
+
+    @property
+    def reached(self) -> int:
+        """The first part that is left for a group that goes on after this one."""
+        return self._reached
+
+    @property
+    def serves(self) -> bool:
+        """Whether this process learns no parts itself; `parts` tells it then how far others are."""
+        return False
 
     def weight(self, part: Part) -> float:
         """What the summed loss of a part is multiplied by."""
@@ -61,7 +70,8 @@ class Method:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """All parts are done: what is still to be said to each other."""
+        """All parts are done. Nobody leaves while another one still waits for it."""
+        self.group.wait_for_all("finished")
 
     def close(self) -> None:
         """Let go of the model; the group may be gone."""
@@ -72,6 +82,28 @@ class Method:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint kept."""
+
+
+class FirstCome(Method):
+    """Each part is learned by whoever comes first, so that a slow learner holds up nobody."""
+
+    _first = 0
+
+    def parts(self, first: int) -> Iterator[int]:
+        """Parts that nobody else has taken."""
+        self._first = first
+        while (number := self.claim()) is not None:
+            yield number
+
+    def claim(self, together: int = 1) -> int | None:
+        """The first of so many parts, which are this learner's now; None where none are left."""
+        number = self._first + self.group.claim(together)
+        return number if number < self.loop.share.parts else None
+
+    @property
+    def reached(self) -> int:
+        """What was underway when the group was lost is not learned again."""
+        return min(self._first + self.group.claim(0), self.loop.share.parts)
 
 
 def flat(module: torch.nn.Module) -> torch.Tensor:

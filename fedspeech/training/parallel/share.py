@@ -55,7 +55,7 @@ class Share(Course):
             )
         joined = training.model_copy(update={"batch_size": training.batch_size * learners})
         super().__init__(joined, feature_settings, units, utterances, (seed, 0, "", PURPOSE))
-        self.training, self.learners, self._seed = training, learners, seed
+        self.training, self.learners, self.seed = training, learners, seed
         self._cut = functools.lru_cache(maxsize=2)(self._cut_epoch)
 
     @property
@@ -100,7 +100,7 @@ class Share(Course):
 
     def drawn(self, number: int) -> Draws:
         """The generator of a part: of its augmentation and its dropout."""
-        return Draws(self._seed, 0, "", f"{PURPOSE}, part {number}")
+        return Draws(self.seed, 0, "", f"{PURPOSE}, part {number}")
 
     def minibatch(self, part: Part) -> Update:
         """A part as a minibatch, while its generator is taken up."""

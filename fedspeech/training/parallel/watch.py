@@ -4,6 +4,7 @@ A learner can be made slower, and held to its share of a processor, so that a st
 learners on few processors behave as they would on machines of their own.
 """
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class Watch:
     def __init__(self, pace: Pace | None = None) -> None:
         self._pace = pace or Pace()
         self._ready: float | None = None
+        self._lock = threading.Lock()
         self.measured = Measured()
 
     def take(self) -> Measured:
@@ -90,8 +92,9 @@ class Watch:
         self.measured.loss += loss
 
     def sent(self, size: int) -> None:
-        """So many bytes went to another learner."""
-        self.measured.bytes += size
+        """So many bytes went to another learner; from any thread."""
+        with self._lock:
+            self.measured.bytes += size
 
     def stale(self, updates: int) -> None:
         """The model was changed so often by others before a gradient of it counted."""

@@ -1,0 +1,203 @@
+"""Learners in processes of their own, on a tiny model and random speech; the same in plain sums.
+
+A job runs in every process of a group at the same time. Everything is in double precision, without
+dropout and augmentation, by SGD, so that it can be computed again by hand.
+"""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedspeech.config.data_parallel import ParallelSettings, ParallelTraining
+from fedspeech.config.model import FeatureSettings
+from fedspeech.features import Normalization, Utterance, batch
+from fedspeech.models.tdnn import TDNN, Layer
+from fedspeech.training.parallel import method_of
+from fedspeech.training.parallel.group import LOOPBACK, Lost, Seat, form, join
+from fedspeech.training.parallel.loop import ParallelLoop
+from fedspeech.training.parallel.share import Share
+from fedspeech.training.parallel.watch import Measured, Pace, Watch
+
+DIMENSION, WIDTH = 6, 5
+FEATURES = FeatureSettings(kind="log-mel", dimension=DIMENSION)
+NOTHING = {
+    "speeds": (),
+    "warps": (),
+    "volumes": (),
+    "noise": (),
+    "time_masks": 0,
+    "frequency_masks": 0,
+}
+
+
+class Letters:
+    """Spells with three units."""
+
+    def encode(self, text: str) -> list[int]:
+        return ["abc".index(letter) + 1 for letter in text]
+
+
+def spoken(count: int = 12, seed: int = 0) -> list[Utterance]:
+    """Random speech of different lengths."""
+    draw = np.random.default_rng(seed)
+    flat = Normalization(torch.zeros(DIMENSION), torch.ones(DIMENSION))
+    return [
+        Utterance(
+            f"u{i}",
+            "s",
+            "".join(draw.choice(list("abc"), 2)),
+            {1.0: torch.tensor(draw.normal(size=(12 + 3 * (i % 5), DIMENSION)).astype("float32"))},
+            flat,
+        )
+        for i in range(count)
+    ]
+
+
+def model(seed: int = 0) -> TDNN:
+    """Two layers with batch normalization, in double precision."""
+    torch.manual_seed(seed)
+    return TDNN(DIMENSION, 4, WIDTH, (Layer(1), Layer(3, 1))).double()
+
+
+def training(**changed: Any) -> ParallelTraining:
+    """A constant rate, and nothing drawn."""
+    return ParallelTraining(
+        **{
+            "epochs": 2,
+            "batch_size": 3,
+            "learning_rate": 0.05,
+            "final_learning_rate": 0.05,
+            "warmup": 0.0,
+            "clean": 1.0,
+            "gradient_norm": 1e9,
+            "augmentation": NOTHING,
+            "precision": "fp32",
+            **changed,
+        }
+    )
+
+
+@dataclass
+class Job:
+    """What one learner of a group does."""
+
+    port: int
+    generation: str
+    rank: int
+    parallel: ParallelSettings
+    training: ParallelTraining = field(default_factory=training)
+    utterances: int = 12
+    apart: float = 0.0
+    """How far the learners' first models are from each other."""
+    spoiled: int | None = None
+    """The rank whose model has a value that is no number."""
+    slowed: float = 1.0
+    fingerprint: str = ""
+    seconds: float = 60.0
+    members: tuple[int, ...] | None = None
+    leaves: int | None = None
+    """After so many parts the learner with the last rank is gone."""
+
+
+@dataclass
+class Told:
+    """What a learner tells of its job."""
+
+    numbers: list[int]
+    models: list[np.ndarray]
+    """Parameters after each part, and at last at the end."""
+    buffers: dict[str, np.ndarray]
+    measured: Measured
+    error: str | None = None
+
+
+def shared(job: Job) -> Share:
+    return Share(
+        job.training, FEATURES, Letters(), spoken(job.utterances), 0, job.parallel.learners
+    )
+
+
+def first_model(job: Job) -> TDNN:
+    made = model()
+    draw = np.random.default_rng(job.rank)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += job.apart * torch.tensor(draw.normal(size=tuple(parameter.shape)))
+    return made
+
+
+def vector(module: torch.nn.Module) -> np.ndarray:
+    return torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy().copy()
+
+
+def warm() -> None:
+    """Keep a process busy until all of them are there, with everything imported."""
+    time.sleep(0.5)
+
+
+def learn(job: Job) -> Told:
+    """Learn all parts of one learner."""
+    torch.set_num_threads(1)
+    members = job.members or tuple(range(job.parallel.learners + method_of(job.parallel).servers))
+    watch = Watch(Pace(job.slowed))
+    loop = ParallelLoop(first_model(job), shared(job), watch, f"learner {job.rank}")
+    loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=0.0)
+    told = Told([], [], {}, watch.measured)
+    group = method = None
+    try:
+        seat = Seat(job.rank, members, job.generation, job.fingerprint, job.seconds)
+        group = form(join(LOOPBACK, job.port), seat, watch, threading.Event())
+        method = method_of(job.parallel)(loop, group, job.parallel)
+        for number in method.parts(0):
+            if job.leaves == len(told.numbers) and job.rank == members[-1]:
+                raise Lost("leaves")
+            if job.spoiled == job.rank:
+                next(loop.model.parameters()).data.view(-1)[0] = float("nan")
+            if not method.serves:
+                loop.learn(method, number)
+            told.numbers.append(number)
+            told.models.append(vector(loop.model))
+        method.finish()
+    except Exception as error:
+        told.error = f"{type(error).__name__}: {error}"
+    finally:
+        if method is not None:
+            method.close()
+        if group is not None:
+            group.close()
+    told.models.append(vector(loop.model))
+    told.buffers = {name: b.numpy().copy() for name, b in loop.model.named_buffers()}
+    return told
+
+
+class Plain:
+    """The gradient of a model at some parameters, computed without any of the code under test."""
+
+    def __init__(self, job: Job) -> None:
+        self.model = model()
+        self._utterances = spoken(job.utterances)
+        self.start = vector(first_model(job))
+
+    def gradient(self, parameters: np.ndarray, chosen: list[int]) -> np.ndarray:
+        """Of the mean loss of some utterances."""
+        self.model.train()
+        self.model.zero_grad()
+        torch.nn.utils.vector_to_parameters(torch.tensor(parameters), self.model.parameters())
+        utterances = [self._utterances[i] for i in chosen]
+        heard = batch(utterances, FEATURES)
+        logits, lengths = self.model(heard.features, heard.lengths)
+        targets = [Letters().encode(u.text) for u in utterances]
+        loss = torch.nn.functional.ctc_loss(
+            logits.log_softmax(2).transpose(0, 1),
+            torch.tensor([number for target in targets for number in target]),
+            lengths,
+            torch.tensor([len(t) for t in targets]),
+            reduction="none",
+        )
+        loss.mean().backward()
+        gradients = [parameter.grad.flatten() for parameter in self.model.parameters()]
+        return torch.cat(gradients).numpy().copy()

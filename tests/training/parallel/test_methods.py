@@ -1,0 +1,203 @@
+"""Every method beside plain sums in NumPy."""
+
+import numpy as np
+import pytest
+from learners import Job, Plain, shared, training
+
+from fedspeech.config.data_parallel import ParallelSettings
+from fedspeech.training.parallel.server import leaves_time
+
+RATE = 0.05
+
+
+def job(**settings) -> Job:
+    return Job(0, "", 0, ParallelSettings(**settings))
+
+
+def parts(given: Job) -> list[list[int]]:
+    share = shared(given)
+    return [share.part(number).chosen for number in range(share.parts)]
+
+
+@pytest.mark.parametrize("learners", [2, 3])
+def test_allreduce_is_one_learner_on_the_joined_batch(together, learners):
+    """With batch statistics of the joined batch; 13 utterances leave a batch of uneven parts."""
+    settings = {"method": "allreduce", "learners": learners}
+    given = job(**settings)
+    given.utterances = 13
+    plain, chosen = Plain(given), parts(given)
+    expected = plain.start
+    for first in range(0, len(chosen), learners):
+        batch = [i for part in chosen[first : first + learners] for i in part]
+        expected = expected - RATE * plain.gradient(expected, batch)
+    told = together(settings, utterances=13)
+    for each in told:
+        assert each.error is None
+        np.testing.assert_allclose(each.models[-1], expected, rtol=0, atol=1e-12)
+    for name, buffer in plain.model.named_buffers():
+        np.testing.assert_allclose(told[0].buffers[name], buffer.numpy(), atol=1e-7)
+    assert np.abs(expected - plain.start).max() > 1e-3
+
+
+def test_half_precision_is_nearly_that(together):
+    once = training(epochs=1)
+    full, half = (
+        together({"method": "allreduce", "learners": 2, "hook": hook}, training=once)
+        for hook in ("none", "fp16")
+    )
+    first, start = full[0].models[0], Plain(job(learners=2)).start
+    gap = np.abs(half[0].models[0] - first).max()
+    assert 0 < gap < 2e-3 * np.abs(first - start).max()
+    assert half[0].measured.bytes < 0.9 * full[0].measured.bytes
+
+
+def test_low_rank_sends_less_and_leaves_learners_alike(together):
+    """What is left out of one step goes into the next: it learns nearly what the whole does."""
+    settings, long = {"method": "allreduce", "learners": 2}, training(epochs=8, batch_size=1)
+    full = together(settings, training=long)
+    low = together(settings | {"hook": "powersgd"}, training=long)
+    np.testing.assert_array_equal(low[0].models[-1], low[1].models[-1])
+    np.testing.assert_allclose(low[0].models[9], full[0].models[9], rtol=0, atol=1e-12)
+    assert np.abs(low[0].models[20] - full[0].models[20]).max() > 1e-6
+    assert low[0].measured.bytes < 0.9 * full[0].measured.bytes
+
+
+def test_ring_averages_with_neighbours_and_steps(together):
+    settings = {"method": "ring", "learners": 4}
+    given = job(**settings)
+    plain, chosen = Plain(given), parts(given)
+    models = np.stack([plain.start] * 4)
+    for first in range(0, len(chosen), 4):
+        steps = [plain.gradient(x, part) for x, part in zip(models, chosen[first:], strict=False)]
+        left, right = np.roll(models, 1, 0), np.roll(models, -1, 0)
+        models = (left + models + right) / 3 - RATE * np.stack(steps)
+    for each, expected in zip(together(settings), models, strict=True):
+        np.testing.assert_allclose(each.models[-1], expected, rtol=0, atol=1e-12)
+
+
+def test_delay_by_one_steps_by_the_gradient_of_the_model_before(together):
+    settings = {"method": "ad-psgd", "partner": "delay-by-one", "learners": 3}
+    given = job(**settings)
+    plain, chosen = Plain(given), parts(given)
+    before = models = np.stack([plain.start] * 3)
+    for first in range(0, len(chosen), 3):
+        steps = [plain.gradient(x, part) for x, part in zip(before, chosen[first:], strict=False)]
+        mean = models.mean(0)
+        before, models = models, models.mean(0) - RATE * np.stack(steps)
+        np.testing.assert_allclose(models.mean(0), mean - RATE * np.mean(steps, 0))
+    told = together(settings)
+    for each, expected in zip(told, models, strict=True):
+        np.testing.assert_allclose(each.models[-1], expected, rtol=0, atol=1e-12)
+        assert each.measured.most_stale == 1
+
+
+def test_bmuf_filters_the_mean_of_each_block(together):
+    settings = {"method": "bmuf", "learners": 2, "block": 2, "block_momentum": 0.6}
+    given = job(**settings)
+    given.utterances = 18  # three joined batches in an epoch: the last block is shorter
+    plain, chosen = Plain(given), parts(given)
+    models = np.stack([plain.start] * 2)
+    center, change = plain.start, np.zeros_like(plain.start)
+    turns = len(chosen) // 2
+    for turn in range(turns):
+        pair = zip(models, chosen[2 * turn :], strict=False)
+        models = models - RATE * np.stack([plain.gradient(x, part) for x, part in pair])
+        if turn % 2 or turn == turns - 1:
+            change = 0.6 * change + models.mean(0) - center
+            center = center + change
+            models = np.stack([center] * 2)
+    for each in together(settings, utterances=18):
+        np.testing.assert_allclose(each.models[-1], center, rtol=0, atol=1e-12)
+
+
+def test_bmuf_with_blocks_of_one_step_and_no_momentum_is_averaging(together):
+    settings = {"method": "bmuf", "learners": 2, "block": 1, "block_momentum": 0.0}
+    given = job(**settings)
+    plain, chosen = Plain(given), parts(given)
+    model = plain.start
+    for first in range(0, len(chosen), 2):
+        steps = [plain.gradient(model, part) for part in chosen[first : first + 2]]
+        model = model - RATE * np.mean(steps, 0)
+    for each in together(settings):
+        np.testing.assert_allclose(each.models[-1], model, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("partner", ["ring", "random"])
+@pytest.mark.parametrize("learners", [2, 4])
+def test_ad_psgd_keeps_the_mean_and_brings_models_together(together, learners, partner):
+    """With a rate that moves nothing, averaging alone is left."""
+    still = training(learning_rate=1e-300, final_learning_rate=1e-300, epochs=4)
+    settings = {"method": "ad-psgd", "partner": partner, "learners": learners}
+    told = together(settings, apart=1.0, training=still, utterances=24)
+    assert [each.error for each in told] == [None] * learners
+    given = [Job(0, "", rank, ParallelSettings(**settings), apart=1.0) for rank in range(learners)]
+    start = np.stack([Plain(each).start for each in given])
+    end = np.stack([each.models[-1] for each in told])
+    np.testing.assert_allclose(end.mean(0), start.mean(0), rtol=0, atol=1e-12)
+    spread = [np.abs(models - models.mean(0)).max() for models in (start, end)]
+    assert spread[1] < 0.3 * spread[0]
+    everything = sorted(number for each in told for number in each.numbers)
+    assert everything == list(range(len(parts(given[0]) * 2) * 24 // 12))
+
+
+def test_a_slow_learner_takes_fewer_parts(together):
+    told = together(
+        {"method": "ad-psgd", "learners": 2},
+        slowed=lambda rank: 10.0 if rank == 1 else 1.0,
+        training=training(epochs=6),
+        utterances=24,
+    )
+    fast, slow = (len(each.numbers) for each in told)
+    assert fast > 2 * slow > 0
+
+
+def test_a_parameter_server_takes_the_steps_in_their_order(together):
+    """One learner and its server are plain SGD; of three no gradient is staler than allowed."""
+    settings = {"method": "parameter-server", "learners": 1}
+    given = job(**settings)
+    plain = Plain(given)
+    model = plain.start
+    for part in parts(given):
+        model = model - RATE * plain.gradient(model, part)
+    learner, server = together(settings)
+    np.testing.assert_allclose(learner.models[-1], model, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(server.models[-1], learner.models[-1])
+    assert learner.measured.most_stale == 0
+
+    bounded = {"method": "parameter-server", "learners": 3, "staleness": 2}
+    many = training(batch_size=1, epochs=4)
+    *learners, server = together(bounded, training=many)
+    assert {each.error for each in learners} == {None}
+    assert 1 <= max(each.measured.most_stale for each in learners) <= 2
+    assert sum(each.measured.updates for each in learners) == 48
+    for each in learners:
+        np.testing.assert_array_equal(each.models[-1], server.models[-1])
+
+
+def test_what_leaves_time():
+    """All at version 0, bound 2, three learners: any may be first, the second, but not ahead."""
+    assert leaves_time(1, {0: 0, 1: 0}, 2)
+    assert not leaves_time(2, {0: 0, 1: 0}, 2)
+    assert leaves_time(2, {0: 0, 1: 1}, 2)
+    assert leaves_time(9, {}, 0)
+
+
+def test_hierarchical_is_allreduce_in_one_node_and_keeps_the_mean_between_nodes(together):
+    settings = {"method": "hierarchical", "learners": 2, "node_size": 2}
+    given = job(**settings)
+    plain, chosen = Plain(given), parts(given)
+    model = plain.start
+    for first in range(0, len(chosen), 2):
+        model = model - RATE * plain.gradient(model, [*chosen[first], *chosen[first + 1]])
+    for each in together(settings):
+        np.testing.assert_allclose(each.models[-1], model, rtol=0, atol=1e-12)
+
+    still = training(learning_rate=1e-300, final_learning_rate=1e-300, epochs=4)
+    settings = {"method": "hierarchical", "learners": 4, "node_size": 2}
+    apart = lambda rank: float(rank // 2)  # noqa: E731
+    told = together(settings, apart=apart, training=still, utterances=24)
+    assert [each.error for each in told] == [None] * 4
+    end = np.stack([each.models[-1] for each in told])
+    np.testing.assert_array_equal(end[0], end[1])
+    start = [Plain(Job(0, "", r, given.parallel, apart=apart(r))).start for r in (0, 2)]
+    np.testing.assert_allclose((end[0] + end[2]) / 2, np.mean(start, 0), rtol=0, atol=1e-12)
