@@ -1,0 +1,172 @@
+"""What a simulation of many learners is made of: their processors, their links, their batches."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fedspeech import seeding
+from fedspeech.training.parallel.events import Clock, Lock, Process, Shared, Signal
+
+
+class Link(NamedTuple):
+    """What one learner sends over, and at the same time receives over."""
+
+    bandwidth: float
+    """Bytes in a second, each way."""
+    latency: float
+    """Seconds."""
+
+    def seconds(self, size: float) -> float:
+        """How long the link is taken by so many bytes; they arrive `latency` later."""
+        return size / self.bandwidth
+
+
+class Network(NamedTuple):
+    """The links of learners; those with neighbouring numbers are in one node."""
+
+    within: Link
+    between: Link | None = None
+    """Between learners of different nodes; None: as within."""
+    node_size: int = 1
+
+    @property
+    def outside(self) -> Link:
+        """From a learner to who is in no node, as a parameter server is."""
+        return self.between or self.within
+
+    def link(self, one: int, other: int) -> Link:
+        """What two learners talk over."""
+        apart = one // self.node_size != other // self.node_size
+        return self.between if apart and self.between else self.within
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is simulated."""
+
+    method: str
+    """As settings name it."""
+    learners: int
+    seconds: Sequence[float]
+    """Measured, of one learner's batches; each simulated batch takes one of them by chance."""
+    batches: int
+    """In an epoch, of all learners together."""
+    size: float
+    """Bytes of a model, or of a gradient."""
+    network: Network
+    slowed: Sequence[float] = ()
+    """How many times slower each learner is; none: all as measured."""
+    cores: float = np.inf
+    """Processors that all learners share; a learner that waits or rests lends its own."""
+    node_size: int = 2
+    """Learners in a node of `hierarchical`."""
+    block: int = 8
+    """Batches in a block of `bmuf`."""
+    epochs: int = 1
+    seed: int = 0
+
+
+class World:
+    """Learners, their processors and their links, while a case is simulated."""
+
+    def __init__(self, case: Case) -> None:
+        every = range(case.learners)
+        self.case, self.clock = case, Clock()
+        self.computing, self.ended = [0.0] * case.learners, [0.0] * case.learners
+        self.done = [0] * case.learners
+        self.mixing = [Lock() for _ in every]
+        self.server = Shared(self.clock, *[case.network.outside.bandwidth] * 2)
+        self.left = case.batches * case.epochs
+        self._cores = Shared(self.clock, case.cores, 1.0)
+        self.batches = [self._drawn(learner) for learner in every]
+        self._free = [0.0] * case.learners
+        self._shares: dict[tuple[int, int], bool] = {}
+        self._arrivals: dict[Hashable, Signal] = defaultdict(Signal)
+
+    @property
+    def rounds(self) -> int:
+        """How many batches each learner has where all have as many."""
+        return max(1, round(self.case.batches / self.case.learners)) * self.case.epochs
+
+    def take(self) -> bool:
+        """Whether there is another batch for whoever comes first; then it is taken."""
+        self.left -= 1
+        return self.left >= 0
+
+    def take_together(self, node: int, step: int, size: int) -> bool:
+        """As `take`, but a batch for each learner of a node, in their common step."""
+        if (node, step) not in self._shares:
+            self._shares[node, step] = self.left >= size
+            self.left -= size
+        return self._shares[node, step]
+
+    def begin(self, processes: Iterable[Process]) -> Signal:
+        """Start processes side by side; what happens when all have ended."""
+        started = list(processes)
+        ended, left = Signal(), [len(started)]
+
+        def counted(process: Process) -> Process:
+            yield from process
+            left[0] -= 1
+            if not left[0]:
+                ended.happen()
+
+        for process in started:
+            self.clock.start(counted(process))
+        ended.happened = not left[0]
+        return ended
+
+    def compute(self, me: int) -> Process:
+        """A batch; who is slowed rests after it, which counts as computing."""
+        started = self.clock.now
+        yield self._cores.work(next(self.batches[me]))
+        slowed = self.case.slowed[me] if self.case.slowed else 1.0
+        yield self.clock.after((slowed - 1) * (self.clock.now - started))
+        self.computing[me] += self.clock.now - started
+        self.done[me] += 1
+
+    def send(self, me: int, to: int, size: float, about: Hashable) -> None:
+        """Send a message, after those that this learner has sent before."""
+        link = self.case.network.link(me, to)
+        self._free[me] = max(self._free[me], self.clock.now) + link.seconds(size)
+        self.clock.start(self._deliver(self._free[me] + link.latency, (me, to, about)))
+
+    def sent(self, me: int) -> Signal:
+        """Happens when all that this learner has sent has left it."""
+        return self.clock.after(max(0.0, self._free[me] - self.clock.now))
+
+    def receive(self, me: int, of: int, about: Hashable) -> Process:
+        """Wait for a message."""
+        yield self._arrivals[of, me, about]
+        del self._arrivals[of, me, about]
+
+    def _deliver(self, when: float, name: Hashable) -> Process:
+        yield self.clock.after(when - self.clock.now)
+        self._arrivals[name].happen()
+
+    def exchange(self, me: int, other: int) -> Process:
+        """Two learners send each other their models, when both are free to do so."""
+        first, second = sorted((me, other))
+        yield self.mixing[first].take()
+        yield self.mixing[second].take()
+        link = self.case.network.link(me, other)
+        yield self.clock.after(link.seconds(self.case.size) + link.latency)
+        self.mixing[second].give()
+        self.mixing[first].give()
+
+    def with_server(self) -> Process:
+        """A model from the server or a gradient to it, over the one link that the server has."""
+        yield self.server.work(self.case.size)
+        yield self.clock.after(self.case.network.outside.latency)
+
+    def draws(self, me: int, purpose: str) -> np.random.Generator:
+        """A learner's own."""
+        return seeding.generator(self.case.seed, 0, f"learner {me}", f"simulated {purpose}")
+
+    def _drawn(self, me: int) -> Iterator[float]:
+        draws = self.draws(me, "computing")
+        while True:
+            yield from draws.choice(np.asarray(self.case.seconds, dtype=np.float64), 256).tolist()

@@ -1,0 +1,158 @@
+"""Simulated learners, against closed formulas where there are some, and in their limits."""
+
+import numpy as np
+import pytest
+
+from fedspeech.training.parallel.simulated import PROCESSES, Case, Link, Network, predict
+from fedspeech.training.parallel.simulated_world import World
+
+SIZE, BANDWIDTH, LATENCY = 4e6, 1e7, 0.002
+NETWORK = Network(Link(BANDWIDTH, LATENCY))
+INSTANT = Network(Link(np.inf, 0.0))
+ASYNCHRONOUS = ("ad-psgd ring", "ad-psgd random", "ad-psgd delay-by-one", "parameter-server")
+
+
+def case(method, learners, *, seconds=(0.5,), batches=None, network=NETWORK, **more) -> Case:
+    batches = 20 * learners if batches is None else batches
+    return Case(method, learners, seconds, batches, SIZE, network, **more)
+
+
+def allreduce_seconds(n: int) -> float:
+    return 2 * (n - 1) / n * SIZE / BANDWIDTH + 2 * (n - 1) * LATENCY
+
+
+@pytest.mark.parametrize("method", PROCESSES)
+def test_one_learner_only_computes(method):
+    more = {"node_size": 1} if method == "hierarchical" else {}
+    found = predict(case(method, 1, seconds=(0.4,), batches=7, **more))
+    assert found.seconds == pytest.approx(7 * 0.4)
+    assert found.waiting == pytest.approx((0.0,), abs=1e-9) and found.batches == (7,)
+
+
+@pytest.mark.parametrize("method", PROCESSES)
+@pytest.mark.parametrize("learners", [2, 4, 16])
+def test_without_a_network_to_wait_for_n_learners_are_n_times_as_fast(method, learners):
+    found = predict(case(method, learners, batches=160, network=INSTANT))
+    assert found.seconds == pytest.approx(160 * 0.5 / learners)
+
+
+@pytest.mark.parametrize("learners", [2, 3, 8, 32])
+def test_allreduce_takes_what_the_formula_of_a_ring_says(learners):
+    found = predict(case("allreduce", learners))
+    assert found.seconds == pytest.approx(20 * (0.5 + allreduce_seconds(learners)))
+    assert found.waiting == pytest.approx(learners * [20 * allreduce_seconds(learners)])
+
+
+def test_allreduce_waits_for_the_slowest_of_each_step():
+    """The same draws as in the simulation, the slowest of each step by numpy."""
+    seconds, learners = (0.1, 0.5, 0.9), 5
+    one = case("allreduce", learners, seconds=seconds)
+    drawn = World(one).batches
+    slowest = np.array([[next(own) for _ in range(20)] for own in drawn]).max(0)
+    expected = slowest.sum() + 20 * allreduce_seconds(learners)
+    found = predict(one).seconds
+    # Those that are ready earlier have sent their first chunks by then.
+    assert 0.99 * expected < found <= expected + 1e-9
+    assert len(set(predict(one).computing)) == learners and 0.5 * 20 < slowest.sum() < 0.9 * 20
+
+
+def test_allreduce_between_nodes_goes_as_fast_as_the_slowest_link():
+    slow = Link(BANDWIDTH / 10, LATENCY)
+    found = predict(case("allreduce", 4, network=Network(Link(BANDWIDTH, 0.0), slow, 2)))
+    step = 6 * (SIZE / 4 / slow.bandwidth + LATENCY)
+    # A ring fills and empties once over its fast links.
+    assert found.seconds == pytest.approx(20 * (0.5 + step), rel=0.02)
+
+
+@pytest.mark.parametrize(("learners", "models"), [(2, 1), (3, 2), (8, 2)])
+def test_a_ring_sends_its_model_to_each_neighbour_whatever_the_number_of_learners(learners, models):
+    found = predict(case("ring", learners))
+    assert found.seconds == pytest.approx(20 * (0.5 + models * SIZE / BANDWIDTH + LATENCY))
+
+
+@pytest.mark.parametrize("method", ["allreduce", "ring", "bmuf"])
+def test_synchronous_methods_fall_to_the_pace_of_the_slowest(method):
+    slowed = (1.0, 10.0, 1.0, 1.0)
+    found = predict(case(method, 4, batches=400, network=INSTANT, slowed=slowed))
+    assert found.seconds == pytest.approx(100 * 10 * 0.5)
+
+
+@pytest.mark.parametrize("method", ASYNCHRONOUS)
+@pytest.mark.parametrize("learners", [4, 8])
+def test_asynchronous_ones_lose_no_more_than_the_straggler(method, learners):
+    usual = case(method, learners, batches=4000, network=INSTANT)
+    slowed = (10.0, *[1.0] * (learners - 1))
+    found = predict(case(method, learners, batches=4000, network=INSTANT, slowed=slowed))
+    kept = predict(usual).seconds / found.seconds
+    assert kept == pytest.approx((learners - 1 + 0.1) / learners, rel=0.015)
+    assert found.batches[0] == pytest.approx(4000 / (10 * (learners - 1) + 1), rel=0.02)
+
+
+def test_a_parameter_server_saturates_where_its_link_is_full():
+    most = BANDWIDTH / (2 * SIZE)
+    found = predict(case("parameter-server", 64, batches=640))
+    assert 640 / found.seconds == pytest.approx(most, rel=0.03)
+    # Two that keep in step have half of it each, for their pulls and for their pushes.
+    found = predict(case("parameter-server", 2, batches=40))
+    assert found.seconds == pytest.approx(20 * (0.5 + 2 * (2 * SIZE / BANDWIDTH + LATENCY)))
+
+
+def test_bmuf_talks_once_in_a_block():
+    found = predict(case("bmuf", 4, block=8, batches=4 * 16))
+    assert found.seconds == pytest.approx(16 * 0.5 + 2 * allreduce_seconds(4))
+    # What is left over is a block as well.
+    found = predict(case("bmuf", 4, block=8, batches=4 * 17))
+    assert found.seconds == pytest.approx(17 * 0.5 + 3 * allreduce_seconds(4))
+
+
+@pytest.mark.parametrize("partner", ["ring", "random"])
+def test_two_learners_of_ad_psgd_exchange_models_after_each_batch(partner):
+    found = predict(case(f"ad-psgd {partner}", 2, batches=400))
+    exchange = SIZE / BANDWIDTH + LATENCY
+    # One exchange at a time, so that each waits for the other's as well.
+    assert found.seconds == pytest.approx(200 * max(0.5 + exchange, 2 * exchange), rel=0.01)
+
+
+def test_delay_by_one_hides_its_exchanges_behind_computing():
+    found = predict(case("ad-psgd delay-by-one", 8, seconds=(20.0,)))
+    assert found.seconds == pytest.approx(20 * 20.0, rel=0.01)
+    assert predict(case("ad-psgd ring", 8, seconds=(20.0,))).seconds > 20 * (
+        20.0 + SIZE / BANDWIDTH
+    )
+
+
+def test_nodes_of_one_are_ad_psgd_and_a_single_node_is_allreduce():
+    alone = predict(case("hierarchical", 6, node_size=1, seconds=(0.3, 0.6)))
+    assert alone == predict(case("ad-psgd ring", 6, seconds=(0.3, 0.6)))
+    together = predict(case("hierarchical", 6, node_size=6, seconds=(0.3, 0.6)))
+    assert together.seconds == pytest.approx(
+        predict(case("allreduce", 6, seconds=(0.3, 0.6))).seconds
+    )
+
+
+def test_a_straggler_slows_its_node_and_no_other():
+    slowed = (10.0, 1.0, 1.0, 1.0)
+    found = predict(case("hierarchical", 4, batches=4000, network=INSTANT, slowed=slowed))
+    assert 4000 / found.seconds == pytest.approx((2 + 2 / 10) / 0.5, rel=0.01)
+
+
+def test_learners_share_processors():
+    shared = predict(case("allreduce", 4, network=INSTANT, cores=2.0))
+    assert shared.seconds == pytest.approx(
+        2 * predict(case("allreduce", 4, network=INSTANT)).seconds
+    )
+    # Who rests lends its processor: two of four at full speed beside two that hardly compute.
+    slowed = (1.0, 1.0, 1e6, 1e6)
+    found = predict(
+        case("ad-psgd ring", 4, batches=2000, network=INSTANT, cores=2.0, slowed=slowed)
+    )
+    assert found.batches[0] == pytest.approx(found.batches[1], rel=0.01)
+    assert max(found.computing[:2]) == pytest.approx(0.5 * found.batches[0], rel=0.01)
+
+
+@pytest.mark.parametrize("method", PROCESSES)
+def test_equal_cases_give_equal_predictions_and_all_batches_are_learned(method):
+    one = case(method, 4, seconds=(0.2, 0.7, 0.4), batches=40, epochs=3)
+    assert predict(one) == predict(one)
+    assert sum(predict(one).batches) == pytest.approx(40)
+    assert predict(one).seconds >= max(predict(one).computing)
