@@ -28,6 +28,10 @@ class RunError(FedSpeechError):
     """A run cannot start, go on or be resumed."""
 
 
+class DivergedError(RunError):
+    """A loss or a gradient is no number any more: this training comes to nothing."""
+
+
 class DiskError(RunError):
     """A file cannot be written: no space left, no permission."""
 

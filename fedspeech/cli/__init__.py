@@ -123,7 +123,7 @@ def train(
     settings = config.load(file, overrides)
     if not isinstance(settings, DataParallelConfig):
         raise ConfigError(f"{file}: kind = {settings.kind}, expected data-parallel")
-    _run(settings, out, resume)
+    _run(settings.model_copy(update={"comparison": None}), out, resume)
 
 
 @app.command()

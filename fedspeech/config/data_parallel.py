@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fedspeech.config.comparison import ComparisonSettings
 from fedspeech.config.corpus import CorpusSettings, HeldOut
 from fedspeech.config.engine import RaySettings
 from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
@@ -119,8 +120,20 @@ class DataParallelConfig(Settings):
     training: ParallelTraining = ParallelTraining()
     parallel: ParallelSettings = ParallelSettings()
     engine: RaySettings = RaySettings()
+    comparison: ComparisonSettings | None = None
+    """What `fedspeech run` compares instead of training once, as `fedspeech train` does."""
 
     _each_once = field_validator("seeds")(each_once)
+
+    @model_validator(mode="after")
+    def _batches_can_be_cut(self) -> "DataParallelConfig":
+        for learners in self.comparison.learners if self.comparison else ():
+            if self.training.batch_size % learners:
+                raise ValueError(
+                    f"comparison.learners: {learners} learners cannot share batches of "
+                    f"{self.training.batch_size} (training.batch_size) evenly"
+                )
+        return self
 
     @property
     def seed(self) -> int:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from fedspeech import models, tensors
 from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.errors import DivergedError
+from fedspeech.evaluation import Counts
 from fedspeech.progress import Stage, stage
 from fedspeech.run_folder import RunFolder
 from fedspeech.tensors import write_whole
@@ -23,6 +25,8 @@ class Cell(NamedTuple):
     settings: DataParallelConfig
     seed: int
     name: str
+    compared: bool = False
+    """Whether it is a result that the training diverges, and no error."""
 
     @property
     def base(self) -> None:
@@ -63,7 +67,14 @@ def train_all(task: Task, cells: list[Cell], run: RunFolder) -> dict[str, Figure
 def finish(crew: Crew, task: Task, each: Cell, run: RunFolder, shown: Stage) -> None:
     """Train and judge a cell; its model, its timing and its figures lie in the folder then."""
     training = Training(each.settings, each.seed, run.path, each.name)
-    trained = cell.train(crew, task, training, shown)
+    try:
+        trained = cell.train(crew, task, training, shown)
+    except DivergedError as error:
+        if not each.compared:
+            raise
+        _give_up(task, each, run, error)
+        cell.forget(training)
+        return
     module = task.description.module(trained.model)
     figures = {
         "parameters": models.parameters(module),
@@ -77,6 +88,20 @@ def finish(crew: Crew, task: Task, each: Cell, run: RunFolder, shown: Stage) -> 
     _write(each.timing(run), went)
     _write(record(run.path, each), figures)
     cell.forget(training)
+
+
+def _give_up(task: Task, each: Cell, run: RunFolder, error: DivergedError) -> None:
+    """Nothing is left of a training that diverged: it hears no word."""
+    module = task.model(each.seed)
+    counts = task.errors(module)
+    figures = {
+        "parameters": models.parameters(module),
+        "losses": [],
+        "diverged": str(error),
+        **counted({s: Counts(own.words, own.words) for s, own in counts.items()}),
+    }
+    _write(each.timing(run), {"cell": each.name, "deaths": 0, "epochs": []})
+    _write(record(run.path, each), figures)
 
 
 def _write(path: Path, content: Any) -> None:

@@ -1,4 +1,4 @@
-"""Run a data-parallel training: every seed once, the results, and the new G."""
+"""Run a data-parallel training, or a comparison of many: every row with every seed, and a new G."""
 
 import json
 import time
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from fedspeech import cluster, corpus, tensors
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.run_folder import RunFolder, cache_folder
-from fedspeech.training.parallel import results
+from fedspeech.training.parallel import predicted, results
+from fedspeech.training.parallel.comparison import named, rows
+from fedspeech.training.parallel.computing import seconds_of_batches
 from fedspeech.training.parallel.task import Task, check
 
 if TYPE_CHECKING:
@@ -20,29 +22,49 @@ def launch(settings: DataParallelConfig, folder: Path, resume: bool) -> None:
     check(settings)
     # Ray is imported after this and not before: it is settled what it looks for at its import.
     cluster.prepare(settings.engine.ray_address)
-    from fedspeech.training.parallel.cells import Cell, train_all
-
     run = RunFolder(folder.absolute())
     run.open(settings, resume)
     try:
-        started = time.monotonic()
-        task = _task(settings, run)
-        read_in = time.monotonic()
-        cells = [Cell(settings, seed, f"seed-{seed}") for seed in settings.seeds]
-        figures = train_all(task, cells, run)
-        _ship(task, cells[0], run)
-        by_seed = {each.seed: figures[each.name] for each in cells}
-        run.write_json("results.json", results.assemble(settings, task.skipped, by_seed))
-        stages = {"corpus and features": read_in - started, "training": time.monotonic() - read_in}
-        run.write_json("timing.json", _timing(stages, cells, run))
+        _launch(settings, run)
     finally:
         run.close()
 
 
-def _task(settings: DataParallelConfig, run: RunFolder) -> Task:
+def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
+    from fedspeech.training.parallel.cells import Cell, train_all
+
+    started = time.monotonic()
+    every = rows(settings)
+    task = _task(settings, every, run)
+    measured = {}
+    if settings.comparison is not None:
+        sizes = {row.training.batch_size for row in every.values()}
+        measured = seconds_of_batches(task, settings, sizes, run.path / "cells")
+    read_in = time.monotonic()
+    first = next(iter(every))
+    cells = [
+        Cell(row, seed, named(name, seed), compared=name != first)
+        for name, row in every.items()
+        for seed in settings.seeds
+    ]
+    figures = train_all(task, cells, run)
+    _ship(task, cells[0], run)
+    found = results.assemble(settings, every, task.skipped, figures)
+    run.write_json("results.json", found)
+    stages = {"corpus and features": read_in - started, "training": time.monotonic() - read_in}
+    timing = _timing(stages, cells, run)
+    if settings.comparison is not None:
+        size = found["parameters"]
+        simulated = predicted.table(settings, every, measured, len(task.taught), size)
+        timing |= {"seconds_of_batches": measured, "simulated": simulated}
+    run.write_json("timing.json", timing)
+
+
+def _task(settings: DataParallelConfig, every: results.Rows, run: RunFolder) -> Task:
     """Features are computed here, so that learners only read them."""
     task = Task(settings, corpus.load(settings.corpus), cache_folder() / "features")
-    task.share(settings, settings.seed)  # which says what is wrong before anything starts
+    for row in every.values():
+        task.share(row, settings.seed)  # which says what is wrong before anything starts
     run.write_environment(settings.seed, task.corpus)
     return task
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
-from fedspeech.errors import RunError
+from fedspeech.errors import DivergedError
 from fedspeech.training.loop import Loop
 from fedspeech.training.parallel.method import Method
 from fedspeech.training.parallel.share import Part, Share
@@ -22,8 +22,8 @@ class ParallelLoop(Loop):
     def learn(self, method: Method, number: int) -> None:
         """One part: its gradient, and what the method makes of it.
 
-        Raises RunError, naming this learner, where model, loss or gradient is no number; nothing
-        of it has been sent then.
+        Raises DivergedError, naming this learner, where model, loss or gradient is no number;
+        nothing of it has been sent then.
         """
         part = self.share.part(number)
         self.check(_sum(self.model.parameters()), part)
@@ -44,10 +44,10 @@ class ParallelLoop(Loop):
         self._step()
 
     def check(self, value: float, part: Part) -> None:
-        """Raise RunError, naming this learner, where a value is no number."""
+        """Raise DivergedError, naming this learner, where a value is no number."""
         if not math.isfinite(value):
             epoch = self.share.epoch_of(part.number) + 1
-            raise RunError(
+            raise DivergedError(
                 f"{self._name}: training diverged in epoch {epoch}, part {part.number} "
                 f"(model, loss or gradient {value:g}); the rate {self.rate:g} may be too large"
             )

@@ -1,4 +1,4 @@
-"""`results.json` of a data-parallel training: its errors over all seeds, with their interval."""
+"""`results.json` of a data-parallel run: errors of each row over all seeds, with their interval."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,44 +7,66 @@ import numpy as np
 
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.training.over_seeds import OverSeeds, rate_of
+from fedspeech.training.parallel.comparison import CONVERGES, joined, named, way
 from fedspeech.training.pool import Figures
+
+Rows = Mapping[str, DataParallelConfig]
 
 
 def assemble(
-    settings: DataParallelConfig, skipped: int, figures: Mapping[int, Figures]
+    settings: DataParallelConfig, rows: Rows, skipped: int, figures: Mapping[str, Figures]
 ) -> dict[str, Any]:
-    """All of results.json, from the figures of each seed; rates in percent."""
+    """All of results.json, from the figures of each cell by its name; rates in percent.
+
+    In a comparison `minus_one` is a row's rate minus that of one learner, paired, and `converges`
+    says whether it is at most twice that and no seed diverged.
+    """
+    of_seeds = {row: [figures[named(row, s)] for s in settings.seeds] for row in rows}
+    judged = OverSeeds(list(rows), lambda row: of_seeds[row], settings.seed)
+    table = [_row(name, row, of_seeds[name], judged) for name, row in rows.items()]
+    one = next((row for row in table if settings.comparison and row["learners"] == 1), None)
+    for row in table:
+        compared = one is not None and row is not one
+        row["minus_one"] = judged.difference(row["row"], one["row"]) if one and compared else None
+        row["converges"] = _converges(row, one) if one else None
+    first = table[0]
     return {
         "kind": settings.kind,
         "name": settings.name,
         "seed": settings.seed,
         "seeds": list(settings.seeds),
-        "speakers": len(figures[settings.seed]["words"]),
+        "speakers": len(of_seeds[first["row"]][0]["words"]),
         "skipped": skipped,
         "model": settings.model.name,
-        "table": [row(settings, [figures[seed] for seed in settings.seeds])],
+        "parameters": of_seeds[first["row"]][0]["parameters"],
+        "batch_size": first["joined"],
+        "table": table,
     }
 
 
-def row(settings: DataParallelConfig, of_seeds: Sequence[Figures]) -> dict[str, Any]:
-    """One row of the table: a method, with so many learners, over all seeds."""
+def _row(
+    name: str, settings: DataParallelConfig, of_seeds: Sequence[Figures], judged: OverSeeds[str]
+) -> dict[str, Any]:
     parallel = settings.parallel
-    judged = OverSeeds(["row"], lambda _: list(of_seeds), settings.seed)
     return {
-        "method": parallel.method,
-        "variant": variant(settings),
+        "row": name,
+        "way": way(parallel),
         "learners": parallel.learners,
-        "batch_size": settings.training.batch_size,
-        "parameters": of_seeds[0]["parameters"],
-        **judged.rate("row"),
+        "joined": joined(settings),
+        "slowed": list(parallel.slowed),
+        "processor": parallel.processor,
+        **judged.rate(name),
         "seeds": [rate_of(each) for each in of_seeds],
-        "losses": np.round(np.mean([each["losses"] for each in of_seeds], 0), 4).tolist(),
+        "losses": _mean_losses(of_seeds),
+        "diverged": sum("diverged" in each for each in of_seeds),
     }
 
 
-def variant(settings: DataParallelConfig) -> str | None:
-    """Which of a method's variants it is, where it has some."""
-    parallel = settings.parallel
-    if parallel.method == "allreduce":
-        return parallel.hook
-    return parallel.partner if parallel.method == "ad-psgd" else None
+def _converges(row: Mapping[str, Any], one: Mapping[str, Any]) -> bool:
+    return not row["diverged"] and bool(row["mean"] <= CONVERGES * one["mean"])
+
+
+def _mean_losses(of_seeds: Sequence[Figures]) -> list[float]:
+    """Of each epoch, over the seeds with which the training did not diverge."""
+    losses = [each["losses"] for each in of_seeds if each["losses"]]
+    return [round(float(loss), 4) for loss in np.mean(losses, 0)] if losses else []

@@ -181,5 +181,3 @@ def test_what_is_no_training_is_told(tmp_path):
     path.write_text('name = "other"\n')
     done = CliRunner().invoke(app, ["train", str(path)])
     assert f"{path}: kind = personalization, expected data-parallel" in str(done.exception)
-
-

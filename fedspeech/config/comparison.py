@@ -1,0 +1,65 @@
+"""Settings of comparing the ways to train data-parallel, as Cui et al. 2020 do."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from fedspeech.config.values import NonNegative, Positive, PositiveFloat, Settings, Share, each_once
+
+Way = Literal[
+    "allreduce",
+    "parameter-server",
+    "ring",
+    "ad-psgd ring",
+    "ad-psgd random",
+    "ad-psgd delay-by-one",
+    "hierarchical",
+    "bmuf",
+]
+"""A method; of `ad-psgd`, with its partner."""
+Ways = Annotated[tuple[Way, ...], Field(min_length=1)]
+
+
+class LinkSettings(Settings):
+    """What learners talk over, where that is simulated."""
+
+    bandwidth: PositiveFloat
+    """Bytes in a second, each way."""
+    latency: NonNegative
+    """Seconds."""
+
+
+class SimulatedSettings(Settings):
+    """For which learners and on which network the seconds of an epoch are simulated."""
+
+    learners: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64, 128)
+    network: LinkSettings = LinkSettings(bandwidth=1.25e9, latency=5e-5)
+    """Of these learners, each with a processor of its own: Ethernet of 10 Gbit/s."""
+    here: LinkSettings = LinkSettings(bandwidth=1e9, latency=2e-4)
+    """Of the learners that are measured, which are on one machine."""
+
+
+class ComparisonSettings(Settings):
+    """What is compared; everything with each of the seeds, and with as many epochs.
+
+    The base batch size is `training.batch_size` for all learners of a row together, so that each of
+    n learners has an n-th of it.
+    """
+
+    ways: Ways = get_args(Way)
+    """Compared at the base batch size with every number of learners."""
+    learners: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4)
+    """One learner is the same whatever the method, and a single row."""
+    closer: tuple[Way, ...] = ("allreduce", "ad-psgd ring")
+    """Compared with larger batches and with a straggler as well, with the most learners."""
+    larger: tuple[Positive, ...] = (4, 16, 64)
+    """Batch sizes, times the base one. The learning rate grows with the square root, as Adam wants
+    it (Malladi et al. 2022), by the recipe of `training.scale`."""
+    straggler: Annotated[float, Field(gt=1, strict=True)] = 10.0
+    """How many times slower the last learner is made."""
+    processor: Share = 0.5
+    """The most of one processor that a learner takes, in the rows with a straggler and in those
+    that they are compared with."""
+    simulated: SimulatedSettings = SimulatedSettings()
+
+    _each_once = field_validator("ways", "learners")(each_once)
