@@ -3,9 +3,10 @@
 python experiments/tables.py runs/an4-0 runs/an4-1 runs/an4-2
 python experiments/tables.py runs/neural-diff-asr
 python experiments/tables.py runs/lcmr
+python experiments/tables.py runs/data-parallel
 
-Personalizations: the paper's Tables 1, 2 and 3, one column per run. Diffs and distillations: the
-tables of each run.
+Personalizations: the paper's Tables 1, 2 and 3, one column per run. Other kinds: the tables of each
+run.
 """
 
 import json
@@ -92,13 +93,13 @@ def _cell(run: Results, base: str, which: str) -> str:
     return f"{alpha}{estimate(cell)}; {difference(row)}"
 
 
-def trainings(run: Results) -> str:
-    """All tables of one run of kind neural-diff or distillation."""
+def trainings(run: Results, timing: Results) -> str:
+    """All tables of one run that is nothing but trainings."""
     found = parse(run, "results.json")
     assert not isinstance(found, Personalization)
     return "\n".join(
         f"{table.title}\n\n{markdown(table.columns, [list(map(_text, row)) for row in table.rows])}"
-        for table in of_trainings(found)
+        for table in of_trainings(found, timing)
     )
 
 
@@ -114,7 +115,7 @@ def main(folders: Sequence[str]) -> None:
     runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
     times = [json.loads((Path(folder) / "timing.json").read_text()) for folder in folders]
     if runs[0]["kind"] != "personalization":
-        print("\n".join(map(trainings, runs)))
+        print("\n".join(map(trainings, runs, times)))
     else:
         print(corpus(runs[0]))
         print(models(runs))

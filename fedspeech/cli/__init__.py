@@ -176,7 +176,6 @@ def _launch(settings: "Experiment", folder: Path, resume: bool) -> None:
         from fedspeech.training.parallel.launch import launch as launch_data_parallel
 
         launch_data_parallel(settings, folder, resume)
-        return
     else:
         from fedspeech.training.distill.launch import launch as launch_distillation
 
@@ -210,11 +209,11 @@ def _show(folder: Path) -> None:
     from fedspeech import report
 
     console = Console()
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    if found["kind"] == "data-parallel":
-        print(found["table"])
-        return
-    report.show(found, console)
+    found, timing = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for path in (folder / "results.json", folder / "timing.json")
+    )
+    report.show(found, console, timing)
     console.print(f"\nreport: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -10,6 +10,7 @@ from fedspeech.report import (
     distill_page,
     figures,
     markup,
+    parallel_page,
     run_tables,
     tables,
     template,
@@ -17,6 +18,7 @@ from fedspeech.report import (
 from fedspeech.report.canvas import css
 from fedspeech.report.diff_results import DiffResults
 from fedspeech.report.distill_results import DistillResults
+from fedspeech.report.parallel_results import ParallelResults
 from fedspeech.report.results import Results
 from fedspeech.report.run_folder import RunFolder, read
 from fedspeech.report.tables import Estimate
@@ -42,6 +44,8 @@ def render(run: RunFolder) -> str:
         summary, body = results.title, diff_page.body(results, run)
     elif isinstance(results, DistillResults):
         summary, body = results.title, distill_page.body(results, run)
+    elif isinstance(results, ParallelResults):
+        summary, body = results.title, parallel_page.body(results, run)
     else:
         summary = f"Personalization of {results.speakers} speakers, seed {results.seed}"
         body = _personalization(results, run)

@@ -15,10 +15,16 @@ from pydantic import ConfigDict
 from fedspeech.errors import RunError
 from fedspeech.report.diff_results import DiffResults
 from fedspeech.report.distill_results import DistillResults
+from fedspeech.report.parallel_results import ParallelResults
 from fedspeech.report.results import Record, Results, check
 
-AnyResults = Results | DiffResults | DistillResults
-KINDS: dict[str, type[AnyResults]] = {"neural-diff": DiffResults, "distillation": DistillResults}
+OfTrainings = DiffResults | DistillResults | ParallelResults
+AnyResults = Results | OfTrainings
+KINDS: dict[str, type[AnyResults]] = {
+    "neural-diff": DiffResults,
+    "distillation": DistillResults,
+    "data-parallel": ParallelResults,
+}
 """Any other kind is a personalization, which refuses what it is not."""
 LEDGER_COLUMNS = ["round", "speaker", "direction", "kind", "bytes"]
 

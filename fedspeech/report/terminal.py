@@ -8,33 +8,46 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedspeech.report import budgets, diff_tables, distill_tables, run_tables, tables
+from fedspeech.report import (
+    budgets,
+    diff_tables,
+    distill_tables,
+    parallel_results,
+    parallel_tables,
+    run_tables,
+    tables,
+)
 from fedspeech.report.diff_results import DiffResults
-from fedspeech.report.distill_results import DistillResults
+from fedspeech.report.parallel_results import ParallelResults
 from fedspeech.report.results import Results
-from fedspeech.report.run_folder import parse
+from fedspeech.report.run_folder import OfTrainings, parse
 from fedspeech.report.run_tables import size
 from fedspeech.report.tables import Estimate, Table
 
 
-def show(results: Mapping[str, Any], console: Console) -> None:
+def show(
+    results: Mapping[str, Any], console: Console, timing: Mapping[str, Any] | None = None
+) -> None:
     """Print the tables of a run, as its kind has them.
 
-    `results` is what `results.json` holds. Raises RunError where it is not as expected.
+    `results` is what `results.json` holds, `timing` what `timing.json` does. Raises RunError where
+    they are not as expected.
     """
     found = parse(results, "results")
     if isinstance(found, Results):
         _personalization(found, console)
         return
     console.print(Text(found.title, style="bold"))
-    for table in of_trainings(found):
+    for table in of_trainings(found, timing or {}):
         _print(table, console)
 
 
-def of_trainings(results: DiffResults | DistillResults) -> list[Table]:
-    """All tables of a run that is nothing but trainings."""
+def of_trainings(results: OfTrainings, timing: Mapping[str, Any]) -> list[Table]:
+    """All tables of a run that is nothing but trainings; `timing` is what `timing.json` holds."""
     if isinstance(results, DiffResults):
         return diff_tables.every(results)
+    if isinstance(results, ParallelResults):
+        return parallel_tables.every(results, parallel_results.went(timing))
     return distill_tables.every(results)
 
 

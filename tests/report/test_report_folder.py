@@ -52,7 +52,7 @@ def test_results_that_are_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("kind", "data-parallel", "kind: .*'personalization', found 'data-parallel'"),
+        ("kind", "other", "kind: .*'personalization', found 'other'"),
         ("speakers", "many", "speakers: .*integer.*, found 'many'"),
         ("gain", {"mean": float("nan"), "low": 0, "high": 0}, "gain.mean: .*finite.*, found nan"),
         (

@@ -56,5 +56,5 @@ def test_tables_without_rows_are_left_out(results: dict[str, Any]) -> None:
 
 
 def test_results_of_another_kind(results: dict[str, Any]) -> None:
-    with pytest.raises(RunError, match=r"results: kind: .*found 'data-parallel'"):
-        show(results | {"kind": "data-parallel"}, Console(file=io.StringIO()))
+    with pytest.raises(RunError, match=r"results: kind: .*found 'other'"):
+        show(results | {"kind": "other"}, Console(file=io.StringIO()))

@@ -1,0 +1,68 @@
+"""The page of a run that is nothing but trainings: tiles, sections, and how to read them."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+from fedspeech.report import markup, run_tables
+from fedspeech.report.run_folder import RunFolder, Timing
+from fedspeech.report.tables import Table
+
+INTERVALS = (
+    "The 95 % intervals come from resampling speakers, then the utterances of each; every "
+    "utterance counts with all seeds."
+)
+
+
+class Section(NamedTuple):
+    """A title, and what stands side by side below it, as HTML."""
+
+    title: str
+    columns: Sequence[str]
+
+
+def body(
+    tiles: Sequence[str],
+    about: str,
+    sections: Sequence[Section],
+    how_to_read: Sequence[str],
+    run: RunFolder,
+) -> str:
+    """Everything below the header; `tiles` are HTML, `about` says what they show."""
+    environment = run_tables.environment(run.environment)
+    pieces = [
+        f'<dl class="tiles">\n{markup.joined(tiles)}\n</dl>',
+        f'<p class="note">{escape(about)}</p>',
+        *(_section(each.title, _pair(each.columns)) for each in sections),
+        _section(
+            "How to read this page",
+            f"{_listed(how_to_read)}\n{markup.settings(run.config, environment)}",
+        ),
+    ]
+    return "\n\n".join(pieces) + "\n"
+
+
+def tables(*found: Table) -> str:
+    """Tables one below the other, as one column."""
+    return f"<div>\n{markup.joined([markup.table(table) for table in found])}\n</div>"
+
+
+def time(run: RunFolder, stages_alone: bool = False) -> str:
+    """How long a run took, as one column."""
+    timing = Timing(stages=run.timing.stages) if stages_alone else run.timing
+    return (
+        f"<div>\n{markup.table(run_tables.timing(timing), 'The run has no timing.json.')}\n</div>"
+    )
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>"
+
+
+def _pair(columns: Sequence[str]) -> str:
+    return f'<div class="pair">\n{markup.joined(columns)}\n</div>'
+
+
+def _listed(lines: Sequence[str]) -> str:
+    items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>\n{items}\n</ul>"

@@ -1,0 +1,157 @@
+"""The figures of a run of kind `data-parallel`."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+from fedspeech.report.canvas import Plot
+from fedspeech.report.parallel_results import Cell, Epoch, ParallelResults, Row, Went
+from fedspeech.report.parallel_tables import SIMULATED, per_learner
+from fedspeech.report.shapes import Line, Rate, lines, rates, stacked
+
+
+def errors(results: ParallelResults) -> Plot:
+    """WER of every row at the base batch size."""
+    caption = (
+        f"WER in percent at the base batch size of {results.batch_size}, by method and number of "
+        "learners, with its 95 % interval; small points are single seeds."
+    )
+    found = [Rate(row.label, row.mean, row.low, row.high, row.seeds) for row in results.base]
+    return rates(found, "WER %", "errors", caption)
+
+
+def loss_by_epoch(results: ParallelResults) -> Plot | None:
+    """Loss against epoch, of one learner and of the most learners of each method."""
+    found = [
+        Line(row.label, range(1, len(row.losses) + 1), row.losses, place)
+        for place, row in enumerate(_most(results))
+        if row.losses
+    ]
+    caption = "The mean loss of a training utterance in nats while it was learned, over all seeds."
+    return _some(found, ("epoch", "loss, nats"), "loss-by-epoch", caption, "y")
+
+
+def loss_by_time(results: ParallelResults, went: Went) -> Plot | None:
+    """The same against the seconds that passed, of the first seed."""
+    found = _over_time(results, went, lambda epoch: epoch.loss)
+    caption = (
+        f"The same with seed {results.seed} against the seconds that had passed, from the start of "
+        "the learners."
+    )
+    return _some(found, ("seconds", "loss, nats"), "loss-by-time", caption, "y")
+
+
+def consensus(results: ParallelResults, went: Went) -> Plot | None:
+    """Distance between learners' models against time, where a method leaves them apart."""
+    found = _over_time(results, went, lambda epoch: epoch.consensus)
+    caption = (
+        f"Mean Euclidean distance of a learner's parameters from all learners' average when it "
+        f"ends an epoch, with seed {results.seed}."
+    )
+    apart = [line for line in found if any(line.y)]
+    return _some(apart, ("seconds", "distance"), "consensus", caption, "")
+
+
+def speed_up(results: ParallelResults, went: Went) -> Plot | None:
+    """How many times the utterances per second of one learner."""
+    one = went.pace(results.one) if results.one else None
+    if not one:
+        return None
+    found = []
+    for place, (name, rows) in enumerate(_by_way(results).items(), 1):
+        points = [(row.learners, pace / one) for row in rows if (pace := went.pace(row))]
+        if points:
+            learners, ratios = zip(*[(1, 1.0), *points], strict=True)
+            found.append(Line(name, learners, ratios, place, "o"))
+    most = max((row.learners for row in results.base), default=1)
+    ideal = Line("one for each", (1, most), (1, most), 0, "", ":")
+    caption = (
+        "Measured utterances per second over those of one learner, at the base batch size. Where "
+        "there are more learners than processors, they share them."
+    )
+    axes = ("learners", "speed-up")
+    return _some([*found, ideal] if found else [], axes, "speed-up", caption, "")
+
+
+def seconds(results: ParallelResults, went: Went) -> Plot | None:
+    """Seconds computing and waiting of each row at the base batch size."""
+    found = [
+        (
+            row.label,
+            [
+                per_learner(went.steady(row), lambda epoch: epoch.computing),
+                per_learner(went.steady(row), lambda epoch: epoch.waiting),
+            ],
+        )
+        for row in results.base
+        if went.of(row)
+    ]
+    caption = "Measured seconds of a learner in an epoch: computing, and waiting for others."
+    parts = ("computing", "waiting")
+    return stacked(found, parts, "seconds", "seconds", caption) if found else None
+
+
+def many(results: ParallelResults, went: Went) -> Plot | None:
+    """Simulated seconds of an epoch against learners, with the measured ones on it."""
+    found = went.simulated
+    if found is None:
+        return None
+    by_way: dict[str, list[tuple[int, float]]] = {}
+    for point in found.curves:
+        by_way.setdefault(point.way, []).append((point.learners, point.seconds))
+    curves = []
+    for place, (name, points) in enumerate(by_way.items()):
+        learners, values = zip(*sorted(points), strict=True)
+        curves.append(Line(f"{name} ({SIMULATED})", learners, values, place))
+        # Only what was measured with as large batches, and a processor for each learner.
+        alike = [
+            (row.learners, measured)
+            for row in results.table
+            if (row.way == name or row.learners == 1)
+            and row.processor is None
+            and row.joined == row.learners * found.batch_size
+            and row.learners <= found.processors
+            and (measured := went.seconds(row))
+        ]
+        if alike:
+            learners, values = zip(*alike, strict=True)
+            curves.append(Line(f"{name}, measured", learners, values, place, "o", ""))
+    caption = (
+        f"Lines are {SIMULATED}: seconds of an epoch with so many learners, each with batches of "
+        f"{found.batch_size} and a processor of its own, on a network of {found.network}. Points "
+        "are measured."
+    )
+    return lines(curves, ("learners", f"seconds ({SIMULATED})"), "many", caption, log="xy")
+
+
+def _most(results: ParallelResults) -> list[Row]:
+    """One learner, and of each method the row with the most learners."""
+    one = [results.one] if results.one else []
+    return [*one, *(rows[-1] for rows in _by_way(results).values())]
+
+
+def _by_way(results: ParallelResults) -> dict[str, list[Row]]:
+    """The rows of several learners at the base batch size, by their number."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(results.base, key=lambda row: row.learners):
+        if row.learners > 1:
+            found.setdefault(row.way, []).append(row)
+    return found
+
+
+def _over_time(results: ParallelResults, went: Went, value: Callable[[Epoch], float]) -> list[Line]:
+    found = []
+    for place, row in enumerate(_most(results)):
+        for cell in _of_seed(went.of(row), results.seed):
+            passed = list(itertools.accumulate(epoch.seconds for epoch in cell.epochs))
+            found.append(Line(row.label, passed, [value(e) for e in cell.epochs], place))
+    return found
+
+
+def _of_seed(cells: Iterable[Cell], seed: int) -> list[Cell]:
+    return [cell for cell in cells if cell.cell.endswith(f".seed-{seed}")]
+
+
+def _some(
+    found: Sequence[Line], labels: tuple[str, str], name: str, caption: str, log: str
+) -> Plot | None:
+    return lines(found, labels, name, caption, log) if found else None

@@ -1,0 +1,88 @@
+"""The page of a run of kind `data-parallel`: what goes between the frame's header and its end."""
+
+from fedspeech.report import frame, markup, parallel_figures, parallel_tables
+from fedspeech.report.frame import INTERVALS, Section
+from fedspeech.report.parallel_results import ParallelResults, Went, went
+from fedspeech.report.parallel_tables import SIMULATED
+from fedspeech.report.run_folder import RunFolder
+from fedspeech.report.tables import Estimate
+
+ABOUT = "WER in percent: the mean over seeds and speakers, with its 95 % interval."
+HOW_TO_READ = (
+    "allreduce: gradients are averaged in every step. parameter-server: learners take the model "
+    "from a server and bring it gradients, each when it is ready. ring: in every step all average "
+    "their models with both neighbours. ad-psgd: a learner that is ready averages its model with "
+    "another one's. hierarchical: allreduce inside a node, ad-psgd between nodes. bmuf: blocks of "
+    "steps alone, then an average with momentum. Numbers beside a method are its learners; batches "
+    "are of all of them together.",
+    f"{INTERVALS} Differences are paired.",
+    "Synchronous methods give the same errors whenever they are run again. The others do not: who "
+    "averages with whom follows from who is ready first.",
+    f"Whatever is called {SIMULATED} was computed by a model of learners and their network, and "
+    "not measured.",
+)
+NONE = "the run has none."
+
+
+def body(results: ParallelResults, run: RunFolder) -> str:
+    """Everything below the header. Raises RunError where timing.json is not as expected."""
+    times = went(run.timing.model_dump())
+    tables, figures = parallel_tables, parallel_figures
+    sections = [
+        Section(
+            "Errors",
+            [
+                markup.figure(figures.errors(results), "Errors", NONE),
+                frame.tables(tables.errors(results), tables.largest(results)),
+            ],
+        ),
+        Section("Learning", _learning(results, times)),
+        Section("Pace", [*_pace(results, times), _measured(results, times)]),
+        Section("With a straggler", [frame.tables(tables.stragglers(results, times))]),
+        Section(f"Many learners ({SIMULATED})", _simulated(results, times)),
+        Section("Time", [frame.time(run, stages_alone=True)]),
+    ]
+    return frame.body(_tiles(results, times), ABOUT, sections, HOW_TO_READ, run)
+
+
+def _learning(results: ParallelResults, times: Went) -> list[str]:
+    figures = parallel_figures
+    return [
+        markup.figure(figures.loss_by_epoch(results), "Loss against epochs", NONE),
+        markup.figure(figures.loss_by_time(results, times), "Loss against time", NONE),
+        markup.figure(
+            figures.consensus(results, times),
+            "Consensus",
+            "no method of the run leaves its learners' models apart.",
+        ),
+    ]
+
+
+def _pace(results: ParallelResults, times: Went) -> list[str]:
+    figures = parallel_figures
+    return [
+        markup.figure(figures.speed_up(results, times), "Speed-up", NONE),
+        markup.figure(figures.seconds(results, times), "Computing and waiting", NONE),
+    ]
+
+
+def _measured(results: ParallelResults, times: Went) -> str:
+    return frame.tables(parallel_tables.pace(results, times), parallel_tables.talk(results, times))
+
+
+def _simulated(results: ParallelResults, times: Went) -> list[str]:
+    title = f"Seconds of an epoch ({SIMULATED})"
+    return [
+        markup.figure(parallel_figures.many(results, times), title, "the run compares nothing."),
+        frame.tables(parallel_tables.beside(results, times), parallel_tables.many(times)),
+    ]
+
+
+def _tiles(results: ParallelResults, times: Went) -> list[str]:
+    found = []
+    for row in results.base:
+        mean, low, high = Estimate.of(row).texts()
+        pace = times.pace(row)
+        fast = f"; {pace:.0f} utterances/s" if pace else ""
+        found.append(markup.tile(row.label, f"{mean} %", f"{low} to {high}{fast}"))
+    return found

@@ -1,0 +1,166 @@
+"""What a run of kind `data-parallel` left, typed: `results.json`, and what it measured of time.
+
+Seconds, bytes and distances between learners differ from run to run, and of asynchronous methods
+the errors do as well; so the former are in `timing.json`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from fedspeech.report.results import Interval, Record, Wer, check
+
+
+class Row(Wer):
+    """One way to train with so many learners; rates are means over the seeds.
+
+    `joined` are the utterances that all learners have together at a time, `minus_one` is the rate
+    minus that of one learner.
+    """
+
+    row: str
+    way: str
+    learners: int
+    joined: int
+    slowed: tuple[float, ...]
+    processor: float | None
+    seeds: tuple[float, ...]
+    losses: tuple[float, ...]
+    diverged: int
+    minus_one: Interval | None
+    converges: bool | None
+
+    @property
+    def label(self) -> str:
+        """What it is called: without its batch."""
+        if self.learners == 1:
+            return "one learner"
+        held = f", at {self.processor:g}" if self.processor else ""
+        straggler = f", one {self.slowest:g}x" if self.slowest > 1 else ""
+        return f"{self.way}, {self.learners}{held}{straggler}"
+
+    @property
+    def slowest(self) -> float:
+        """How many times slower the slowest learner is."""
+        return max(self.slowed, default=1.0)
+
+
+class ParallelResults(Record):
+    """`results.json` of a run of kind `data-parallel`; `batch_size` is the base one."""
+
+    kind: Literal["data-parallel"]
+    name: str
+    seed: int
+    seeds: tuple[int, ...]
+    speakers: int
+    skipped: int
+    model: str
+    parameters: int
+    batch_size: int
+    table: tuple[Row, ...]
+
+    @property
+    def base(self) -> tuple[Row, ...]:
+        """The rows at the base batch size, with learners that nothing slows."""
+        return tuple(
+            row for row in self.table if row.joined == self.batch_size and row.processor is None
+        )
+
+    @property
+    def one(self) -> Row | None:
+        """What the others are compared with: one learner."""
+        return next((row for row in self.base if row.learners == 1), None)
+
+    @property
+    def title(self) -> str:
+        """What the run was."""
+        seeds = ", ".join(map(str, self.seeds))
+        return f"{self.name}: {self.model} trained data-parallel, seeds {seeds}"
+
+
+class Epoch(Record):
+    """Of all learners; lists have a number for each."""
+
+    loss: float
+    seconds: float
+    utterances: int
+    updates: int
+    bytes: int
+    computing: tuple[float, ...]
+    waiting: tuple[float, ...]
+    staleness: float
+    most_stale: int
+    consensus: float
+
+
+class Cell(Record):
+    """How a row's training with one seed went."""
+
+    cell: str
+    deaths: int
+    epochs: tuple[Epoch, ...]
+
+
+class Point(Record):
+    """A simulated epoch."""
+
+    way: str
+    learners: int
+    seconds: float
+
+
+class Link(Record):
+    """What simulated learners talk over."""
+
+    bandwidth: float
+    latency: float
+
+    def __str__(self) -> str:
+        return f"{self.bandwidth / 1e9:g} GB/s each way, {1e3 * self.latency:g} ms"
+
+
+class Simulated(Record):
+    """Seconds of an epoch that nobody measured: of the rows, and of many learners (`curves`)."""
+
+    processors: int
+    batch_size: int
+    network: Link
+    here: Link
+    rows: Mapping[str, float]
+    curves: tuple[Point, ...]
+
+
+class Went(Record):
+    """`timing.json` of a run of kind `data-parallel`."""
+
+    cells: tuple[Cell, ...] = ()
+    simulated: Simulated | None = None
+
+    def of(self, row: Row) -> tuple[Cell, ...]:
+        """The trainings of a row, one for each seed, that have come to an epoch."""
+        return tuple(
+            each
+            for each in self.cells
+            if each.cell.rpartition(".seed-")[0] == row.row and each.epochs
+        )
+
+    def steady(self, row: Row) -> tuple[Epoch, ...]:
+        """The epochs of a row by which its pace is told: without the first of each training, in
+        which learners start, where there are more.
+        """
+        return tuple(epoch for each in self.of(row) for epoch in each.epochs[1:] or each.epochs)
+
+    def pace(self, row: Row) -> float | None:
+        """Utterances in a second."""
+        epochs = self.steady(row)
+        seconds = sum(epoch.seconds for epoch in epochs)
+        return sum(epoch.utterances for epoch in epochs) / seconds if seconds else None
+
+    def seconds(self, row: Row) -> float | None:
+        """The mean of an epoch."""
+        epochs = self.steady(row)
+        return sum(epoch.seconds for epoch in epochs) / len(epochs) if epochs else None
+
+
+def went(timing: Mapping[str, Any]) -> Went:
+    """What timing.json holds. Raises RunError where it is not as expected."""
+    return check(Went, timing, "timing.json")

@@ -1,0 +1,208 @@
+"""The tables of a run of kind `data-parallel`, as data."""
+
+from collections.abc import Callable, Sequence
+
+from fedspeech.report.parallel_results import Epoch, ParallelResults, Row, Went
+from fedspeech.report.run_tables import size
+from fedspeech.report.tables import Estimate, Table
+
+SIMULATED = "simulated"
+NOT_MEASURED = "–"
+
+
+def every(results: ParallelResults, went: Went) -> list[Table]:
+    """All of them."""
+    return [
+        errors(results),
+        pace(results, went),
+        talk(results, went),
+        largest(results),
+        stragglers(results, went),
+        beside(results, went),
+        many(went),
+    ]
+
+
+def errors(results: ParallelResults) -> Table:
+    """Every row: its errors, how they differ from those of one learner, and those of each seed."""
+    rows = tuple(
+        (
+            row.label,
+            str(row.joined),
+            Estimate.of(row),
+            Estimate.of(row.minus_one, signed=True) if row.minus_one else "",
+            ", ".join(f"{rate:.2f}" for rate in row.seeds),
+        )
+        for row in results.table
+    )
+    columns = ("method, learners", "batch", "WER %", "minus one", "with each seed")
+    notes = [
+        "batch: of all learners together. minus one: points more than one learner, paired.",
+        *_told(results),
+    ]
+    return Table("Errors", columns, rows, notes=tuple(notes))
+
+
+def _told(results: ParallelResults) -> list[str]:
+    found = []
+    if share := next((row.processor for row in results.table if row.processor), None):
+        found.append(
+            f"at {share:g}: each learner takes at most {share:g} of a processor, so that one that "
+            "waits lends nothing; one 10x: one of the learners is ten times slower."
+        )
+    if any(row.diverged for row in results.table):
+        found.append("A training that diverged hears no word: its WER is 100 %.")
+    if results.skipped:
+        found.append(
+            f"Skipped: {results.skipped:,} training utterances with more units than steps."
+        )
+    return found
+
+
+def pace(results: ParallelResults, went: Went) -> Table:
+    """How fast it went where nothing is slowed."""
+    one = went.pace(results.one) if results.one else None
+    rows = []
+    for row in _free(results, went):
+        fast = went.pace(row)
+        speed_up = f"{fast / one:.2f}" if fast and one else NOT_MEASURED
+        epochs = went.steady(row)
+        seconds = [per_learner(epochs, of) for of in (_computing, _waiting)]
+        pace = f"{fast:.0f}" if fast else NOT_MEASURED
+        rows.append((row.label, str(row.joined), pace, speed_up, *(f"{s:.2f}" for s in seconds)))
+    columns = ("method, learners", "batch", "utterances/s", "speed-up", "computing", "waiting")
+    notes = (
+        "Without each training's first epoch, in which learners start. computing, waiting: seconds "
+        "of a learner in an epoch.",
+    )
+    return Table("Pace", columns, tuple(rows), notes=notes)
+
+
+def talk(results: ParallelResults, went: Went) -> Table:
+    """What learners sent each other, and how far apart they were."""
+    rows = []
+    for row in (row for row in _free(results, went) if row.learners > 1):
+        epochs = went.steady(row)
+        last = [each.epochs[-1].consensus for each in went.of(row)]
+        rows.append(
+            (
+                row.label,
+                str(row.joined),
+                size(round(sum(epoch.bytes for epoch in epochs) / len(epochs))),
+                f"{sum(epoch.staleness for epoch in epochs) / len(epochs):.2f}",
+                str(max(epoch.most_stale for epoch in epochs)),
+                f"{sum(last) / len(last):.3g}",
+            )
+        )
+    columns = ("method, learners", "batch", "sent", "staleness", "most", "consensus")
+    notes = (
+        "sent: by all learners in an epoch. staleness: updates by others between a model and the "
+        "gradient of it. consensus: mean distance of a learner's parameters from all learners' "
+        "average when the last epoch ends.",
+    )
+    return Table(
+        "What learners sent, and how far apart they were", columns, tuple(rows), notes=notes
+    )
+
+
+def _free(results: ParallelResults, went: Went) -> list[Row]:
+    """Rows whose learners nothing slows."""
+    return [row for row in results.table if row.processor is None and went.of(row)]
+
+
+def _computing(epoch: Epoch) -> tuple[float, ...]:
+    return epoch.computing
+
+
+def _waiting(epoch: Epoch) -> tuple[float, ...]:
+    return epoch.waiting
+
+
+def per_learner(epochs: Sequence[Epoch], of: Callable[[Epoch], tuple[float, ...]]) -> float:
+    """Mean seconds of a learner in an epoch."""
+    seconds = [one for epoch in epochs for one in of(epoch)]
+    return sum(seconds) / len(seconds)
+
+
+def largest(results: ParallelResults) -> Table:
+    """For each method that was tried with larger batches, the largest with which it converges."""
+    tried: dict[str, list[Row]] = {}
+    for row in results.table:
+        if row.processor is None and row.converges is not None and row.learners > 1:
+            tried.setdefault(row.way, []).append(row)
+    rows = []
+    for name, found in tried.items():
+        sizes = {row.joined: bool(row.converges) for row in sorted(found, key=lambda r: r.joined)}
+        if len(sizes) > 1:
+            held = [joined for joined, converges in sizes.items() if converges]
+            said = ", ".join(f"{j}: {'yes' if held_ else 'no'}" for j, held_ in sizes.items())
+            rows.append((name, str(max(held)) if held else "none", said))
+    notes = (
+        "Converges: with no seed the training diverges, and the mean WER is at most twice that of "
+        "one learner at the base batch size.",
+    )
+    columns = ("method", "largest", "batch: converges")
+    return Table("The largest batch that converges", columns, tuple(rows), notes=notes)
+
+
+def stragglers(results: ParallelResults, went: Went) -> Table:
+    """Each row with a straggler beside the same without one."""
+    rows = []
+    for row in (row for row in results.table if row.slowest > 1):
+        usual = _undisturbed(results, row)
+        before, after = went.pace(usual) if usual else None, went.pace(row)
+        if usual and before and after:
+            paces = (f"{before:.0f}", f"{after:.0f}", f"{100 * after / before:.0f} %")
+            rows.append((row.label, *paces, Estimate.of(usual), Estimate.of(row)))
+    columns = ("method, learners", "before/s", "with it/s", "kept", "WER %", "WER % with it")
+    notes = ("before, with it: utterances per second without and with the straggler.",)
+    return Table("With a straggler", columns, tuple(rows), notes=notes)
+
+
+def _undisturbed(results: ParallelResults, row: Row) -> Row | None:
+    return next(
+        (
+            other
+            for other in results.table
+            if (other.way, other.learners, other.processor, other.slowest)
+            == (row.way, row.learners, row.processor, 1.0)
+        ),
+        None,
+    )
+
+
+def beside(results: ParallelResults, went: Went) -> Table:
+    """Simulated seconds of an epoch beside measured ones."""
+    found = went.simulated
+    if found is None:
+        return Table("", (), ())
+    rows = []
+    for row in results.table:
+        measured, simulated = went.seconds(row), found.rows.get(row.row)
+        if measured and simulated:
+            seconds = (f"{measured:.2f}", f"{simulated:.2f}", f"{simulated / measured:.2f}")
+            rows.append((row.label, str(row.joined), *seconds))
+    columns = ("method, learners", "batch", "measured", SIMULATED, "ratio")
+    notes = (
+        f"{SIMULATED}: by a discrete-event model, out of seconds of batches of one learner alone, "
+        f"for {found.processors} processors and {found.here}.",
+    )
+    title = f"Seconds of an epoch: {SIMULATED} beside measured"
+    return Table(title, columns, tuple(rows), notes=notes)
+
+
+def many(went: Went) -> Table:
+    """Simulated seconds of an epoch with many learners."""
+    found = went.simulated
+    if found is None:
+        return Table("", (), ())
+    points = {(point.way, point.learners): point.seconds for point in found.curves}
+    learners = sorted({number for _, number in points})
+    ways = dict.fromkeys(name for name, _ in points)
+    rows = tuple((name, *(f"{points[name, n]:.3g}" for n in learners)) for name in ways)
+    notes = (
+        f"All of it is {SIMULATED}, and nothing measured: so many learners, each with batches of "
+        f"{found.batch_size} and a processor of its own, on a network of {found.network}.",
+    )
+    title = f"Seconds of an epoch with many learners ({SIMULATED})"
+    return Table(title, ("method", *map(str, learners)), rows, notes=notes)

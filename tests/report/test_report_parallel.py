@@ -1,0 +1,225 @@
+"""The report of a run of kind `data-parallel`: its tables, its figures and its page."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fedspeech.errors import RunError
+from fedspeech.report import parallel_figures, parallel_tables, show, write
+from fedspeech.report.parallel_results import ParallelResults, Went, went
+from fedspeech.report.results import check
+from fedspeech.report.tables import Estimate
+
+SECONDS = {"one": 8.0, "all.2": 5.0, "all.4": 4.0, "ad.4": 4.0, "all.4.big": 2.0,
+           "all.4.held": 4.0, "all.4.held.slow": 40.0}  # fmt: skip
+"""Of an epoch of 400 utterances, by row."""
+MEANS = {"one": 10.0, "all.2": 11.0, "all.4": 12.0, "ad.4": 9.0, "all.4.big": 25.0,
+         "all.4.held": 12.0, "all.4.held.slow": 13.0}  # fmt: skip
+
+
+def around(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 2, "high": mean + 3}
+
+
+def row(name: str) -> dict[str, Any]:
+    mean, learners = MEANS[name], 1 if name == "one" else int(name.split(".")[1])
+    return {
+        "row": name,
+        "way": "ad-psgd <random>" if name.startswith("ad") else "allreduce",
+        "learners": learners,
+        "joined": 128 if "big" in name else 32,
+        "slowed": [1.0] * (learners - 1) + [10.0 if "slow" in name else 1.0],
+        "processor": 0.5 if "held" in name else None,
+        **around(mean),
+        "pooled": mean,
+        "seeds": [mean - 1, mean + 1],
+        "losses": [] if "big" in name else [4.0, 2.0, 1.0],
+        "diverged": 0,
+        "minus_one": None if name == "one" else around(mean - 10),
+        "converges": mean <= 20,
+    }
+
+
+def cell(name: str, seed: int) -> dict[str, Any]:
+    learners = 1 if name == "one" else int(name.split(".")[1])
+
+    def epoch(number: int) -> dict[str, Any]:
+        # Learners start in the first one, which is no part of a pace.
+        seconds = SECONDS[name] + (100 if number == 0 else 0)
+        return {
+            **{"loss": 4.0 / (number + 1), "seconds": seconds, "utterances": 400, "updates": 16},
+            **{"bytes": 10**6 * learners, "staleness": 1.5, "most_stale": 3 + number},
+            **{"computing": [3.0] * learners, "waiting": [0.5] * (learners - 1) + [1.5]},
+            "consensus": number * 0.25 if name.startswith("ad") else 0.0,
+        }
+
+    return {"cell": f"{name}.seed-{seed}", "deaths": 0, "epochs": [epoch(i) for i in range(3)]}
+
+
+@pytest.fixture
+def made_up() -> dict[str, Any]:
+    return {
+        **{"kind": "data-parallel", "name": "<made-up>", "seed": 3, "seeds": [3, 4]},
+        **{"speakers": 5, "skipped": 0, "model": "tdnn-tiny", "parameters": 300_000},
+        **{"batch_size": 32, "table": [row(name) for name in MEANS]},
+    }
+
+
+@pytest.fixture
+def timing() -> dict[str, Any]:
+    curves = [
+        {"way": way, "learners": n, "seconds": 8.0 / n}
+        for way in ("allreduce", "ad-psgd <random>")
+        for n in (1, 4, 128)
+    ]
+    simulated = {
+        **{"processors": 2, "batch_size": 32, "curves": curves, "rows": {"one": 7.0, "all.4": 5.0}},
+        "network": {"bandwidth": 1.25e9, "latency": 5e-5},
+        "here": {"bandwidth": 1e9, "latency": 2e-4},
+    }
+    return {
+        "stages": [{"stage": "training", "seconds": 12.0}],
+        "cells": [cell(name, seed) for name in MEANS for seed in (3, 4)],
+        "simulated": simulated,
+    }
+
+
+@pytest.fixture
+def results(made_up) -> ParallelResults:
+    return check(ParallelResults, made_up, "here")
+
+
+@pytest.fixture
+def times(timing) -> Went:
+    return went(timing)
+
+
+def by_first(table) -> dict[str, tuple]:
+    return {one[0]: one[1:] for one in table.rows}
+
+
+def test_errors_have_every_row_beside_one_learner(results, made_up):
+    found = parallel_tables.errors(results)
+    labels = ["one learner", "allreduce, 2", "allreduce, 4", "ad-psgd <random>, 4", "allreduce, 4",
+              "allreduce, 4, at 0.5", "allreduce, 4, at 0.5, one 10x"]  # fmt: skip
+    assert [one[0] for one in found.rows] == labels
+    assert found.rows[0][1:] == ("32", Estimate(10, 8, 13), "", "9.00, 11.00")
+    assert found.rows[4][1:4] == ("128", Estimate(25, 23, 28), Estimate(15, 13, 18, signed=True))
+    assert not any("100 %" in note for note in found.notes)
+    made_up["table"][3]["diverged"] = 1
+    again = parallel_tables.errors(check(ParallelResults, made_up, "here"))
+    assert any("100 %" in note for note in again.notes)
+
+
+def test_the_pace_is_without_first_epochs_and_without_what_is_slowed(results, times):
+    found = parallel_tables.pace(results, times).rows
+    assert len(found) == 5
+    # 400 utterances in 8 s, and in 5 s by two learners who wait 0.5 s and 1.5 s.
+    assert found[0] == ("one learner", "32", "50", "1.00", "3.00", "1.50")
+    assert found[1] == ("allreduce, 2", "32", "80", "1.60", "3.00", "1.00")
+    assert found[4][1:4] == ("128", "200", "4.00")
+
+
+def test_what_was_sent_and_how_far_learners_are_apart(results, times):
+    found = by_first(parallel_tables.talk(results, times))
+    assert "one learner" not in found
+    assert found["ad-psgd <random>, 4"] == ("32", "4.0 MB", "1.50", "5", "0.5")
+    assert found["allreduce, 2"][-1] == "0"
+
+
+def test_the_largest_batch_is_told_of_what_was_tried_with_several(results):
+    found = parallel_tables.largest(results).rows
+    assert found == (("allreduce", "32", "32: yes, 128: no"),)
+
+
+def test_a_straggler_stands_beside_the_same_learners_without_one(results, times):
+    found = parallel_tables.stragglers(results, times).rows
+    assert found == (
+        (
+            *("allreduce, 4, at 0.5, one 10x", "100", "10", "10 %"),
+            *(Estimate(12, 10, 15), Estimate(13, 11, 16)),
+        ),
+    )
+
+
+def test_simulated_seconds_are_called_so_and_stand_beside_measured_ones(results, times):
+    beside = parallel_tables.beside(results, times)
+    assert beside.rows == (
+        ("one learner", "32", "8.00", "7.00", "0.88"),
+        ("allreduce, 4", "32", "4.00", "5.00", "1.25"),
+    )
+    many = parallel_tables.many(times)
+    assert many.columns == ("method", "1", "4", "128")
+    assert many.rows[0] == ("allreduce", "8", "2", "0.0625")
+    for table in (beside, many):
+        assert "simulated" in table.title and "simulated" in "".join(table.notes)
+
+
+def test_the_figures_say_what_is_simulated(results, times):
+    found = parallel_figures.many(results, times)
+    # Curves of two methods, and points of one learner on each: four have no processor each.
+    assert found.svg.count("(simulated)") == 3
+    assert found.svg.count(", measured") == 2 and "simulated" in found.caption
+    assert "ad-psgd &lt;random&gt;" in found.svg
+
+
+def test_only_what_leaves_learners_apart_has_a_consensus(results, times):
+    found = parallel_figures.consensus(results, times)
+    assert "ad-psgd" in found.svg and "allreduce" not in found.svg
+    alike = Went(cells=tuple(c for c in times.cells if not c.cell.startswith("ad")))
+    assert parallel_figures.consensus(results, alike) is None
+
+
+def test_without_times_there_are_the_errors(results):
+    nothing = went({})
+    assert parallel_tables.pace(results, nothing).rows == ()
+    assert parallel_tables.many(nothing).rows == parallel_tables.beside(results, nothing).rows == ()
+    for figure in (parallel_figures.speed_up, parallel_figures.many, parallel_figures.seconds):
+        assert figure(results, nothing) is None
+
+
+def leave(folder: Path, made_up, timing) -> Path:
+    (folder / "results.json").write_text(json.dumps(made_up))
+    (folder / "timing.json").write_text(json.dumps(timing))
+    return folder
+
+
+def test_the_page_is_whole_escaped_and_the_same_each_time(made_up, timing, tmp_path):
+    page = write(leave(tmp_path, made_up, timing)).read_bytes()
+    assert write(tmp_path).read_bytes() == page
+    text = page.decode()
+    assert "&lt;made-up&gt;" in text and "<made-up>" not in text and "<random>" not in text
+    assert text.count("<svg") == text.count("</svg>") == 7
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    for part in ("Speed-up", "Consensus", "With a straggler", "not measured", "12.0 s"):
+        assert part in text
+
+
+def test_one_training_has_a_page_as_well(made_up, timing, tmp_path):
+    """As `fedspeech train` leaves it."""
+    alone = row("all.2") | {"minus_one": None, "converges": None}
+    timing = {"stages": timing["stages"], "cells": [cell("all.2", 3)]}
+    text = write(leave(tmp_path, made_up | {"table": [alone]}, timing)).read_text()
+    assert "allreduce, 2" in text and "the run compares nothing" in text
+
+
+def test_the_terminal_shows_all_tables(made_up, timing):
+    console = Console(file=io.StringIO(), width=120)
+    show(made_up, console, timing)
+    said = console.file.getvalue()
+    for part in ("tdnn-tiny trained data-parallel", "Pace", "The largest batch", "(simulated)"):
+        assert part in said
+    for line in said.splitlines():
+        assert len(line) <= 120
+
+
+def test_timing_that_lacks_something_is_refused(timing):
+    del timing["cells"][1]["epochs"][0]["waiting"]
+    with pytest.raises(RunError, match=r"timing\.json: cells\.1\.epochs\.0\.waiting: Field req"):
+        went(timing)
