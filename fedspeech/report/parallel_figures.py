@@ -8,6 +8,8 @@ from fedspeech.report.parallel_results import Cell, Epoch, ParallelResults, Row,
 from fedspeech.report.parallel_tables import SIMULATED, per_learner
 from fedspeech.report.shapes import Line, Rate, lines, rates, stacked
 
+MEASURED = "measured"
+
 
 def errors(results: ParallelResults) -> Plot:
     """WER of every row at the base batch size."""
@@ -101,7 +103,7 @@ def many(results: ParallelResults, went: Went) -> Plot | None:
     curves = []
     for place, (name, points) in enumerate(by_way.items()):
         learners, values = zip(*sorted(points), strict=True)
-        curves.append(Line(f"{name} ({SIMULATED})", learners, values, place))
+        curves.append(Line(name, learners, values, place))
         # Only what was measured with as large batches, and a processor for each learner.
         alike = [
             (row.learners, measured)
@@ -114,7 +116,8 @@ def many(results: ParallelResults, went: Went) -> Plot | None:
         ]
         if alike:
             learners, values = zip(*alike, strict=True)
-            curves.append(Line(f"{name}, measured", learners, values, place, "o", ""))
+            marked = any(line.name == MEASURED for line in curves)
+            curves.append(Line("" if marked else MEASURED, learners, values, place, "o", ""))
     caption = (
         f"Lines are {SIMULATED}: seconds of an epoch with so many learners, each with batches of "
         f"{found.batch_size} and a processor of its own, on a network of {found.network}. Points "

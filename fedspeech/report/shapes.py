@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from matplotlib.ticker import MaxNLocator
+
 from fedspeech.report.canvas import Plot, color, drawing, plot
 
 COLORS = ("ink", "mean", "kbest", "dendrogram", "random", "other-1", "other-2", "other-3")
@@ -22,9 +24,10 @@ class Rate(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Points of one colour; with `marker` they are marked, and joined only with a `style`."""
+    """Points of one colour, joined by a line unless its `style` is empty."""
 
     name: str
+    """In the legend, if it has one."""
     x: Sequence[float]
     y: Sequence[float]
     place: int
@@ -62,9 +65,10 @@ def lines(
                 marker=line.marker,
                 markersize=5,
                 color=color(COLORS[line.place % len(COLORS)]),
-                label=line.name,
+                label=line.name or "_nolegend_",
             )
         axes.set(xlabel=labels[0], ylabel=labels[1])
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         for letter in log:
             _log(axes, letter)
         axes.grid(axis="y")
