@@ -87,12 +87,13 @@ class Joined:
 
     def _wrap(self) -> None:
         device = place()
-        wrapped = DistributedDataParallel(
-            self._loop.model,
-            device_ids=[device] if device.type == "cuda" else None,
-            process_group=self._learners,
-            broadcast_buffers=False,
-        )
+        with losing():
+            wrapped = DistributedDataParallel(
+                self._loop.model,
+                device_ids=[device] if device.type == "cuda" else None,
+                process_group=self._learners,
+                broadcast_buffers=False,
+            )
         wrapped.register_comm_hook(None, self._average)
         self._loop.hears = wrapped
         for norm in _norms(self._loop.model):

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class _Cell:
     _members: list[int] = field(default_factory=list)
     _generation: int = 0
     _recent: int = 0
+    _shown: int = 0
     _since: float = 0.0
 
     def __post_init__(self) -> None:
@@ -67,12 +69,13 @@ class _Cell:
 
     def train(self) -> Trained:
         first, epoch = self._from_disk()
-        for _ in range(epoch or 0):
+        for self._shown in range(1, 1 + (epoch or 0)):
             self.shown.skip()
         self._prepare(self._all)
         while not (outcome := self._run(first, epoch)).done:
             self._count(outcome)
             first, epoch = self._mend(outcome)
+            self._close_epochs()
         return Trained(self._average(), self.epochs.told, self.deaths)
 
     def _run(self, first: int, epoch: int | None) -> Outcome:
@@ -85,16 +88,24 @@ class _Cell:
         return generation.run(first, epoch, (agreed, settings.parallel.form_seconds), self._joining)
 
     def _told(self, report: Report) -> None:
-        self.epochs.take(report)
-        learners = sum(
-            member < self.training.settings.parallel.learners for member in self._members
-        )
+        if self._learns(report.learner):
+            self.epochs.take(report)
+            self._close_epochs()
+
+    def _close_epochs(self) -> None:
+        """Write down and show the epochs that are over for all who are there."""
+        learners = [number for number in self._members if self._learns(number)]
         now = time.monotonic()
         while epoch := self.epochs.close(learners, now - self._since):
             self._since, self._recent = now, 0
             text = json.dumps(self.epochs.told) + "\n"
-            write_whole(self._record, lambda part: part.write_text(text, encoding="utf-8"))  # noqa: B023
-            self.shown.advance(f"{self.training.name}: {said(epoch)}")
+            write_whole(self._record, partial(Path.write_text, data=text, encoding="utf-8"))
+            if len(self.epochs.told) > self._shown:
+                self._shown += 1
+                self.shown.advance(f"{self.training.name}: {said(epoch)}")
+
+    def _learns(self, number: int) -> bool:
+        return number < self.training.settings.parallel.learners
 
     def _count(self, outcome: Outcome) -> None:
         for number, why in outcome.dead.items():
@@ -128,14 +139,7 @@ class _Cell:
 
     def _take_in(self, able: list[int]) -> None:
         """Those who can go on, and who is ready to join them, with a model of theirs."""
-        ready, _ = (
-            ray.wait(
-                list(self._joining.values()), num_returns=max(1, len(self._joining)), timeout=0
-            )
-            if self._joining
-            else ([], [])
-        )
-        newcomers = [n for n, reference in self._joining.items() if reference in ready]
+        newcomers = [n for n, waited in self._joining.items() if _is_ready(waited)]
         state = self.crew.actor(able[0]).state.remote()
         for number in newcomers:
             del self._joining[number]
@@ -160,12 +164,16 @@ class _Cell:
 
     def _average(self) -> Tensors:
         """The model of all learners: their average, where the method does not leave them alike."""
-        learners = [n for n in self._members if n < self.training.settings.parallel.learners]
+        learners = filter(self._learns, self._members)
         models = [gotten(self.crew.actor(number).model.remote()) for number in learners]
         if self._method.alike:
             return models[0]  # type: ignore[no-any-return]
         streams = [sorted(model.items()) for model in models]
         return dict(tensors.weighted_sum(streams, [1 / len(models)] * len(models)))
+
+
+def _is_ready(reference: ray.ObjectRef) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0])
 
 
 def forget(training: Training) -> None:

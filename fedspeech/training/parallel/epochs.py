@@ -19,25 +19,22 @@ class Epochs:
     def __init__(self, told: Sequence[Mapping[str, Any]] = ()) -> None:
         self.told = [dict(each) for each in told]
         self._open: dict[int, dict[int, Report]] = {}
+        self._latest: dict[int, int] = {}
 
     def take(self, report: Report) -> None:
         """One more report."""
         self._open.setdefault(report.epoch, {})[report.learner] = report
+        self._latest[report.learner] = report.epoch
 
-    def close(self, learners: int, seconds: float) -> dict[str, Any] | None:
-        """The next epoch, if so many learners have told of it; it took so many seconds."""
-        found = self._open.get(len(self.told), {})
-        if len(found) < learners:
+    def close(self, learners: Sequence[int], seconds: float) -> dict[str, Any] | None:
+        """The next epoch, if these learners are all beyond it; it took so many seconds."""
+        number = len(self.told)
+        behind = any(self._latest.get(learner, -1) < number for learner in learners)
+        if behind or number not in self._open:
             return None
-        reports = [found[number] for number in sorted(found)]
-        del self._open[len(self.told)]
-        self.told.append(_summary(reports, seconds))
+        found = self._open.pop(number)
+        self.told.append(_summary([found[learner] for learner in sorted(found)], seconds))
         return self.told[-1]
-
-    def back_to(self, epoch: int) -> None:
-        """Forget what came after so many epochs."""
-        del self.told[epoch:]
-        self._open.clear()
 
     @property
     def losses(self) -> list[float]:

@@ -7,6 +7,7 @@ import torch
 
 from fedspeech.errors import DivergedError
 from fedspeech.training.loop import Loop
+from fedspeech.training.parallel.group import losing
 from fedspeech.training.parallel.method import Method
 from fedspeech.training.parallel.share import Part, Share
 from fedspeech.training.parallel.watch import Watch
@@ -34,7 +35,8 @@ class ParallelLoop(Loop):
             losses = self._heard(self.share.minibatch(part))
             loss = float(losses.detach().sum())
             self.check(loss, part)
-            torch.autograd.backward(losses.sum() * method.weight(part))
+            with losing():
+                torch.autograd.backward(losses.sum() * method.weight(part))
         self.check(_sum(p.grad for p in self.model.parameters() if p.grad is not None), part)
         method.exchange(part)
         self.watch.learned(len(part.chosen), loss)
