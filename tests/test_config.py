@@ -590,3 +590,32 @@ def test_a_distillation_is_the_same_after_it_was_written_out(file):
     assert isinstance(settings, DistillationConfig)
     assert settings.seed == 7 and settings.replacing["mine"].rate == 0.25
     assert load(file(dump(settings), "again.toml")) == settings
+
+
+PARALLEL = "kind = 'data-parallel'\n[parallel]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "hook = 'fp16'\nmethod = 'ring'",
+            "mine.toml:2: parallel: hook: is for allreduce, found method 'ring'",
+        ),
+        (
+            "slowed = [1.0, 2.0, 10.0]",
+            "mine.toml:2: parallel: slowed: expected one factor for each of 2 learners, found 3",
+        ),
+        (
+            "method = 'parameter-server'\nlearners = 4\nstaleness = 1",
+            "mine.toml:2: parallel: staleness: with 4 learners at least 3, which is what they have "
+            "if they take turns, found 1",
+        ),
+        (
+            "method = 'hierarchical'\nlearners = 3",
+            "mine.toml:2: parallel: node_size: 3 learners make no whole nodes of 2",
+        ),
+    ],
+)
+def test_learners_that_do_not_fit_together_are_told(file, text, message):
+    assert told(file(PARALLEL + text)) == message

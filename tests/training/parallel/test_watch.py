@@ -1,0 +1,104 @@
+"""What learners measure, how slow they are made, and what becomes of their reports."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedspeech.training.parallel import watch
+from fedspeech.training.parallel.epochs import Epochs
+from fedspeech.training.parallel.group import summed_bytes
+from fedspeech.training.parallel.learner import Report
+from fedspeech.training.parallel.watch import Measured, Pace, Watch
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only when somebody sleeps or works."""
+
+    class Clock:
+        now = worked = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def process_time(self) -> float:
+            return self.worked
+
+        def sleep(self, seconds: float) -> None:
+            self.now += seconds
+
+        def work(self, seconds: float, lent: float = 1.0) -> None:
+            """A stretch in which the process had this share of a processor."""
+            self.now += seconds
+            self.worked += seconds * lent
+
+    made = Clock()
+    monkeypatch.setattr(watch, "time", made)
+    return made
+
+
+def test_waiting_is_no_computing(clock):
+    seen = Watch()
+    with seen.computes():
+        clock.work(2.0)
+        with seen.waits():
+            clock.now += 5.0
+        clock.work(1.0)
+        seen.ready()
+        clock.now += 4.0
+    measured = seen.take()
+    assert (measured.computing, measured.waiting) == (3.0, 9.0)
+    assert seen.take() == Measured()
+
+
+@pytest.mark.parametrize(
+    ("factor", "share", "lent", "expected"),
+    [
+        (1.0, None, 1.0, 2.0),
+        (10.0, None, 1.0, 20.0),
+        (1.0, 0.5, 1.0, 4.0),  # twice the processor that it may take
+        (1.0, 0.5, 0.4, 2.0),  # others took more of it than that already
+        (10.0, 0.5, 1.0, 40.0),
+    ],
+)
+def test_a_learner_rests_until_it_has_been_slow_enough(clock, factor, share, lent, expected):
+    seen = Watch(Pace(factor, share))
+    with seen.computes():
+        clock.work(2.0, lent)
+    assert seen.take().computing == pytest.approx(expected) == clock.now
+
+
+def test_bytes_of_a_sum_are_those_of_a_ring():
+    """Each of four learners sends three quarters of it twice: 2 x 3/4 x 400 bytes."""
+    assert summed_bytes(torch.zeros(100), 4) == 600
+
+
+def report(learner: int, epoch: int, vector: list[float], **measured) -> Report:
+    return Report(learner, epoch, Measured(**measured), torch.tensor(vector))
+
+
+def test_an_epoch_is_told_when_all_who_are_there_are_beyond_it():
+    """Learner 2 joined late, and has nothing to say of the first epoch."""
+    epochs = Epochs()
+    epochs.take(report(0, 0, [1.0, 0.0], utterances=6, loss=12.0, updates=2, bytes=10))
+    assert epochs.close([0, 1, 2], 2.0) is None
+    epochs.take(
+        report(1, 0, [-1.0, 0.0], utterances=2, loss=12.0, updates=2, staleness=4, most_stale=3)
+    )
+    assert epochs.close([0, 1, 2], 2.0) is None
+    epochs.take(report(2, 1, [0.0, 0.0]))
+    told = epochs.close([0, 1, 2], 2.0)
+    assert told == {
+        "loss": 3.0,
+        "seconds": 2.0,
+        "utterances": 8,
+        "updates": 4,
+        "bytes": 10,
+        "computing": [0.0, 0.0],
+        "waiting": [0.0, 0.0],
+        "staleness": 1.0,
+        "most_stale": 3,
+        "consensus": 1.0,
+    }
+    assert epochs.losses == [3.0] and epochs.close([0, 1, 2], 2.0) is None
+    np.testing.assert_equal(len(epochs.told), 1)
