@@ -29,6 +29,7 @@ class Crew:
         engine = settings.engine
         self._ours = joining.connect(EngineSettings(workers=learners, **engine.model_dump()))
         host = LOOPBACK if engine.ray_address is None else str(ray.util.get_node_ip_address())
+        self.own_gpus = engine.gpus_per_worker >= 1 and not engine.simulated_gpus
         self.store, port = serve(host)
         self.address = host, port
 

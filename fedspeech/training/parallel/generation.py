@@ -64,7 +64,7 @@ class Generation:
         are `joining` is ready, the others come back.
         """
         for number in self._members:
-            seat = Seat(number, self._members, self._name, *agreed)
+            seat = Seat(number, self._members, self._name, *agreed, self._crew.own_gpus)
             order = Order(seat, self._crew.address, first, epoch)
             actor = self._crew.actor(number)
             stream = actor.learn.options(num_returns="streaming").remote(order)

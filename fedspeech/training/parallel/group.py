@@ -2,9 +2,9 @@
 
 A store of PyTorch's, which outlives all learners, is where they meet. Each forming is a generation
 of its own there, so that a group without the dead one, or with one that joins again, is another
-one. Tensors travel by gloo between processors and by NCCL between GPUs. What goes from one learner
-to another (`send`, `receive`) travels by gloo from everywhere: NCCL has no tags, and two learners
-that send to each other at once would wait for ever.
+one. Tensors travel by gloo, and by NCCL where each learner has a GPU of its own. What goes from one
+learner to another (`send`, `receive`) travels by gloo from everywhere: NCCL has no tags, and two
+learners that send to each other at once would wait for ever.
 """
 
 import os
@@ -76,6 +76,8 @@ class Seat:
     """Of what all of them have to agree upon: corpus, share and settings."""
     seconds: float = 120.0
     """How long to wait for the others."""
+    own_gpu: bool = False
+    """Whether each learner has a GPU of its own: NCCL takes no two that share one."""
 
 
 class Message(NamedTuple):
@@ -189,7 +191,7 @@ def form(store: Store, seat: Seat, watch: Watch, stopped: threading.Event) -> Gr
     _meet(own, seat, stopped)
     _compare(own, seat)
     rank, size = seat.members.index(seat.learner), len(seat.members)
-    backend = "cpu:gloo,cuda:nccl" if place().type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if seat.own_gpu and place().type == "cuda" else "gloo"
     with losing():
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
     return Group(rank, size, own, watch, stopped)

@@ -104,7 +104,7 @@ def test_a_run_leaves_a_generic_model_and_repeats(train, table, tones, tmp_path)
     assert "utterances/s" in said and "consensus 0" in said
     results = json.loads((out / "results.json").read_text())
     (row,) = results["table"]
-    assert (row["method"], row["learners"], results["kind"]) == ("allreduce", 2, "data-parallel")
+    assert (row["way"], row["learners"], results["kind"]) == ("allreduce", 2, "data-parallel")
     path = out / "models" / "generic.safetensors"
     about = description.read(path.with_suffix(".json"))
     settings = DataParallelConfig.model_validate(table())
@@ -125,7 +125,7 @@ def test_a_run_leaves_a_generic_model_and_repeats(train, table, tones, tmp_path)
     generic.check(Config.model_validate(personalization))
 
     other, run = train(table(method="allreduce"), "other")
-    until(lambda: list(other.glob("cells/*.checkpoint")))
+    until(lambda: list(other.glob("cells/*.checkpoint")) or run.poll())
     run.send_signal(signal.SIGKILL)
     run.wait()
     finished(train(table(method="allreduce"), "other", "--resume")[1])
@@ -139,7 +139,7 @@ def test_a_learner_that_is_killed_ends_no_run(train, table, method):
     """Synchronous methods begin again with the last checkpoint, the others go on without it."""
     long = {"epochs": 12, "batch_size": 2}
     out, run = train(table(long, method=method, learners=3))
-    until(lambda: list(out.glob("cells/*.epochs.json")))
+    until(lambda: list(out.glob("cells/*.epochs.json")) or run.poll())
     os.kill(learners(run)[1], signal.SIGKILL)
     said = finished(run)
     timing = json.loads((out / "timing.json").read_text())
