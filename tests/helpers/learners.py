@@ -149,7 +149,7 @@ def learn(job: Job) -> Told:
     told = Told([], [], {}, watch.measured)
     group = method = None
     try:
-        seat = Seat(job.rank, members, job.generation, job.fingerprint, job.seconds)
+        seat = Seat(job.rank, members, job.generation, job.seconds, fingerprint=job.fingerprint)
         group = form(join(LOOPBACK, job.port), seat, watch, threading.Event())
         method = method_of(job.parallel)(loop, group, job.parallel)
         for number in method.parts(0):

@@ -82,10 +82,9 @@ class _Cell:
         settings = self.training.settings
         self._generation += 1
         self._since = time.monotonic()
-        name = f"{self.training.name}/{id(self)}/{self._generation}"
-        agreed = self.task.fingerprint(settings, self.training.seed)
+        name = f"{self.training.name}/{self._generation}"
         generation = Generation(self.crew, name, self._members, self._told)
-        return generation.run(first, epoch, (agreed, settings.parallel.form_seconds), self._joining)
+        return generation.run(first, epoch, settings.parallel.form_seconds, self._joining)
 
     def _told(self, report: Report) -> None:
         if self._learns(report.learner):
@@ -143,24 +142,40 @@ class _Cell:
         state = self.crew.actor(able[0]).state.remote()
         for number in newcomers:
             del self._joining[number]
-            gotten(self.crew.actor(number).adopt.remote(state))
-        self._members = sorted([*able, *newcomers])
+            try:
+                gotten(self.crew.actor(number).adopt.remote(state))
+                able = [*able, number]
+            except ray.exceptions.RayError:  # it died again, or who has the model did
+                self.crew.bury(number)
+        self._members = sorted(able)
         log.warning("learners %s go on together", ", ".join(map(str, self._members)))
 
     def _prepare(self, numbers: list[int]) -> None:
-        for reference in self.crew.prepare(self.training, numbers).values():
-            gotten(reference)
+        for number, reference in self.crew.prepare(self.training, numbers).items():
+            try:
+                gotten(reference)
+            except ray.exceptions.RayActorError as error:
+                self.crew.bury(number)
+                why = str(error).strip().splitlines()[-1]
+                raise RunError(f"learner {number} cannot start: {why}") from None
         self._members = list(numbers)
 
     def _from_disk(self) -> tuple[int, int | None]:
-        """The first part after the last epoch that was told of and that all learners kept."""
+        """The first part after the last epoch that was told of and that was kept."""
         told = json.loads(self._record.read_text(encoding="utf-8")) if self._record.exists() else []
-        keepers = [0] if self._method.alike else self._all
         epoch = len(told)
-        while epoch and not all(self.training.checkpoint(n, epoch).exists() for n in keepers):
+        while epoch and not self._is_kept(epoch):
             epoch -= 1
         self.epochs = Epochs(told[:epoch])
         return epoch * self._parts, epoch or None
+
+    def _is_kept(self, epoch: int) -> bool:
+        """Whether all can go on from there; where nobody restarts, also from another's model."""
+        kept = {n for n in self._all if self.training.checkpoint(n, epoch).exists()}
+        servers = {n for n in self._all if not self._learns(n)}
+        if self._method.alike:
+            return 0 in kept
+        return kept == set(self._all) if self._method.restarts else servers < kept
 
     def _average(self) -> Tensors:
         """The model of all learners: their average, where the method does not leave them alike."""

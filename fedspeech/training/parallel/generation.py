@@ -55,16 +55,16 @@ class Generation:
         self,
         first: int,
         epoch: int | None,
-        agreed: tuple[str, float],
+        seconds: float,
         joining: Mapping[int, ray.ObjectRef],
     ) -> Outcome:
         """Raises the FedSpeechError of a learner, when all have come back.
 
-        `agreed` is the fingerprint, and for how long to wait for the group; where one of those who
-        are `joining` is ready, the others come back.
+        The group has so many seconds to form; where one of those who are `joining` is ready, the
+        others come back.
         """
         for number in self._members:
-            seat = Seat(number, self._members, self._name, *agreed, self._crew.own_gpus)
+            seat = Seat(number, self._members, self._name, seconds, self._crew.own_gpus)
             order = Order(seat, self._crew.address, first, epoch)
             actor = self._crew.actor(number)
             stream = actor.learn.options(num_returns="streaming").remote(order)

@@ -72,12 +72,12 @@ class Seat:
     """All learners of this generation, in the order of their ranks."""
     generation: str
     """A name that no other group has."""
-    fingerprint: str = ""
-    """Of what all of them have to agree upon: corpus, share and settings."""
     seconds: float = 120.0
     """How long to wait for the others."""
     own_gpu: bool = False
     """Whether each learner has a GPU of its own: NCCL takes no two that share one."""
+    fingerprint: str = ""
+    """Of what all of them have to agree upon: corpus, share and settings."""
 
 
 class Message(NamedTuple):

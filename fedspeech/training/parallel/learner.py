@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +100,9 @@ class Learner:
         lost: str | None = None
         reached = order.first
         try:
-            group = form(join(*order.store), order.seat, self._watch, self._stop(order))
+            agreed = self._task.fingerprint(self._training.settings, self._training.seed)
+            seat = replace(order.seat, fingerprint=agreed)
+            group = form(join(*order.store), seat, self._watch, self._stop(order))
             method = method_of(self._settings)(self._loop, group, self._settings)
             method.resume(self._kept)
             for number in method.parts(order.first):
@@ -154,8 +156,10 @@ class Learner:
     def _begin(self, order: Order) -> None:
         if order.epoch is None:
             return
-        keeper = 0 if method_of(self._settings).alike else self._number
-        path = self._training.checkpoint(keeper, order.epoch)
+        path = self._training.checkpoint(self._number, order.epoch)
+        if not path.exists():  # one that has all models, or one that was there
+            paths = (self._training.checkpoint(n, order.epoch) for n in order.seat.members)
+            path = next(other for other in paths if other.exists())
         (self._kept,) = checkpoint.load(path, self._loop, "method") or [{}]
         self._epoch = order.epoch
         self._watch.take()

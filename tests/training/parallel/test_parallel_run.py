@@ -54,22 +54,22 @@ def table(tones) -> Callable[..., dict]:
     return make
 
 
-@pytest.fixture
-def train(table, environment, tmp_path) -> Callable[..., tuple[Path, subprocess.Popen]]:
-    """Begin a run; its folder and its process."""
+@pytest.fixture(scope="module")
+def train(environment) -> Callable[..., tuple[Path, subprocess.Popen]]:
+    """Begin a run in a folder; where it lies, and its process."""
 
-    def begin(what: dict, out: str = "run", *more: str) -> tuple[Path, subprocess.Popen]:
-        file = tmp_path / "small.toml"
+    def begin(what: dict, folder: Path, *more: str) -> tuple[Path, subprocess.Popen]:
+        file, out = folder / "small.toml", folder / "run"
         file.write_text(tomli_w.dumps(what))
-        line = command("train", file, tmp_path / out, *more)
+        line = command("train", file, out, *more)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return tmp_path / out, subprocess.Popen(line, env=environment, **pipes)
+        return out, subprocess.Popen(line, env=environment, **pipes)
 
     return begin
 
 
 def finished(run: subprocess.Popen) -> str:
-    out, err = run.communicate(timeout=200)
+    out, err = run.communicate(timeout=400)
     assert run.returncode == 0, err
     return out + err
 
@@ -97,11 +97,17 @@ def _parents(process: int) -> list[int]:
     return found
 
 
-def test_a_run_leaves_a_generic_model_and_repeats(train, table, tones, tmp_path):
-    """Two learners, interrupted and resumed, end with the bytes of a run that went through."""
-    out, run = train(table(method="allreduce"))
+@pytest.fixture(scope="module")
+def whole(train, table, tmp_path_factory) -> Path:
+    """The run that nothing happened to: two learners, synchronous."""
+    out, run = train(table(method="allreduce"), tmp_path_factory.mktemp("whole"))
     said = finished(run)
     assert "utterances/s" in said and "consensus 0" in said
+    return out
+
+
+def test_a_run_leaves_a_generic_model(whole, table, tmp_path):
+    out = whole
     results = json.loads((out / "results.json").read_text())
     (row,) = results["table"]
     assert (row["way"], row["learners"], results["kind"]) == ("allreduce", 2, "data-parallel")
@@ -124,34 +130,41 @@ def test_a_run_leaves_a_generic_model_and_repeats(train, table, tones, tmp_path)
     }
     generic.check(Config.model_validate(personalization))
 
-    other, run = train(table(method="allreduce"), "other")
-    until(lambda: list(other.glob("cells/*.checkpoint")) or run.poll())
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_killed_and_resumed_it_is_the_same_to_the_byte(whole, train, table, tmp_path):
+    out, run = train(table(method="allreduce"), tmp_path)
+    until(lambda: list(out.glob("cells/*.checkpoint")) or run.poll(), 400)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    finished(train(table(method="allreduce"), "other", "--resume")[1])
-    assert (other / "results.json").read_bytes() == (out / "results.json").read_bytes()
-    assert sha256(read(other / "models" / "generic.safetensors")) == sha256(read(path))
+    assert not (out / "results.json").exists()
+    finished(train(table(method="allreduce"), tmp_path, "--resume")[1])
+    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    name = Path("models") / "generic.safetensors"
+    assert sha256(read(out / name)) == sha256(read(whole / name))
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["allreduce", "bmuf", "ring", "ad-psgd", "parameter-server"])
-def test_a_learner_that_is_killed_ends_no_run(train, table, method):
+def test_a_learner_that_is_killed_ends_no_run(train, table, tmp_path, method):
     """Synchronous methods begin again with the last checkpoint, the others go on without it."""
-    long = {"epochs": 12, "batch_size": 2}
-    out, run = train(table(long, method=method, learners=3))
-    until(lambda: list(out.glob("cells/*.epochs.json")) or run.poll())
+    long = {"epochs": 40, "batch_size": 2}
+    out, run = train(table(long, method=method, learners=3), tmp_path)
+    until(lambda: list(out.glob("cells/*.epochs.json")) or run.poll(), 400)
     os.kill(learners(run)[1], signal.SIGKILL)
     said = finished(run)
     timing = json.loads((out / "timing.json").read_text())
     assert timing["cells"][0]["deaths"] == 1
-    assert len(timing["cells"][0]["epochs"]) == 12
+    assert len(timing["cells"][0]["epochs"]) == 40
     assert "learner " in said and " died" in said
     utterances = [epoch["utterances"] for epoch in timing["cells"][0]["epochs"]]
     if method in ("allreduce", "bmuf"):
-        assert utterances == [36] * 12
+        assert utterances == [36] * 40
     else:
         # The parts that were underway are lost, and those that were left over at the end.
-        assert sum(utterances) > 36 * 12 - 3 * 2 * 3
+        assert sum(utterances) > 36 * 40 - 3 * 2 * 3
 
 
 @pytest.mark.parametrize(
