@@ -35,8 +35,6 @@ class SimulatedSettings(Settings):
     learners: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64, 128)
     network: LinkSettings = LinkSettings(bandwidth=1.25e9, latency=5e-5)
     """Of these learners, each with a processor of its own: Ethernet of 10 Gbit/s."""
-    here: LinkSettings = LinkSettings(bandwidth=1e9, latency=2e-4)
-    """Of the learners that are measured, which are on one machine."""
 
 
 class ComparisonSettings(Settings):

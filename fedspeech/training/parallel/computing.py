@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -13,17 +14,28 @@ from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.progress import stage
 from fedspeech.tensors import write_whole
 from fedspeech.training.loop import Loop
+from fedspeech.training.parallel.loopback import measured_link
+from fedspeech.training.parallel.simulated_world import Link
 from fedspeech.training.parallel.task import Task
 
 STEPS, SECONDS = 24, 20.0
 """Batches that are measured at most, and for how long at most; at least two are."""
 
 
-def seconds_of_batches(
+class Measured(NamedTuple):
+    """What simulations are fed with."""
+
+    seconds_of_batches: dict[int, list[float]]
+    """Of one learner alone, by the number of utterances in a batch."""
+    here: Link
+    """Between two learners on this machine."""
+
+
+def measured(
     task: Task, settings: DataParallelConfig, sizes: Iterable[int], folder: Path
-) -> dict[int, list[float]]:
-    """Seconds of some batches of each size, measured now, or in the run that is resumed."""
-    path = folder / "seconds_of_batches.json"
+) -> Measured:
+    """Measure batches of these sizes, and the link; in a run that is resumed as it was then."""
+    path = folder / "measured.json"
     if not path.exists():
         found = {}
         with stage(len(set(sizes))) as shown:
@@ -31,10 +43,11 @@ def seconds_of_batches(
             for size in sorted(set(sizes)):
                 found[size] = measure(task, settings, size)
                 shown.advance(f"{statistics.mean(found[size]):.4f} s for {size} utterances")
-        text = json.dumps(found) + "\n"
+        text = json.dumps({"seconds_of_batches": found, "here": measured_link()}) + "\n"
         write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     kept = json.loads(path.read_text(encoding="utf-8"))
-    return {int(size): seconds for size, seconds in kept.items()}
+    seconds = {int(size): each for size, each in kept["seconds_of_batches"].items()}
+    return Measured(seconds, Link(*kept["here"]))
 
 
 def measure(task: Task, settings: DataParallelConfig, batch_size: int) -> list[float]:

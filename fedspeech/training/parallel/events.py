@@ -7,7 +7,6 @@ planned, so that the same processes always take the same times.
 
 import heapq
 import itertools
-from collections import deque
 from collections.abc import Generator
 
 Process = Generator["Signal", None, None]
@@ -64,30 +63,6 @@ class Clock:
         while self._queue:
             self.now, _, signal = heapq.heappop(self._queue)
             signal.happen()
-
-
-class Lock:
-    """One process at a time has it; who comes first gets it first."""
-
-    def __init__(self) -> None:
-        self._taken = False
-        self._waiting: deque[Signal] = deque()
-
-    def take(self) -> Signal:
-        """Happens when the lock belongs to who asked."""
-        signal = Signal()
-        if self._taken:
-            self._waiting.append(signal)
-        else:
-            self._taken = signal.happened = True
-        return signal
-
-    def give(self) -> None:
-        """Let the next one have it."""
-        if self._waiting:
-            self._waiting.popleft().happen()
-        else:
-            self._taken = False
 
 
 class Shared:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from fedspeech import cluster, corpus, tensors
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.run_folder import RunFolder, cache_folder
-from fedspeech.training.parallel import predicted, results
+from fedspeech.training.parallel import results
 from fedspeech.training.parallel.comparison import named, rows
-from fedspeech.training.parallel.computing import seconds_of_batches
+from fedspeech.training.parallel.computing import measured
+from fedspeech.training.parallel.predicted import Predictions
 from fedspeech.training.parallel.task import Task, check
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
     started = time.monotonic()
     every = rows(settings)
     task = _task(settings, every, run)
-    measured = {}
+    found = None
     if settings.comparison is not None:
         sizes = {row.training.batch_size for row in every.values()}
-        measured = seconds_of_batches(task, settings, sizes, run.path / "cells")
+        found = measured(task, settings, sizes, run.path / "cells")
     read_in = time.monotonic()
     first = next(iter(every))
     cells = [
@@ -49,14 +50,14 @@ def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
     ]
     figures = train_all(task, cells, run)
     _ship(task, cells[0], run)
-    found = results.assemble(settings, every, task.skipped, figures)
-    run.write_json("results.json", found)
+    assembled = results.assemble(settings, every, task.skipped, figures)
+    run.write_json("results.json", assembled)
     stages = {"corpus and features": read_in - started, "training": time.monotonic() - read_in}
     timing = _timing(stages, cells, run)
-    if settings.comparison is not None:
-        size = found["parameters"]
-        simulated = predicted.table(settings, every, measured, len(task.taught), size)
-        timing |= {"seconds_of_batches": measured, "simulated": simulated}
+    if found is not None:
+        model = task.model(settings.seed)
+        predictions = Predictions(settings, found, len(task.taught), model)
+        timing |= {"measured": found._asdict(), "simulated": predictions.table(every)}
     run.write_json("timing.json", timing)
 
 

@@ -4,105 +4,101 @@ Each simulation is fed with the batches that one learner was measured with (`com
 the numbers here is a measurement, and all are kept under the name `simulated`.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
-from fedspeech import machine
-from fedspeech.config.comparison import LinkSettings, SimulatedSettings
+import numpy as np
+import torch
+
+from fedspeech import machine, models
 from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.models.tdnn import MaskedBatchNorm
 from fedspeech.training.parallel.comparison import way
+from fedspeech.training.parallel.computing import Measured
 from fedspeech.training.parallel.simulated import Case, Link, Network, predict
 
 FLOAT_BYTES = 4
 EPOCHS = 3
 """That are simulated, of which the mean is told."""
-Measured = Mapping[int, Sequence[float]]
-"""Seconds of batches, by the utterances in one."""
 
 
-def table(
-    settings: DataParallelConfig,
-    rows: Mapping[str, DataParallelConfig],
-    measured: Measured,
-    utterances: int,
-    parameters: int,
-) -> dict[str, Any]:
-    """All that is simulated, as JSON.
+class Predictions:
+    """Of a comparison, whose learners learn `utterances` in an epoch."""
 
-    `rows` has the seconds of an epoch for each row as it was measured, on this machine's
-    processors; `curves` those of many learners with batches as large as one learner's.
-    """
-    assert settings.comparison is not None
-    about, size = settings.comparison.simulated, FLOAT_BYTES * parameters
-    own = settings.training.batch_size
-    return {
-        "processors": machine.cores(),
-        "batch_size": own,
-        "network": about.network.model_dump(),
-        "here": about.here.model_dump(),
-        "bytes": size,
-        "rows": {
-            name: round(_seconds(_of_row(row, measured, utterances, size, about)), 4)
-            for name, row in rows.items()
-        },
-        "curves": [
-            {
-                "way": each,
-                "learners": learners,
-                "seconds": round(
-                    _seconds(_of_many(each, learners, settings, measured[own], utterances, size)), 4
-                ),
-            }
-            for each in settings.comparison.ways
-            for learners in about.learners
-        ],
-    }
+    def __init__(
+        self,
+        settings: DataParallelConfig,
+        measured: Measured,
+        utterances: int,
+        model: torch.nn.Module,
+    ) -> None:
+        assert settings.comparison is not None
+        self._settings, self._about = settings, settings.comparison
+        self._measured, self._utterances = measured, utterances
+        self._bytes = FLOAT_BYTES * models.parameters(model)
+        self._statistics = statistics_of(model)
+
+    def table(self, rows: Mapping[str, DataParallelConfig]) -> dict[str, Any]:
+        """All that is simulated, as JSON.
+
+        `rows` has the seconds of an epoch for each row as it was measured, on this machine's
+        processors; `curves` those of many learners with batches as large as one learner's.
+        """
+        many = itertools.product(self._about.ways, self._about.simulated.learners)
+        return {
+            "processors": machine.cores(),
+            "batch_size": self._settings.training.batch_size,
+            "bytes": self._bytes,
+            "network": self._about.simulated.network.model_dump(),
+            "here": self._measured.here._asdict(),
+            "rows": {name: _seconds(self.of_row(row)) for name, row in rows.items()},
+            "curves": [
+                {"way": each, "learners": count, "seconds": _seconds(self.of_many(each, count))}
+                for each, count in many
+            ],
+        }
+
+    def of_row(self, row: DataParallelConfig) -> Case:
+        """As a row is measured. Learners that are held to a share have it for themselves."""
+        parallel, size = row.parallel, row.training.batch_size
+        held = parallel.processor or 1.0
+        case = self._case(way(parallel), parallel.learners, size, self._measured.here)
+        return dataclasses.replace(
+            case,
+            seconds=[seconds / held for seconds in case.seconds],
+            slowed=parallel.slowed,
+            cores=np.inf if parallel.processor else machine.cores(),
+        )
+
+    def of_many(self, name: str, learners: int) -> Case:
+        """Learners with batches as large as one learner's, and a processor each."""
+        network = self._about.simulated.network
+        link = Link(network.bandwidth, network.latency)
+        return self._case(name, learners, self._settings.training.batch_size, link)
+
+    def _case(self, name: str, learners: int, batch_size: int, link: Link) -> Case:
+        parallel = self._settings.parallel
+        return Case(
+            method=name,
+            learners=learners,
+            seconds=self._measured.seconds_of_batches[batch_size],
+            batches=max(learners, round(self._utterances / batch_size)),
+            size=self._bytes,
+            network=Network(link),
+            statistics=self._statistics,
+            node_size=min(learners, parallel.node_size),
+            block=parallel.block,
+            epochs=EPOCHS,
+            seed=self._settings.seed,
+        )
+
+
+def statistics_of(model: torch.nn.Module) -> int:
+    """Sums of batch statistics in a step: forward and backward in each normalization."""
+    return 2 * sum(isinstance(module, MaskedBatchNorm) for module in model.modules())
 
 
 def _seconds(case: Case) -> float:
-    return predict(case).seconds
-
-
-def _of_row(
-    row: DataParallelConfig,
-    measured: Measured,
-    utterances: int,
-    size: int,
-    about: SimulatedSettings,
-) -> Case:
-    parallel, own = row.parallel, row.training.batch_size
-    held = parallel.processor or 1.0
-    return Case(
-        *(way(parallel), parallel.learners, [s / held for s in measured[own]]),
-        *(max(parallel.learners, round(utterances / own)), size, _network(about.here)),
-        slowed=parallel.slowed,
-        cores=float("inf") if parallel.processor else machine.cores(),
-        node_size=parallel.node_size,
-        block=parallel.block,
-        epochs=EPOCHS,
-        seed=row.seed,
-    )
-
-
-def _of_many(
-    each: str,
-    learners: int,
-    settings: DataParallelConfig,
-    seconds: Sequence[float],
-    utterances: int,
-    size: int,
-) -> Case:
-    assert settings.comparison is not None
-    batches = max(learners, round(utterances / settings.training.batch_size))
-    network = _network(settings.comparison.simulated.network)
-    return Case(
-        *(each, learners, seconds, batches, size, network),
-        node_size=min(learners, settings.parallel.node_size),
-        block=settings.parallel.block,
-        epochs=EPOCHS,
-        seed=settings.seed,
-    )
-
-
-def _network(link: LinkSettings) -> Network:
-    return Network(Link(link.bandwidth, link.latency))
+    return round(predict(case).seconds, 4)

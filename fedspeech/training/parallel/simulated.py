@@ -7,12 +7,13 @@ measurement; wherever it is shown it is called simulated.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from fedspeech.training.parallel.events import Process
+from fedspeech.training.parallel.events import Process, Signal
 from fedspeech.training.parallel.simulated_world import Case, Link, Network, World
 
 __all__ = ["PROCESSES", "Case", "Link", "Network", "Prediction", "predict"]
@@ -52,12 +53,22 @@ def _allreduce(world: World, me: int) -> Process:
     everybody = range(world.case.learners)
     for step in range(world.rounds):
         yield from world.compute(me)
+        yield _statistics(world, everybody)
         yield from _sum(world, me, everybody, step)
+
+
+def _statistics(world: World, group: Sequence[int]) -> Signal:
+    """Small sums, one after the other, each there and back through a binary tree."""
+    hops = 2 * math.ceil(math.log2(len(group)))
+    link = world.case.network.link(group[0], group[-1])
+    return world.clock.after(world.case.statistics * hops * link.latency)
 
 
 def _sum(world: World, me: int, group: Sequence[int], about: Hashable) -> Process:
     """On a ring: 2 (n - 1) times everybody sends one of n chunks on, and waits for the next one."""
     place, count = group.index(me), len(group)
+    if count == 1:
+        return
     following, preceding = group[(place + 1) % count], group[place - 1]
     for turn in range(2 * (count - 1)):
         world.send(me, following, world.case.size / count, (about, turn))
@@ -66,22 +77,19 @@ def _sum(world: World, me: int, group: Sequence[int], about: Hashable) -> Proces
 
 
 def _ring(world: World, me: int) -> Process:
+    """Models travel while gradients are computed; with gradients a step late it is the same."""
+    count = world.case.learners
+    neighbours = list(dict.fromkeys([(me + 1) % count, (me - 1) % count]))
     for step in range(world.rounds):
-        yield from world.compute(me)
-        neighbours = _neighbours(world, me)
-        for other in neighbours:
+        for other in neighbours if count > 1 else []:
             world.send(me, other, world.case.size, step)
-        for other in neighbours:
+        yield from world.compute(me)
+        for other in neighbours if count > 1 else []:
             yield from world.receive(me, other, step)
 
 
-def _neighbours(world: World, me: int) -> list[int]:
-    """Two, one where there are two learners, none of a single one."""
-    count = world.case.learners
-    return sorted({(me - 1) % count, (me + 1) % count} - {me})
-
-
 def _parameter_server(world: World, me: int) -> Process:
+    """Without a bound for staleness."""
     while world.take():
         if world.case.learners > 1:
             yield from world.with_server()
@@ -91,21 +99,74 @@ def _parameter_server(world: World, me: int) -> Process:
 
 
 def _fixed_ring(world: World, me: int) -> Process:
-    neighbours = _neighbours(world, me)
-    return _ad_psgd(world, me, itertools.cycle(neighbours))
+    return _ad_psgd(world, me, _partners(world, me, world.case.learners, random=False))
 
 
 def _random_partner(world: World, me: int) -> Process:
-    others = [other for other in range(world.case.learners) if other != me]
-    draws = world.draws(me, "partners")
-    return _ad_psgd(world, me, (int(draws.choice(others)) for _ in itertools.count() if others))
+    return _ad_psgd(world, me, _partners(world, me, world.case.learners, random=True))
 
 
 def _ad_psgd(world: World, me: int, partners: Iterator[int]) -> Process:
-    while world.take():
+    """Who has partners asks one of them while it computes; they answer at any time."""
+    for step in itertools.count():
+        if not world.take():
+            return
+        partner = next(partners, None)
+        asked = None if partner is None else world.aside(_ask(world, me, partner, step))
         yield from world.compute(me)
-        if world.case.learners > 1:
-            yield from world.exchange(me, next(partners))
+        if asked is not None:
+            yield asked
+
+
+def _partners(world: World, place: int, count: int, random: bool) -> Iterator[int]:
+    """Of an even place odd ones, any or those beside it on a ring of `count`; else none."""
+    beside = {(place + 1) % count, (place - 1) % count}
+    others = [odd for odd in range(1, count, 2) if random or odd in beside]
+    if place % 2 or not others:
+        return iter(())
+    draws = world.draws(place, "partners")
+    return (
+        (int(draws.choice(others)) for _ in itertools.count())
+        if random
+        else itertools.cycle(others)
+    )
+
+
+def _ask(world: World, me: int, partner: int, step: int) -> Process:
+    world.send(me, partner, world.case.size, (step, "asked"))
+    yield from world.receive(partner, me, (step, "asked"))
+    world.send(partner, me, world.case.size, (step, "answered"))
+    yield from world.receive(me, partner, (step, "answered"))
+
+
+def _hierarchical(world: World, me: int) -> Process:
+    """The first learner of a node does for it what a learner of `ad-psgd` does."""
+    size = world.case.node_size
+    node, nodes = me // size, world.case.learners // size
+    inside = range(node * size, (node + 1) * size)
+    partners = _partners(world, node, nodes, random=False)
+    for step in itertools.count():
+        if not world.take_together(node, step, size):
+            return
+        partner = next(partners, None) if me == inside[0] else None
+        asked = None if partner is None else world.aside(_ask(world, me, partner * size, step))
+        yield from world.compute(me)
+        yield _statistics(world, inside)
+        yield from _sum(world, me, inside, step)
+        if asked is not None:
+            yield asked
+        yield from _broadcast(world, me, inside, (step, "model"))
+
+
+def _broadcast(world: World, me: int, group: Sequence[int], about: Hashable) -> Process:
+    """From the first one to all others."""
+    if me != group[0]:
+        yield from world.receive(me, group[0], about)
+        return
+    for other in group[1:]:
+        world.send(me, other, world.case.size, about)
+    if len(group) > 1:
+        yield world.sent(me)
 
 
 def _bmuf(world: World, me: int) -> Process:
@@ -116,32 +177,6 @@ def _bmuf(world: World, me: int) -> Process:
             yield from _sum(world, me, everybody, step)
 
 
-def _delay_by_one(world: World, me: int) -> Process:
-    neighbours = _neighbours(world, me)
-    while world.take():
-        mixed = world.begin(world.exchange(me, other) for other in neighbours)
-        yield from world.compute(me)
-        yield mixed
-
-
-def _hierarchical(world: World, me: int) -> Process:
-    size = world.case.node_size
-    node, nodes = me // size, world.case.learners // size
-    inside = range(node * size, (node + 1) * size)
-    others = itertools.cycle(sorted({(node - 1) % nodes, (node + 1) % nodes} - {node}))
-    for step in itertools.count():
-        if not world.take_together(node, step, size):
-            return
-        yield from world.compute(me)
-        yield from _sum(world, me, inside, (node, step))
-        if nodes > 1 and me == inside[0]:
-            yield from world.exchange(me, next(others) * size)
-            for other in inside[1:]:
-                world.send(me, other, world.case.size, (node, step))
-        elif nodes > 1:
-            yield from world.receive(me, inside[0], (node, step))
-
-
 Lives = Callable[[World, int], Process]
 PROCESSES: dict[str, Lives] = {
     "allreduce": _allreduce,
@@ -149,7 +184,7 @@ PROCESSES: dict[str, Lives] = {
     "ring": _ring,
     "ad-psgd ring": _fixed_ring,
     "ad-psgd random": _random_partner,
-    "ad-psgd delay-by-one": _delay_by_one,
+    "ad-psgd delay-by-one": _ring,
     "hierarchical": _hierarchical,
     "bmuf": _bmuf,
 }

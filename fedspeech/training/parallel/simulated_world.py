@@ -1,14 +1,14 @@
 """What a simulation of many learners is made of: their processors, their links, their batches."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from fedspeech import seeding
-from fedspeech.training.parallel.events import Clock, Lock, Process, Shared, Signal
+from fedspeech.training.parallel.events import Clock, Process, Shared, Signal
 
 
 class Link(NamedTuple):
@@ -17,11 +17,7 @@ class Link(NamedTuple):
     bandwidth: float
     """Bytes in a second, each way."""
     latency: float
-    """Seconds."""
-
-    def seconds(self, size: float) -> float:
-        """How long the link is taken by so many bytes; they arrive `latency` later."""
-        return size / self.bandwidth
+    """Seconds until what has left one end is at the other."""
 
 
 class Network(NamedTuple):
@@ -61,6 +57,8 @@ class Case:
     """How many times slower each learner is; none: all as measured."""
     cores: float = np.inf
     """Processors that all learners share; a learner that waits or rests lends its own."""
+    statistics: int = 0
+    """Small sums in a step of `allreduce`, and inside nodes: those of batch statistics."""
     node_size: int = 2
     """Learners in a node of `hierarchical`."""
     block: int = 8
@@ -77,7 +75,6 @@ class World:
         self.case, self.clock = case, Clock()
         self.computing, self.ended = [0.0] * case.learners, [0.0] * case.learners
         self.done = [0] * case.learners
-        self.mixing = [Lock() for _ in every]
         self.server = Shared(self.clock, *[case.network.outside.bandwidth] * 2)
         self.left = case.batches * case.epochs
         self._cores = Shared(self.clock, case.cores, 1.0)
@@ -103,20 +100,15 @@ class World:
             self.left -= size
         return self._shares[node, step]
 
-    def begin(self, processes: Iterable[Process]) -> Signal:
-        """Start processes side by side; what happens when all have ended."""
-        started = list(processes)
-        ended, left = Signal(), [len(started)]
+    def aside(self, process: Process) -> Signal:
+        """Start a process beside the learner's own; what happens when it has ended."""
+        ended = Signal()
 
-        def counted(process: Process) -> Process:
+        def whole() -> Process:
             yield from process
-            left[0] -= 1
-            if not left[0]:
-                ended.happen()
+            ended.happen()
 
-        for process in started:
-            self.clock.start(counted(process))
-        ended.happened = not left[0]
+        self.clock.start(whole())
         return ended
 
     def compute(self, me: int) -> Process:
@@ -131,11 +123,11 @@ class World:
     def send(self, me: int, to: int, size: float, about: Hashable) -> None:
         """Send a message, after those that this learner has sent before."""
         link = self.case.network.link(me, to)
-        self._free[me] = max(self._free[me], self.clock.now) + link.seconds(size)
+        self._free[me] = max(self._free[me], self.clock.now) + size / link.bandwidth
         self.clock.start(self._deliver(self._free[me] + link.latency, (me, to, about)))
 
     def sent(self, me: int) -> Signal:
-        """Happens when all that this learner has sent has left it."""
+        """Happens when all that this learner sends has left it."""
         return self.clock.after(max(0.0, self._free[me] - self.clock.now))
 
     def receive(self, me: int, of: int, about: Hashable) -> Process:
@@ -146,16 +138,6 @@ class World:
     def _deliver(self, when: float, name: Hashable) -> Process:
         yield self.clock.after(when - self.clock.now)
         self._arrivals[name].happen()
-
-    def exchange(self, me: int, other: int) -> Process:
-        """Two learners send each other their models, when both are free to do so."""
-        first, second = sorted((me, other))
-        yield self.mixing[first].take()
-        yield self.mixing[second].take()
-        link = self.case.network.link(me, other)
-        yield self.clock.after(link.seconds(self.case.size) + link.latency)
-        self.mixing[second].give()
-        self.mixing[first].give()
 
     def with_server(self) -> Process:
         """A model from the server or a gradient to it, over the one link that the server has."""

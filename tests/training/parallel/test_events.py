@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedspeech.training.parallel.events import Clock, Lock, Shared
+from fedspeech.training.parallel.events import Clock, Shared
 
 
 def told(clock, log, name, *signals):
@@ -18,21 +18,6 @@ def test_events_happen_in_their_order_and_equal_ones_as_they_were_planned():
         clock.start(told(clock, log, name, clock.after(seconds)))
     clock.run()
     assert log == [("a", 1.0), ("a again", 1.0), ("b", 2.0), ("c", 3.0)]
-
-
-def test_one_after_the_other_has_a_lock():
-    clock, log, lock = Clock(), [], Lock()
-
-    def holds(name, seconds):
-        yield lock.take()
-        yield clock.after(seconds)
-        lock.give()
-        log.append((name, clock.now))
-
-    for name, seconds in (("a", 2.0), ("b", 1.0), ("c", 4.0)):
-        clock.start(holds(name, seconds))
-    clock.run()
-    assert log == [("a", 2.0), ("b", 3.0), ("c", 7.0)]
 
 
 def test_jobs_share_evenly_from_when_they_come():

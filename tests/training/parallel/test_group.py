@@ -42,7 +42,7 @@ def test_no_number_is_stopped_where_it_is(together, settings):
     spoiled = settings["learners"] - 1
     told = together(settings, spoiled=spoiled, training=training(epochs=1))
     assert told[spoiled].error.startswith(
-        f"RunError: learner {spoiled}: training diverged in epoch 1, part"
+        f"DivergedError: learner {spoiled}: training diverged in epoch 1, part"
     )
     for rank, each in enumerate(told):
         if rank != spoiled:

@@ -1,0 +1,260 @@
+"""Comparing the ways to train: which rows there are, what is made of them, what is simulated."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from typer.testing import CliRunner
+
+from fedspeech import corpus, machine
+from fedspeech.cli import app
+from fedspeech.config import DataParallelConfig, load
+from fedspeech.config.comparison import Way
+from fedspeech.errors import ConfigError, DivergedError
+from fedspeech.models import build
+from fedspeech.run_folder import RunFolder
+from fedspeech.training.parallel import cells as cells_of
+from fedspeech.training.parallel import method_of, results
+from fedspeech.training.parallel.comparison import joined, named, rows, way
+from fedspeech.training.parallel.computing import Measured, measure
+from fedspeech.training.parallel.loopback import link_of
+from fedspeech.training.parallel.predicted import Predictions, statistics_of
+from fedspeech.training.parallel.simulated import PROCESSES
+from fedspeech.training.parallel.simulated_world import Link
+from fedspeech.training.parallel.task import Task
+
+ROOT = Path(__file__).parents[3]
+QUICK = {
+    **{"epochs": 2, "batch_size": 8, "precision": "fp32", "dropout": [[0.0, 0.1]]},
+    "augmentation": {"speeds": [1.0]},
+}
+
+
+@pytest.fixture(scope="module")
+def table(tone_corpus, tmp_path_factory):
+    tones = tone_corpus(tmp_path_factory.mktemp("tones"), 4, rounds=2)
+    return {
+        "name": "small",
+        "kind": "data-parallel",
+        "seeds": [0, 1],
+        "corpus": {"path": str(tones)},
+        "test": {"speakers": 1},
+        "features": {"kind": "log-mel", "dimension": 16},
+        "units": {"kind": "words"},
+        "model": {"name": "tdnn-tiny"},
+        "training": QUICK,
+        "parallel": {"hook": "fp16"},
+        "comparison": {
+            **{"ways": ["allreduce", "ad-psgd random"], "closer": ["ad-psgd random"]},
+            **{"learners": [1, 2], "larger": [4, 2], "straggler": 3.0},
+        },
+    }
+
+
+@pytest.fixture
+def settings(table):
+    return DataParallelConfig.model_validate(table)
+
+
+def test_every_way_has_a_row_for_each_number_of_learners_and_one_learner_a_single_one(settings):
+    found = rows(settings)
+    assert list(found) == [
+        *("allreduce.1", "allreduce.2", "ad-psgd-random.2"),
+        *("ad-psgd-random.2.batch-4x", "ad-psgd-random.2.batch-2x"),
+        *("ad-psgd-random.2.capped", "ad-psgd-random.2.capped.straggler"),
+    ]
+    assert [joined(row) for row in found.values()] == [8, 8, 8, 32, 16, 8, 8]
+    assert [row.training.batch_size for row in found.values()] == [8, 4, 4, 16, 8, 4, 4]
+    assert found["ad-psgd-random.2.batch-4x"].training.scale == pytest.approx(2)
+    assert found["allreduce.2"].training.scale == 1
+    held, slowed = (found[f"ad-psgd-random.2.capped{end}"].parallel for end in ("", ".straggler"))
+    assert (held.slowed, slowed.slowed) == ((1.0, 1.0), (1.0, 3.0))
+    assert held.processor == slowed.processor == 0.5
+    assert found["allreduce.2"].parallel.processor is None
+    assert all(row.comparison is None and row.seeds == (0, 1) for row in found.values())
+
+
+def test_without_a_comparison_there_is_the_one_training(settings):
+    alone = settings.model_copy(update={"comparison": None})
+    assert rows(alone) == {"allreduce-fp16.2": alone}
+
+
+def test_all_ways_are_there_and_can_be_simulated(settings):
+    ways = Way.__args__
+    assert set(ways) == set(PROCESSES)
+    whole = settings.comparison.model_copy(update={"ways": ways})
+    found = rows(settings.model_copy(update={"comparison": whole}))
+    every = {way(row.parallel): method_of(row.parallel) for row in found.values()}
+    assert list(every) == list(ways)
+    assert len(set(every.values())) == len(ways) - 1  # two of ad-psgd are one class
+
+
+def test_the_experiment_has_what_the_paper_compares():
+    found = rows(load(ROOT / "experiments" / "data-parallel.toml"))
+    assert len(found) == 1 + 8 * 2 + 2 * 3 + 2 * 2
+    assert max(joined(row) for row in found.values()) == 64 * joined(found["allreduce.1"])
+    assert {row.parallel.learners for row in found.values()} == {1, 2, 4}
+
+
+def test_learners_that_cannot_share_a_batch_are_refused(table):
+    odd = table | {"comparison": {"learners": [1, 3]}}
+    with pytest.raises(ValueError, match="3 learners cannot share batches of 8"):
+        DataParallelConfig.model_validate(odd)
+
+
+def figures(errors: list[int], losses: list[float], **more) -> dict:
+    return {
+        "parameters": 7,
+        "losses": losses,
+        "errors": {"a": errors, "b": errors},
+        "words": {"a": [5, 5], "b": [5, 5]},
+        **more,
+    }
+
+
+def test_rows_are_judged_over_all_seeds_beside_one_learner(settings):
+    every = rows(settings)
+    of_cells = {
+        named(row, seed): figures([1, 1 + seed], [4.0, 2.0 + seed])
+        for row in every
+        for seed in (0, 1)
+    }
+    of_cells[named("allreduce.2", 0)] = figures([5, 5], [], diverged="no number")
+    of_cells[named("ad-psgd-random.2.batch-4x", 0)] = figures([4, 4], [3.0, 3.0])
+    found = results.assemble(settings, every, 0, of_cells)
+    table = {row["row"]: row for row in found["table"]}
+    one = table["allreduce.1"]
+    assert one["mean"] == pytest.approx(100 * (2 + 3) / 20) and one["seeds"] == [20.0, 30.0]
+    assert one["losses"] == [4.0, 2.5] and one["minus_one"] is None and one["converges"]
+    # Nothing was heard with one seed, and three errors in ten words with the other.
+    lost = table["allreduce.2"]
+    assert lost["mean"] == pytest.approx(100 * (10 + 3) / 20)
+    assert lost["losses"] == [4.0, 3.0] and lost["diverged"] == 1 and not lost["converges"]
+    assert lost["minus_one"]["mean"] == pytest.approx(65 - 25)
+    # 55 % is more than twice 25 %.
+    assert not table["ad-psgd-random.2.batch-4x"]["converges"]
+    assert table["ad-psgd-random.2.batch-2x"]["converges"]
+    assert found["batch_size"] == 8 and found["parameters"] == 7
+
+
+def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings):
+    seconds = {4: [0.1], 8: [0.2], 16: [0.4]}
+    model = build("tdnn-tiny", 16, 5)
+    found = Predictions(settings, Measured(seconds, Link(1e9, 0.0)), 80, model)
+    every = rows(settings)
+    case = found.of_row(every["ad-psgd-random.2.batch-4x"])
+    assert (case.method, case.learners, case.seconds) == ("ad-psgd random", 2, [0.4])
+    assert case.batches == 5 and case.cores == machine.cores()
+    assert case.size == 4 * sum(p.numel() for p in model.parameters())
+    held = found.of_row(every["ad-psgd-random.2.capped.straggler"])
+    assert held.seconds == [0.2] and held.slowed == (1.0, 3.0) and held.cores == np.inf
+    many = found.of_many("ring", 128)
+    assert many.seconds == [0.2] and many.batches == 128
+    told = found.table(every)
+    # Ten batches of 0.2 s; 20 of 0.1 s by a learner of half a processor, thrice as slow, and one.
+    assert told["rows"]["allreduce.1"] == pytest.approx(2.0)
+    straggler = told["rows"]["ad-psgd-random.2.capped.straggler"]
+    assert straggler == pytest.approx(20 * 0.2 / (1 + 1 / 3), rel=0.06)
+    assert {point["learners"] for point in told["curves"]} >= {1, 128}
+
+
+def test_statistics_are_counted_by_the_calls_of_the_model():
+    model, calls = build("tdnn-tiny", 16, 5), []
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, own):
+            calls.append("forward")
+            return own[None]
+
+        @staticmethod
+        def backward(ctx, gradient):
+            calls.append("backward")
+            return gradient[0]
+
+    for module in model.modules():
+        if hasattr(module, "gathered"):
+            module.gathered = Counted.apply
+    output, _ = model.train()(torch.randn(2, 50, 16), torch.tensor([50, 40]))
+    output.sum().backward()
+    assert len(calls) == statistics_of(model) > 2 and calls.count("forward") == len(calls) / 2
+
+
+def test_a_link_follows_from_a_small_and_a_large_sum():
+    link = Link(2e9, 1e-4)
+    small, large = 2 * link.latency, 2 * (link.latency + 8e6 / link.bandwidth)
+    assert link_of(small, large, 16_000_000) == pytest.approx(link)
+
+
+@pytest.fixture(scope="module")
+def task(table, tmp_path_factory):
+    settings = DataParallelConfig.model_validate(table)
+    return Task(settings, corpus.load(settings.corpus), tmp_path_factory.mktemp("features"))
+
+
+def test_batches_of_one_learner_are_measured_one_by_one(settings, task):
+    before = torch.get_num_threads()
+    found = measure(task, settings, 4)
+    # 36 utterances, two epochs, without the first batch.
+    assert len(found) == 17 and all(0 < seconds < 60 for seconds in found)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_a_comparison_is_run_kept_and_gone_on_with(table, tmp_path, monkeypatch):
+    file, run = tmp_path / "small.toml", tmp_path / "run"
+    small = {"ways": ["ad-psgd ring"], "closer": [], "learners": [1, 2]}
+    few = {"simulated": {"learners": [1, 8]}}
+    file.write_text(tomli_w.dumps(table | {"parallel": {}, "comparison": small | few}))
+    line = ["run", str(file), "--out", str(run)]
+    done = CliRunner().invoke(app, line, catch_exceptions=False)
+    assert done.exit_code == 0 and "simulated" in done.output
+    found = json.loads((run / "results.json").read_text())
+    assert [row["row"] for row in found["table"]] == ["allreduce.1", "ad-psgd-ring.2"]
+    assert len(list((run / "cells").glob("*.seed-?.json"))) == 4
+    timing = json.loads((run / "timing.json").read_text())
+    assert {cell["cell"] for cell in timing["cells"]} == {
+        f"{row}.seed-{seed}" for row in ("allreduce.1", "ad-psgd-ring.2") for seed in (0, 1)
+    }
+    # What is finished is not learned again.
+    (run / "cells" / "ad-psgd-ring.2.seed-1.json").unlink()
+    learned = []
+    finish = cells_of.finish
+    monkeypatch.setattr(
+        cells_of, "finish", lambda *given: learned.append(given[2].name) or finish(*given)
+    )
+    again = CliRunner().invoke(app, [*line, "--resume"], catch_exceptions=False)
+    assert again.exit_code == 0 and learned == ["ad-psgd-ring.2.seed-1"]
+    after = json.loads((run / "results.json").read_text())["table"]
+    assert after[0] == found["table"][0]
+    assert after[1]["seeds"][0] == found["table"][1]["seeds"][0]
+
+
+def test_a_row_that_diverges_hears_nothing_and_the_first_one_is_an_error(
+    settings, task, tmp_path, monkeypatch
+):
+    def diverge(*given):
+        raise DivergedError("no number")
+
+    monkeypatch.setattr(cells_of.cell, "train", diverge)
+    run = RunFolder(tmp_path)
+    (tmp_path / "cells").mkdir()
+    first = cells_of.Cell(settings, 0, "first")
+    with pytest.raises(DivergedError):
+        cells_of.finish(None, task, first, run, None)
+    assert not list(tmp_path.glob("cells/*"))
+    cells_of.finish(None, task, first._replace(name="other", compared=True), run, None)
+    kept = json.loads((tmp_path / "cells" / "other.json").read_text())
+    assert kept["errors"] == kept["words"] and kept["diverged"] == "no number"
+    assert sum(map(len, kept["words"].values())) == 12
+    assert json.loads((tmp_path / "cells" / "other.timing.json").read_text())["epochs"] == []
+
+
+def test_a_misspelt_way_is_refused(table, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(tomli_w.dumps(table | {"comparison": {"ways": ["adpsgd"]}}))
+    with pytest.raises(ConfigError, match=r"comparison\.ways\.0: .*'adpsgd'"):
+        load(file)
