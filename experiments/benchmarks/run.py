@@ -40,6 +40,7 @@ BENCHMARKS = {
         "diffs",
         "deployment",
         "distillation",
+        "data_parallel",
     )
 }
 """Modules by name: `rows`, `FULL` and `QUICK` plans, `LIMIT` in seconds, `PANELS`."""

@@ -1,0 +1,217 @@
+"""Learners side by side: what two gain, what a straggler costs, what the simulation says of it.
+
+Trainings are those of `fedspeech train`, learners on Ray with one thread each, on the synthetic
+corpus without augmentation. Everybody takes turns in each repetition; a pace is that of all epochs
+of a training but the first, in which learners start. An epoch ends with a checkpoint.
+"""
+
+import itertools
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from experiments.benchmarks.figure import Panel
+from experiments.benchmarks.harness import Row, Setting, ratio, say, spread
+from fedspeech import cluster, corpus, machine
+from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.progress import stage
+from fedspeech.run_folder import cache_folder
+
+TWO = "Two learners of one thread beside one"
+STRAGGLER = "One learner of four is slowed ten times"
+SIMULATED = "Seconds of an epoch: simulated beside measured"
+LIMIT = 7200.0
+PANELS = (
+    Panel(TWO, "way", "utterances/s", ("model",)),
+    Panel(STRAGGLER, "way", "kept", ("model",)),
+)
+WAYS = ("allreduce", "ad-psgd")
+SLOWED = 10.0
+HELD_LEARNERS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A large model that two learners train, and a small one that four do, one of them slowed.
+
+    `batches` are those of one learner in an epoch, `held` those of four together.
+    """
+
+    large: str
+    small: str
+    batch_size: int
+    batches: int
+    held: int
+    epochs: int
+    repeats: int
+
+
+FULL = Plan("tdnn", "tdnn-tiny", batch_size=16, batches=24, held=64, epochs=4, repeats=3)
+QUICK = Plan("tdnn-tiny", "tdnn-tiny", batch_size=8, batches=6, held=12, epochs=2, repeats=1)
+
+
+def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
+    """The rows of two learners, of their simulation, and of four with a straggler."""
+    with _bench(setting, plan, plan.large, plan.batches, 2) as bench:
+        yield from _two(bench, plan)
+    with _bench(setting, plan, plan.small, plan.held, HELD_LEARNERS) as bench:
+        yield from _straggler(bench, plan)
+
+
+class _Bench:
+    """Learners that wait for trainings of one model."""
+
+    def __init__(self, setting: Setting, settings: DataParallelConfig, learners: int) -> None:
+        from fedspeech.training.parallel.crew import Crew
+        from fedspeech.training.parallel.task import Task
+
+        self.settings = settings
+        self._folder, self._numbers = setting.folder, itertools.count()
+        (self._folder / "cells").mkdir(exist_ok=True)
+        self.task = Task(settings, corpus.load(settings.corpus), cache_folder() / "features")
+        self.crew = Crew(settings, learners)
+
+    def epoch(self, method: str, learners: int, **parallel: Any) -> "Epoch":
+        """The mean of an epoch of one training."""
+        from fedspeech.training.parallel import cell
+        from fedspeech.training.parallel.learner import Training
+
+        table = self.settings.model_dump(mode="json")
+        table["parallel"] |= {"method": method, "learners": learners, **parallel}
+        settings = DataParallelConfig.model_validate(table)
+        name = f"{method}-{next(self._numbers)}"
+        training = Training(settings, settings.seed, self._folder, name)
+        with stage(settings.training.epochs) as shown:
+            shown.start(name)
+            epochs = cell.train(self.crew, self.task, training, shown).epochs[1:]
+        cell.forget(training)
+        seconds, heard = (sum(epoch[key] for epoch in epochs) for key in ("seconds", "utterances"))
+        return Epoch(seconds / len(epochs), heard / seconds)
+
+
+class Epoch(NamedTuple):
+    """How long it takes, and utterances per second."""
+
+    seconds: float
+    pace: float
+
+
+@contextmanager
+def _bench(
+    setting: Setting, plan: Plan, model: str, batches: int, learners: int
+) -> Iterator[_Bench]:
+    # Before Ray is imported.
+    cluster.prepare(None)
+    bench = _Bench(setting, _settings(setting, plan, model, batches), learners)
+    try:
+        yield bench
+    finally:
+        bench.crew.close()
+
+
+def _settings(setting: Setting, plan: Plan, model: str, batches: int) -> DataParallelConfig:
+    speakers = 9
+    utterances = -(-batches * plan.batch_size // (speakers - 1))
+    synthetic = {"speakers": speakers, "train_utterances": utterances, "test_utterances": 1}
+    return DataParallelConfig.model_validate(
+        {
+            "seeds": [setting.seed],
+            "corpus": {"recipe": "synthetic", "synthetic": synthetic | {"seed": setting.seed}},
+            "test": {"speakers": 1},
+            "model": {"name": model},
+            "training": {
+                **{"epochs": plan.epochs, "batch_size": plan.batch_size, "clean": 1.0},
+                "augmentation": {"speeds": [1.0]},
+            },
+        }
+    )
+
+
+def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
+    """What is measured, and beside it what is simulated out of one learner's batches."""
+    from fedspeech.training.parallel.computing import measure
+    from fedspeech.training.parallel.loopback import measured_link
+
+    contestants = {"one learner": ("allreduce", 1), **{way: (way, 2) for way in WAYS}}
+    found: dict[str, list[Epoch]] = {name: [] for name in contestants}
+    seconds: list[float] = []
+    for repeat in range(plan.repeats):
+        say(f"two learners, repetition {repeat}")
+        seconds += measure(bench.task, bench.settings, plan.batch_size)
+        for name, (method, learners) in contestants.items():
+            found[name].append(bench.epoch(method, learners))
+    one = [epoch.pace for epoch in found["one learner"]]
+    for name, epochs in found.items():
+        paces = [epoch.pace for epoch in epochs]
+        yield {
+            "table": TWO,
+            "model": plan.large,
+            "way": name,
+            "learners": contestants[name][1],
+            "utterances/s": spread(paces),
+            "/ one learner's": ratio(paces, one),
+        }
+    link = measured_link()
+    for name, epochs in found.items():
+        simulated = _simulated(bench, plan, *contestants[name], seconds, link)
+        measured = [epoch.seconds for epoch in epochs]
+        yield {
+            "table": SIMULATED,
+            "model": plan.large,
+            "way": name,
+            "learners": contestants[name][1],
+            "measured, s": spread(measured),
+            "simulated, s": simulated,
+            "simulated / measured": simulated / statistics.median(measured),
+        }
+
+
+def _simulated(
+    bench: _Bench, plan: Plan, method: str, learners: int, seconds: list[float], link: Any
+) -> float:
+    from fedspeech import models
+    from fedspeech.training.parallel.predicted import FLOAT_BYTES, statistics_of
+    from fedspeech.training.parallel.simulated import Case, Network, predict
+
+    model = bench.task.model(bench.settings.seed)
+    case = Case(
+        method=method if method == "allreduce" else f"{method} ring",
+        learners=learners,
+        seconds=seconds,
+        batches=round(len(bench.task.taught) / plan.batch_size),
+        size=FLOAT_BYTES * models.parameters(model),
+        network=Network(link),
+        statistics=statistics_of(model),
+        cores=machine.cores(),
+        epochs=plan.epochs,
+    )
+    return predict(case).seconds
+
+
+def _straggler(bench: _Bench, plan: Plan) -> Iterator[Row]:
+    """Every learner takes at most half of its share of the processors: one that waits lends none.
+
+    So what the others compute takes as long whether it waits or not.
+    """
+    held = min(1.0, machine.cores() / HELD_LEARNERS / 2)
+    slowed = [*[1.0] * (HELD_LEARNERS - 1), SLOWED]
+    found: dict[tuple[str, bool], list[Epoch]] = {}
+    for repeat, name, slow in itertools.product(range(plan.repeats), WAYS, (False, True)):
+        say(f"{name}, a straggler: {slow}, repetition {repeat}")
+        more = {"processor": held, "slowed": slowed if slow else []}
+        epoch = bench.epoch(name, HELD_LEARNERS, **more)
+        found.setdefault((name, slow), []).append(epoch)
+    for name in WAYS:
+        before, after = ([epoch.pace for epoch in found[name, slow]] for slow in (False, True))
+        yield {
+            "table": STRAGGLER,
+            "model": plan.small,
+            "way": name,
+            "learners": HELD_LEARNERS,
+            "of a processor": held,
+            "utterances/s": spread(before),
+            "with straggler": spread(after),
+            "kept": ratio(after, before),
+        }

@@ -1,0 +1,49 @@
+"""Learners are measured in turns, and the simulation stands beside what it is of."""
+
+import pytest
+
+from experiments.benchmarks import data_parallel
+from experiments.benchmarks.data_parallel import SIMULATED, STRAGGLER, TWO, WAYS
+from experiments.benchmarks.harness import Setting
+from fedspeech import machine
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    setting = Setting(tmp_path_factory.mktemp("data-parallel"))
+    return list(data_parallel.rows(setting, data_parallel.QUICK))
+
+
+def of(rows, table):
+    return {row["way"]: row for row in rows if row["table"] == table}
+
+
+def test_two_learners_stand_beside_one(rows):
+    found = of(rows, TWO)
+    assert list(found) == ["one learner", *WAYS]
+    one = found["one learner"]["utterances/s"]["median"]
+    for row in found.values():
+        wanted = row["utterances/s"]["median"] / one
+        assert row["/ one learner's"]["median"] == pytest.approx(wanted)
+
+
+def test_simulated_seconds_stand_beside_measured_ones(rows):
+    found = of(rows, SIMULATED)
+    for way, row in found.items():
+        measured = row["measured, s"]["median"]
+        assert row["simulated / measured"] == pytest.approx(row["simulated, s"] / measured)
+        # As many utterances in a second as the other table has.
+        heard = of(rows, TWO)[way]["utterances/s"]["median"] * measured
+        assert heard == pytest.approx(48)
+    if machine.cores() > 1:
+        assert found["allreduce"]["simulated, s"] < found["one learner"]["simulated, s"]
+
+
+def test_a_straggler_stands_beside_the_same_learners_without_one(rows):
+    found = of(rows, STRAGGLER)
+    for row in found.values():
+        wanted = row["with straggler"]["median"] / row["utterances/s"]["median"]
+        assert row["kept"]["median"] == pytest.approx(wanted)
+    assert found["allreduce"]["kept"]["median"] < 0.5
