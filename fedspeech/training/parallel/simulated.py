@@ -79,22 +79,24 @@ def _sum(world: World, me: int, group: Sequence[int], about: Hashable) -> Proces
 def _ring(world: World, me: int) -> Process:
     """Models travel while gradients are computed; with gradients a step late it is the same."""
     count = world.case.learners
-    neighbours = list(dict.fromkeys([(me + 1) % count, (me - 1) % count]))
+    beside = dict.fromkeys([(me + 1) % count, (me - 1) % count])
+    neighbours = [other for other in beside if other != me]
     for step in range(world.rounds):
-        for other in neighbours if count > 1 else []:
+        for other in neighbours:
             world.send(me, other, world.case.size, step)
         yield from world.compute(me)
-        for other in neighbours if count > 1 else []:
+        for other in neighbours:
             yield from world.receive(me, other, step)
 
 
 def _parameter_server(world: World, me: int) -> Process:
-    """Without a bound for staleness."""
+    """Pull, compute, push, without a bound for staleness; who is alone has the model itself."""
+    alone = world.case.learners == 1
     while world.take():
-        if world.case.learners > 1:
+        if not alone:
             yield from world.with_server()
         yield from world.compute(me)
-        if world.case.learners > 1:
+        if not alone:
             yield from world.with_server()
 
 
