@@ -180,7 +180,7 @@ def _simulated(
         method=method if method == "allreduce" else f"{method} ring",
         learners=learners,
         seconds=seconds,
-        batches=round(len(bench.task.taught) / plan.batch_size),
+        batches=len(bench.task.taught) / plan.batch_size,
         size=FLOAT_BYTES * models.parameters(model),
         network=Network(link),
         statistics=statistics_of(model),

@@ -24,18 +24,17 @@ def every(results: ParallelResults, went: Went) -> list[Table]:
 
 
 def errors(results: ParallelResults) -> Table:
-    """Every row: its errors, how they differ from those of one learner, and those of each seed."""
+    """Every row: its errors, and how they differ from those of one learner."""
     rows = tuple(
         (
             row.label,
             str(row.joined),
             Estimate.of(row),
             Estimate.of(row.minus_one, signed=True) if row.minus_one else "",
-            ", ".join(f"{rate:.2f}" for rate in row.seeds),
         )
         for row in results.table
     )
-    columns = ("method, learners", "batch", "WER %", "minus one", "with each seed")
+    columns = ("method, learners", "batch", "WER %", "minus one")
     notes = [
         "batch: of all learners together. minus one: points more than one learner, paired.",
         *_told(results),

@@ -108,7 +108,7 @@ def test_errors_have_every_row_beside_one_learner(results, made_up):
     labels = ["one learner", "allreduce, 2", "allreduce, 4", "ad-psgd <random>, 4", "allreduce, 4",
               "allreduce, 4, at 0.5", "allreduce, 4, at 0.5, one 10x"]  # fmt: skip
     assert [one[0] for one in found.rows] == labels
-    assert found.rows[0][1:] == ("32", Estimate(10, 8, 13), "", "9.00, 11.00")
+    assert found.rows[0][1:] == ("32", Estimate(10, 8, 13), "")
     assert found.rows[4][1:4] == ("128", Estimate(25, 23, 28), Estimate(15, 13, 18, signed=True))
     assert not any("100 %" in note for note in found.notes)
     made_up["table"][3]["diverged"] = 1
@@ -216,8 +216,9 @@ def test_the_terminal_shows_all_tables(made_up, timing):
     said = console.file.getvalue()
     for part in ("tdnn-tiny trained data-parallel", "Pace", "The largest batch", "(simulated)"):
         assert part in said
-    for line in said.splitlines():
-        assert len(line) <= 120
+    console = Console(file=io.StringIO(), width=80)
+    show(made_up, console, timing)
+    assert "one learner " in console.file.getvalue()
 
 
 def test_timing_that_lacks_something_is_refused(timing):

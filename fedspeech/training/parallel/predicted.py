@@ -84,7 +84,7 @@ class Predictions:
             method=name,
             learners=learners,
             seconds=self._measured.seconds_of_batches[batch_size],
-            batches=max(learners, round(self._utterances / batch_size)),
+            batches=self._utterances / batch_size,
             size=self._bytes,
             network=Network(link),
             statistics=self._statistics,

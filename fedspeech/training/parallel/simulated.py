@@ -37,8 +37,10 @@ def predict(case: Case) -> Prediction:
     for learner in range(case.learners):
         world.clock.start(_lives(world, learner))
     world.clock.run()
+    # What does not divide evenly among learners is told at the pace of what does.
+    share = case.batches / sum(world.done)
     ended, computing, done = (
-        np.array(each) / case.epochs for each in (world.ended, world.computing, world.done)
+        np.array(each) * share for each in (world.ended, world.computing, world.done)
     )
     waiting = ended - computing
     return Prediction(float(ended.max()), *(tuple(a.tolist()) for a in (computing, waiting, done)))

@@ -48,7 +48,7 @@ class Case:
     learners: int
     seconds: Sequence[float]
     """Measured, of one learner's batches; each simulated batch takes one of them by chance."""
-    batches: int
+    batches: float
     """In an epoch, of all learners together."""
     size: float
     """Bytes of a model, or of a gradient."""
@@ -76,7 +76,7 @@ class World:
         self.computing, self.ended = [0.0] * case.learners, [0.0] * case.learners
         self.done = [0] * case.learners
         self.server = Shared(self.clock, *[case.network.outside.bandwidth] * 2)
-        self.left = case.batches * case.epochs
+        self.left = max(case.learners, round(case.batches * case.epochs))
         self._cores = Shared(self.clock, case.cores, 1.0)
         self.batches = [self._drawn(learner) for learner in every]
         self._free = [0.0] * case.learners
@@ -85,8 +85,8 @@ class World:
 
     @property
     def rounds(self) -> int:
-        """How many batches each learner has where all have as many."""
-        return max(1, round(self.case.batches / self.case.learners)) * self.case.epochs
+        """How many batches each learner has where all have as many: about their share."""
+        return max(1, round(self.case.batches * self.case.epochs / self.case.learners))
 
     def take(self) -> bool:
         """Whether there is another batch for whoever comes first; then it is taken."""

@@ -166,3 +166,13 @@ def test_equal_cases_give_equal_predictions_and_all_batches_are_learned(method):
     assert predict(one) == predict(one)
     assert sum(predict(one).batches) == pytest.approx(40)
     assert predict(one).seconds >= max(predict(one).computing)
+
+
+@pytest.mark.parametrize("method", PROCESSES)
+def test_what_does_not_divide_evenly_is_told_at_the_same_pace(method):
+    even = predict(case(method, 4, batches=8, network=INSTANT))
+    odd = predict(case(method, 4, batches=9.5, network=INSTANT, epochs=2))
+    if method in SYNCHRONOUS:
+        assert odd.seconds == pytest.approx(even.seconds * 9.5 / 8)
+    few = predict(case(method, 16, batches=2, network=INSTANT))
+    assert few.seconds == pytest.approx(0.5 * 2 / 16) and sum(few.batches) == pytest.approx(2)
