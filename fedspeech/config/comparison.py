@@ -41,7 +41,8 @@ class ComparisonSettings(Settings):
     """What is compared; everything with each of the seeds, and with as many epochs.
 
     The base batch size is `training.batch_size` for all learners of a row together, so that each of
-    n learners has an n-th of it.
+    n learners has an n-th of it. Of `parallel` only what is said of nodes, of blocks and of the
+    group's forming holds for the rows.
     """
 
     ways: Ways = get_args(Way)

@@ -126,12 +126,19 @@ class DataParallelConfig(Settings):
     _each_once = field_validator("seeds")(each_once)
 
     @model_validator(mode="after")
-    def _batches_can_be_cut(self) -> "DataParallelConfig":
-        for learners in self.comparison.learners if self.comparison else ():
+    def _rows_can_be_made(self) -> "DataParallelConfig":
+        compared, size = self.comparison, self.parallel.node_size
+        for learners in compared.learners if compared is not None else ():
+            assert compared is not None
             if self.training.batch_size % learners:
                 raise ValueError(
                     f"comparison.learners: {learners} learners cannot share batches of "
                     f"{self.training.batch_size} (training.batch_size) evenly"
+                )
+            if learners > 1 and learners % size and "hierarchical" in compared.ways:
+                raise ValueError(
+                    f"comparison.learners: {learners} learners make no whole nodes of {size} "
+                    "(parallel.node_size) for the way hierarchical"
                 )
         return self
 

@@ -46,7 +46,7 @@ def consensus(results: ParallelResults, went: Went) -> Plot | None:
     """Distance between learners' models against time, where a method leaves them apart."""
     found = _over_time(results, went, lambda epoch: epoch.consensus)
     caption = (
-        f"Mean Euclidean distance of a learner's parameters from all learners' average when it "
+        "Euclidean distance of learners' parameters from their average, root mean square, as each "
         f"ends an epoch, with seed {results.seed}."
     )
     apart = [line for line in found if any(line.y)]

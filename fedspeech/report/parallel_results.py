@@ -14,7 +14,7 @@ class Row(Wer):
     """One way to train with so many learners; rates are means over the seeds.
 
     `joined` are the utterances that all learners have together at a time, `minus_one` is the rate
-    minus that of one learner.
+    minus that of one learner, `left_apart` the second eigenvalue of the mixing matrix.
     """
 
     row: str
@@ -23,6 +23,7 @@ class Row(Wer):
     joined: int
     slowed: tuple[float, ...]
     processor: float | None
+    left_apart: float | None
     seeds: tuple[float, ...]
     losses: tuple[float, ...]
     diverged: int

@@ -91,13 +91,15 @@ def talk(results: ParallelResults, went: Went) -> Table:
                 f"{sum(epoch.staleness for epoch in epochs) / len(epochs):.2f}",
                 str(max(epoch.most_stale for epoch in epochs)),
                 f"{sum(last) / len(last):.3g}",
+                NOT_MEASURED if row.left_apart is None else f"{row.left_apart:.2f}",
             )
         )
-    columns = ("method, learners", "batch", "sent", "staleness", "most", "consensus")
+    columns = ("method, learners", "batch", "sent", "staleness", "most", "apart", "eigenvalue")
     notes = (
         "sent: by all learners in an epoch. staleness: updates by others between a model and the "
-        "gradient of it. consensus: mean distance of a learner's parameters from all learners' "
-        "average when the last epoch ends.",
+        "gradient of it. apart: root mean square of the learners' distances from their average, "
+        "when the last epoch ends. eigenvalue: the second one of the mixing matrix, which is what "
+        "an averaging leaves of such a distance (of ad-psgd, of its square), or more than it does.",
     )
     return Table(
         "What learners sent, and how far apart they were", columns, tuple(rows), notes=notes

@@ -35,6 +35,7 @@ def row(name: str) -> dict[str, Any]:
         "joined": 128 if "big" in name else 32,
         "slowed": [1.0] * (learners - 1) + [10.0 if "slow" in name else 1.0],
         "processor": 0.5 if "held" in name else None,
+        "left_apart": 0.75 if name.startswith("ad") else 0.0,
         **around(mean),
         "pooled": mean,
         "seeds": [mean - 1, mean + 1],
@@ -128,8 +129,8 @@ def test_the_pace_is_without_first_epochs_and_without_what_is_slowed(results, ti
 def test_what_was_sent_and_how_far_learners_are_apart(results, times):
     found = by_first(parallel_tables.talk(results, times))
     assert "one learner" not in found
-    assert found["ad-psgd <random>, 4"] == ("32", "4.0 MB", "1.50", "5", "0.5")
-    assert found["allreduce, 2"][-1] == "0"
+    assert found["ad-psgd <random>, 4"] == ("32", "4.0 MB", "1.50", "5", "0.5", "0.75")
+    assert found["allreduce, 2"][-2:] == ("0", "0.00")
 
 
 def test_the_largest_batch_is_told_of_what_was_tried_with_several(results):

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedspeech.config.comparison import ComparisonSettings
 from fedspeech.config.data_parallel import DataParallelConfig, ParallelSettings
+from fedspeech.training.parallel import mixing
 
 CONVERGES = 2.0
 """A row converges whose mean WER is at most so many times that of one learner."""
@@ -16,6 +17,27 @@ def way(parallel: ParallelSettings) -> str:
     partner = f" {parallel.partner}" if parallel.method == "ad-psgd" else ""
     hook = f" {parallel.hook}" if parallel.hook != "none" else ""
     return f"{parallel.method}{partner}{hook}"
+
+
+def left_apart(parallel: ParallelSettings) -> float | None:
+    """The second eigenvalue of a row's mixing matrix: what one averaging leaves, or less, of the
+    models' distance from their mean; of `ad-psgd` that of the squared distance, expected.
+
+    None where models are not averaged step by step.
+    """
+    learners, name = parallel.learners, way(parallel)
+    if parallel.method == "allreduce":
+        return 0.0
+    if parallel.method == "ring" or name == "ad-psgd delay-by-one":
+        matrix = mixing.ring(learners)
+    elif parallel.method == "ad-psgd":
+        matrix = mixing.pairs(learners, parallel.partner == "random")
+    elif parallel.method == "hierarchical":
+        size = parallel.node_size
+        matrix = mixing.hierarchical(mixing.pairs(learners // size, anyone=False), size)
+    else:
+        return None
+    return mixing.second_eigenvalue(matrix)
 
 
 def rows(settings: DataParallelConfig) -> dict[str, DataParallelConfig]:

@@ -36,6 +36,22 @@ def pair(learners: int, one: int, other: int) -> Matrix:
     return matrix
 
 
+def pairs(learners: int, anyone: bool) -> Matrix:
+    """The mean over the averagings of two that AD-PSGD may do next, each as likely.
+
+    One of the two has an even place and the other an odd one, beside it on the ring unless
+    `anyone` will do.
+    """
+    met = [
+        (even, odd)
+        for even in range(0, learners, 2)
+        for odd in range(1, learners, 2)
+        if anyone or (even - odd) % learners in (1, learners - 1)
+    ]
+    found = [pair(learners, *two) for two in met]
+    return np.mean(found, axis=0) if found else np.eye(learners)
+
+
 def hierarchical(between: Matrix, size: int) -> Matrix:
     """The mean within nodes of `size` learners each, and `between` among the nodes' means.
 

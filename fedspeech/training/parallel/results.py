@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from fedspeech.config.data_parallel import DataParallelConfig
-from fedspeech.training.over_seeds import OverSeeds, rate_of
-from fedspeech.training.parallel.comparison import CONVERGES, joined, named, way
+from fedspeech.training.over_seeds import DIGITS, OverSeeds, rate_of
+from fedspeech.training.parallel.comparison import CONVERGES, joined, left_apart, named, way
 from fedspeech.training.pool import Figures
 
 Rows = Mapping[str, DataParallelConfig]
@@ -48,6 +48,7 @@ def _row(
     name: str, settings: DataParallelConfig, of_seeds: Sequence[Figures], judged: OverSeeds[str]
 ) -> dict[str, Any]:
     parallel = settings.parallel
+    apart = left_apart(parallel)
     return {
         "row": name,
         "way": way(parallel),
@@ -55,6 +56,7 @@ def _row(
         "joined": joined(settings),
         "slowed": list(parallel.slowed),
         "processor": parallel.processor,
+        "left_apart": None if apart is None else round(apart, DIGITS),
         **judged.rate(name),
         "seeds": [rate_of(each) for each in of_seeds],
         "losses": _mean_losses(of_seeds),

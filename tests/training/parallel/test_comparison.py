@@ -13,12 +13,13 @@ from fedspeech import corpus, machine
 from fedspeech.cli import app
 from fedspeech.config import DataParallelConfig, load
 from fedspeech.config.comparison import Way
+from fedspeech.config.data_parallel import ParallelSettings
 from fedspeech.errors import ConfigError, DivergedError
 from fedspeech.models import build
 from fedspeech.run_folder import RunFolder
 from fedspeech.training.parallel import cells as cells_of
 from fedspeech.training.parallel import method_of, results
-from fedspeech.training.parallel.comparison import joined, named, rows, way
+from fedspeech.training.parallel.comparison import joined, left_apart, named, rows, way
 from fedspeech.training.parallel.computing import Measured, measure
 from fedspeech.training.parallel.loopback import link_of
 from fedspeech.training.parallel.predicted import Predictions, statistics_of
@@ -92,6 +93,25 @@ def test_all_ways_are_there_and_can_be_simulated(settings):
     assert len(set(every.values())) == len(ways) - 1  # two of ad-psgd are one class
 
 
+@pytest.mark.parametrize(
+    ("parallel", "left"),
+    [
+        ({"method": "allreduce", "learners": 4}, 0),
+        ({"method": "ring", "learners": 4}, 1 / 3),
+        ({"method": "ad-psgd", "learners": 4, "partner": "delay-by-one"}, 1 / 3),
+        # A pair of two leaves nothing apart; of two pairs of three one leaves each end apart.
+        ({"method": "ad-psgd", "learners": 2}, 0),
+        ({"method": "ad-psgd", "learners": 3}, 3 / 4),
+        ({"method": "hierarchical", "learners": 4}, 0),
+        ({"method": "bmuf", "learners": 4}, None),
+        ({"method": "parameter-server", "learners": 4}, None),
+    ],
+)
+def test_what_an_averaging_leaves_apart(parallel, left):
+    found = left_apart(ParallelSettings(**parallel))
+    assert found is None if left is None else found == pytest.approx(left, abs=1e-12)
+
+
 def test_the_experiment_has_what_the_paper_compares():
     found = rows(load(ROOT / "experiments" / "data-parallel.toml"))
     assert len(found) == 1 + 8 * 2 + 2 * 3 + 2 * 2
@@ -103,6 +123,14 @@ def test_learners_that_cannot_share_a_batch_are_refused(table):
     odd = table | {"comparison": {"learners": [1, 3]}}
     with pytest.raises(ValueError, match="3 learners cannot share batches of 8"):
         DataParallelConfig.model_validate(odd)
+
+
+def test_learners_that_make_no_whole_nodes_are_refused(table):
+    odd = table | {"comparison": {"learners": [1, 3]}, "training": QUICK | {"batch_size": 9}}
+    with pytest.raises(ValueError, match="3 learners make no whole nodes of 2"):
+        DataParallelConfig.model_validate(odd)
+    odd["comparison"]["ways"] = ["ring"]
+    assert len(rows(DataParallelConfig.model_validate(odd))) > 1
 
 
 def figures(errors: list[int], losses: list[float], **more) -> dict:

@@ -9,6 +9,7 @@ from fedspeech.training.parallel import mixing
 MATRICES = {
     **{f"everybody {n}": mixing.everybody(n) for n in (1, 2, 5)},
     **{f"ring {n}": mixing.ring(n) for n in (1, 2, 3, 4, 7, 16)},
+    **{f"pairs of {n}": mixing.pairs(n, anyone=n > 4) for n in (2, 3, 4, 5, 8)},
     "pair": mixing.pair(5, 1, 3),
     "pair of itself": mixing.pair(5, 2, 2),
     "hierarchical ring": mixing.hierarchical(mixing.ring(4), 2),
@@ -100,6 +101,18 @@ def test_random_pairs_agree_as_fast_as_their_expectation_says():
     before = models(4)
     after = np.mean([apart(pair @ before) ** 2 for pair in pairs])
     assert after / apart(before) ** 2 == pytest.approx(expected)
+
+
+def test_the_averagings_of_ad_psgd_by_hand():
+    around = [mixing.pair(4, *two) for two in ((0, 1), (0, 3), (2, 1), (2, 3))]
+    assert np.allclose(mixing.pairs(4, anyone=False), sum(around) / 4)
+    assert np.allclose(mixing.pairs(4, anyone=True), mixing.pairs(4, anyone=False))
+    # On a ring of three the ends, which both ask, do not meet.
+    assert np.allclose(6 * mixing.pairs(3, anyone=False)[0], [4.5, 1.5, 0])
+    # Of eight, two pairs and no more are beside each place, and four may meet it.
+    assert (mixing.pairs(8, anyone=False)[0] > 0).sum() == 3
+    assert (mixing.pairs(8, anyone=True)[0] > 0).sum() == 5
+    assert mixing.pairs(1, anyone=True).tolist() == [[1]]
 
 
 def test_the_consensus_distance_by_hand():
