@@ -24,9 +24,6 @@ from fedspeech.report.run_folder import OfTrainings, parse
 from fedspeech.report.run_tables import size
 from fedspeech.report.tables import Estimate, Table
 
-LEAST = 12
-"""Letters of a name that stay on one line in a narrow terminal."""
-
 
 def show(
     results: Mapping[str, Any], console: Console, timing: Mapping[str, Any] | None = None
@@ -77,13 +74,7 @@ def _print(table: Table, console: Console) -> None:
     for number, name in enumerate(table.columns):
         words = number < table.words
         rich.add_column(
-            Text(name),
-            justify="left" if words else "right",
-            no_wrap=not words,
-            overflow="fold",
-            min_width=min(LEAST, max(len(str(row[number])) for row in table.rows))
-            if words
-            else None,
+            Text(name), justify="left" if words else "right", no_wrap=not words, overflow="fold"
         )
     for number, row in enumerate(table.rows):
         style = "bold" if number in table.marked else ""
