@@ -1,13 +1,14 @@
 """Learners are measured in turns, and the simulation stands beside what it is of."""
 
 import pytest
+from slow import SLOW
 
 from experiments.benchmarks import data_parallel
 from experiments.benchmarks.data_parallel import SIMULATED, STRAGGLER, TWO, WAYS
 from experiments.benchmarks.harness import Setting
 from fedspeech import machine
 
-pytestmark = pytest.mark.slow
+pytestmark = SLOW
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,10 @@ def test_simulated_seconds_stand_beside_measured_ones(rows):
     for way, row in found.items():
         measured = row["measured, s"]["median"]
         assert row["simulated / measured"] == pytest.approx(row["simulated, s"] / measured)
-        # As many utterances in a second as the other table has.
-        heard = of(rows, TWO)[way]["utterances/s"]["median"] * measured
-        assert heard == pytest.approx(48)
+        if way != "ad-psgd":  # whose learners are in two epochs at once
+            # As many utterances in a second as the other table has.
+            heard = of(rows, TWO)[way]["utterances/s"]["median"] * measured
+            assert heard == pytest.approx(48)
     if machine.cores() > 1:
         assert found["allreduce"]["simulated, s"] < found["one learner"]["simulated, s"]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from slow import slow
 from typer.testing import CliRunner
 
 from fedspeech import corpus, machine
@@ -231,7 +232,7 @@ def test_batches_of_one_learner_are_measured_one_by_one(settings, task):
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.slow
+@slow
 def test_a_comparison_is_run_kept_and_gone_on_with(table, tmp_path, monkeypatch):
     file, run = tmp_path / "small.toml", tmp_path / "run"
     small = {"ways": ["ad-psgd ring"], "closer": [], "learners": [1, 2]}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 from commands import command, until
+from slow import SLOW
 from typer.testing import CliRunner
 
 from fedspeech import evaluation, tensors
@@ -147,12 +148,19 @@ def test_killed_and_resumed_it_is_the_same_to_the_byte(whole, train, table, tmp_
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", ["allreduce", "bmuf", "ring", "ad-psgd", "parameter-server"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("allreduce", "ad-psgd"),
+        *(pytest.param(way, marks=SLOW) for way in ("bmuf", "ring", "parameter-server")),
+    ],
+)
 def test_a_learner_that_is_killed_ends_no_run(train, table, tmp_path, method):
     """Synchronous methods begin again with the last checkpoint, the others go on without it."""
     long = {"epochs": 40, "batch_size": 2}
     out, run = train(table(long, method=method, learners=3), tmp_path)
     until(lambda: list(out.glob("cells/*.epochs.json")) or run.poll(), 400)
+    assert run.poll() is None, finished(run)
     os.kill(learners(run)[1], signal.SIGKILL)
     said = finished(run)
     timing = json.loads((out / "timing.json").read_text())
