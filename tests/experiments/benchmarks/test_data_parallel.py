@@ -8,7 +8,7 @@ from experiments.benchmarks.data_parallel import SIMULATED, STRAGGLER, TWO, WAYS
 from experiments.benchmarks.harness import Setting
 from fedspeech import machine
 
-pytestmark = SLOW
+pytestmark = list(SLOW)
 
 
 @pytest.fixture(scope="module")
