@@ -45,9 +45,11 @@ class _Sums(torch.autograd.Function):
         ctx.keys, ctx.size = keys, len(array)
         found = array.new_empty(count)
         for first, last in _blocks(count, array.device):
-            total = array[cells(keys[0], first, last, len(array), array.device)]
+            places = cells(keys[0], first, last, len(array), array.device)
+            total = array.index_select(0, places)
             for key in keys[1:]:
-                total += array[cells(key, first, last, len(array), array.device)]
+                places = cells(key, first, last, len(array), array.device)
+                total += array.index_select(0, places)
             found[first:last] = total
         return found
 
@@ -59,7 +61,7 @@ class _Sums(torch.autograd.Function):
         for first, last in _blocks(len(gradient), gradient.device):
             for key in ctx.keys:
                 places = cells(key, first, last, ctx.size, gradient.device)
-                found.index_add_(0, places, gradient[first:last])
+                found.scatter_add_(0, places, gradient[first:last])
         return found, None, None
 
 
