@@ -205,7 +205,7 @@ def install(message: Message, context: Context) -> Message:
     elif not me.has_installed(expected):
         _take(me, sent, BASE, expected, me.install, {})
     if "choose" in asked:
-        me.note_alpha(asked["choose"])
+        me.put_to_use(asked["choose"])
     return Message(protocol.content({"installed": me.store.hash(BASE)}), reply_to=message)
 
 

@@ -15,7 +15,7 @@ from fedspeech.config.model import AugmentationSettings
 from fedspeech.config.training import PersonalSettings
 from fedspeech.corpus.cuts import text_of
 from fedspeech.device import voice
-from fedspeech.device.personal import ALPHA
+from fedspeech.device.personal import install as install_recognizer
 from fedspeech.device.store import (
     BASE,
     DESCRIPTION,
@@ -29,7 +29,7 @@ from fedspeech.diff.budget import make
 from fedspeech.diff.methods import METHODS
 from fedspeech.errors import BudgetError, CorpusError, DiffError, ModelError
 from fedspeech.evaluation import Counts
-from fedspeech.features import Utterance
+from fedspeech.features import Normalization, Utterance
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, add, check_like, interpolate, sha256, subtract
 from fedspeech.training.personal import FineTuned, Tuning, fine_tune, validation_split
@@ -107,7 +107,7 @@ class Speaker:
             )
             judge = self._aside(next(tuned))
             self.keep_tuned(asked, judge, next(tuned))
-        self._keep_normalization()
+        self._normalization()
         return self.store.get(DIFFERENCE), self.store.state()["answered"]
 
     def _aside(self, judge: FineTuned) -> FineTuned:
@@ -122,10 +122,9 @@ class Speaker:
         file.unlink()
         return replace(judge, model=found)
 
-    def _keep_normalization(self) -> None:
-        """How the owner sounds, for `transcribe`: the recordings need not be there for ever."""
-        if self.description.features.normalization == "speaker":
-            voice.normalization(self.folder, self.description.features)
+    def _normalization(self) -> Normalization | None:
+        """How the owner sounds, kept for `transcribe`: recordings need not be there for ever."""
+        return voice.of_owner(self.folder, self.description.features)
 
     def has_finished(self, asked: Mapping[str, Any]) -> bool:
         """Whether this very fine-tuning is done, and what came of it is here undamaged."""
@@ -256,12 +255,12 @@ class Speaker:
         best = [alpha for alpha, wrong in zip(alphas, errors, strict=True) if wrong == min(errors)]
         return best[(len(best) - 1) // 2]
 
-    def note_alpha(self, alphas: Sequence[float]) -> None:
-        """Choose the alpha that `transcribe` mixes with what is installed; of none, the server
-        has mixed already and P_s has no weight any more.
+    def put_to_use(self, alphas: Sequence[float]) -> None:
+        """Let the owner be recognized with P_s and the installed M_s, at the alpha that is chosen;
+        of none, the server has mixed already and P_s has no weight any more.
         """
         alpha = self.choose_alpha(self.store.get(BASE), alphas) if alphas else 0.0
-        self.store.note(**{ALPHA: alpha})
+        install_recognizer(self.store, alpha, self._normalization())
 
     def improve(
         self, begin: Tensors, settings: PersonalSettings, seed: int, round: int, proximal: float

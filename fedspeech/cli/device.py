@@ -53,19 +53,25 @@ def _found(store: "Store", role: str) -> str:
 @app.command()
 def rollback(
     folder: Folder,
-    role: Annotated[str, typer.Option(help="generic or base.")] = "generic",
+    role: Annotated[
+        str | None,
+        typer.Option(help="generic or recognizer; else what the owner is recognized with."),
+    ] = None,
 ) -> None:
     """Go back to the model before the last update.
+
+    Where a recognizer was installed it is the one before, with all that belongs to it; else G.
 
     Example: `fedspeech device rollback runs/demo/devices/s0001`
     """
     from fedspeech.device.lock import locked
-    from fedspeech.device.store import KEPT
+    from fedspeech.device.store import GENERIC, KEPT, RECOGNIZER
 
-    if role not in KEPT:
+    if role not in (None, *KEPT):
         raise ModelError(f"--role: expected {' or '.join(KEPT)}, found {role!r}")
     store = _store(folder)
     with locked(store.folder, wait=False):
+        role = role or (GENERIC if store.hash(RECOGNIZER) is None else RECOGNIZER)
         say(f"{role}: {store.rollback(role)}")
 
 

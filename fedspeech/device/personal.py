@@ -1,15 +1,46 @@
-"""The model that a device's owner uses: alpha * P_s + (1 - alpha) * M_s, of what is held."""
+"""The model that a device's owner is recognized with: what was installed last, whole.
 
+A run changes G, P_s and M_s one after the other, and it may end in between. So their mix is made
+where M_s is installed, and kept with what it needs until the next one takes its place.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from fedspeech import tensors
-from fedspeech.device.store import BASE, DIFFERENCE, DIFFERENCE_FROM, GENERIC, MODELS, STATE, Store
+from fedspeech.device import voice
+from fedspeech.device.store import (
+    BASE,
+    DESCRIPTION,
+    DIFFERENCE,
+    DIFFERENCE_FROM,
+    GENERIC,
+    MODELS,
+    PREVIOUS,
+    RECOGNIZER,
+    STATE,
+    Store,
+)
 from fedspeech.errors import ModelError
+from fedspeech.features import Normalization
 from fedspeech.tensors import Tensors
 
 ALPHA = "alpha"
-"""Note of the weight of P_s that this device took when M_s was installed: 0 where what was
-installed is a mix already."""
+"""Note of the weight of P_s in the recognizer: 0 where what was installed is a mix already."""
+HEARS = "hears"
+"""Note of what the recognizer needs besides: its description, and how its speaker sounds."""
+
+
+class Usual(NamedTuple):
+    """A model to recognize the owner with, and what belongs to it."""
+
+    model: Tensors
+    about: str
+    """In words, which one it is."""
+    description: Mapping[str, Any]
+    normalization: Normalization | None = None
+    """As it was when the model was installed; None where it was not, or needs none."""
 
 
 def open_store(folder: Path) -> Store:
@@ -23,33 +54,55 @@ def open_store(folder: Path) -> Store:
     raise ModelError(f"{folder}: no device's models here; expected {MODELS}/{STATE} or {STATE}")
 
 
-def usual(store: Store) -> tuple[Tensors, str]:
-    """The model to recognize the owner with, and in words what it is.
+def install(store: Store, alpha: float, normalization: Normalization | None) -> str:
+    """Let alpha * P_s + (1 - alpha) * M_s of what is held be the recognizer; its hash.
 
-    The mix where a P_s, an installed M_s and an alpha are held; else P_s, else M_s, else G. Raises
-    ModelError where nothing is held, or what is needed is damaged.
+    It takes the place of the one before in one step, with G's description and the normalization of
+    its speaker. Raises ModelError where P_s or M_s is not held or damaged.
     """
-    alpha, base = store.state().get(ALPHA), store.hash(BASE)
-    if base is not None and alpha == 0:
-        return store.get(BASE), "M_s"
-    personal = _personal(store)
-    if personal is None:
-        role, name = (BASE, "M_s") if base is not None else (GENERIC, "G")
-        return store.get(role), name
-    if base is None or alpha is None or alpha == 1:
-        return personal, "P_s"
-    mix = tensors.interpolate(sorted(personal.items()), sorted(store.get(BASE).items()), alpha)
-    return dict(mix), f"{alpha:g} * P_s + {1 - alpha:g} * M_s"
+    hears = {
+        "description": store.state().get(DESCRIPTION, {}),
+        "normalization": None if normalization is None else voice.to_json(normalization),
+    }
+    return store.put(RECOGNIZER, _mix(store, alpha), **{ALPHA: alpha, HEARS: hears})
 
 
-def _personal(store: Store) -> Tensors | None:
-    """P_s: its difference from G added to the G that it is from, which `rollback` may keep."""
+def _mix(store: Store, alpha: float) -> Tensors:
+    base = store.get(BASE)
+    if alpha == 0:
+        return base
+    generic = sorted(store.get(GENERIC).items())
+    personal = tensors.add(generic, store.get(DIFFERENCE))
+    return dict(tensors.interpolate(personal, sorted(base.items()), alpha))
+
+
+def usual(store: Store) -> Usual:
+    """The recognizer; before one is installed P_s, where that is held, else G.
+
+    Raises ModelError where nothing is held, or what is needed is damaged.
+    """
+    state = store.state()
+    if store.hash(RECOGNIZER) is not None:
+        hears, alpha = state[HEARS], state[ALPHA]
+        kept = hears["normalization"]
+        normalization = None if kept is None else voice.from_json(kept)
+        return Usual(store.get(RECOGNIZER), _words(alpha), hears["description"], normalization)
+    description = state.get(DESCRIPTION, {})
     if (difference := store.hash(DIFFERENCE)) is None:
-        return None
-    generic = str(store.state().get(DIFFERENCE_FROM))
+        return Usual(store.get(GENERIC), "G", description)
+    generic = str(state.get(DIFFERENCE_FROM))
     if not store.file(generic).exists():
-        return None
-    return dict(tensors.add(_whole(store, generic).items(), _whole(store, difference)))
+        return Usual(store.get(GENERIC), "G", description)
+    model = dict(tensors.add(_whole(store, generic).items(), _whole(store, difference)))
+    if generic != state.get(GENERIC):  # it is of the G before, which is kept for `rollback`
+        description = state.get(PREVIOUS, {}).get(GENERIC, {}).get(DESCRIPTION, description)
+    return Usual(model, "P_s", description)
+
+
+def _words(alpha: float) -> str:
+    if alpha in (0, 1):
+        return "P_s" if alpha else "M_s"
+    return f"{alpha:g} * P_s + {1 - alpha:g} * M_s"
 
 
 def _whole(store: Store, name: str) -> Tensors:

@@ -14,9 +14,12 @@ from fedspeech.diff.apply import apply_file
 from fedspeech.errors import DiffError, ModelError
 from fedspeech.tensors import Tensors, sha256, sha256_of, write, write_whole
 
-GENERIC, DIFFERENCE, BASE, VALIDATION = ROLES = "generic", "difference", "base", "validation"
-"""Roles: G; P_s - G; the installed M_s; and what judges alpha (fine-tuned on part of train_s)."""
-KEPT = GENERIC, BASE
+GENERIC, DIFFERENCE, BASE, VALIDATION = "generic", "difference", "base", "validation"
+RECOGNIZER = "recognizer"
+ROLES = GENERIC, DIFFERENCE, BASE, VALIDATION, RECOGNIZER
+"""Roles: G; P_s - G; the installed M_s; what judges alpha (fine-tuned on part of train_s); and the
+mix of P_s and M_s that the owner is recognized with."""
+KEPT = GENERIC, RECOGNIZER
 """Roles whose model stays for `rollback` when another one comes."""
 PREVIOUS, DIFFERENCE_FROM = "previous", "difference_from"
 """Notes of the store itself: what was noted before a role's last update, and P_s - G of which G."""
@@ -42,8 +45,8 @@ class Store:
     def put(self, role: str, model: Tensors, **notes: Any) -> str:
         """Keep a model in a role instead of what was there, and notes with it; its hash.
 
-        What was there of G and M_s stays, with what these notes said before, for `rollback`. Raises
-        DiskError where the disk does not take it; then nothing changes.
+        What was there of G and the recognizer stays, with what these notes said before, for
+        `rollback`. Raises DiskError where the disk does not take it; then nothing changes.
         """
         return self.put_together({role: model}, **notes)[role]
 
@@ -61,9 +64,9 @@ class Store:
         """Put the model that a diff gives in a role, and notes with it; its hash.
 
         The diff is for the model in that role or for another one that is held: M_s may come as a
-        diff from G. G and M_s stay, with what these notes said before, for `rollback`. Raises
-        DiffError where the diff is damaged or for a model that is not held, ModelError where that
-        model is damaged, DiskError where the disk does not take the new one; then nothing changes.
+        diff from G. What was there of G stays, as `put` has it. Raises DiffError where the diff is
+        damaged or for a model that is not held, ModelError where that model is damaged, DiskError
+        where the disk does not take the new one; then nothing changes.
         """
         base, result = wire.base_of(data), wire.result_of(data)
         old, held = self.file(base), self.hash(role)

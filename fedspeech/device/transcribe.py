@@ -10,7 +10,6 @@ from fedspeech.accelerator import place
 from fedspeech.corpus.cuts import SAMPLE_RATE, recording, samples
 from fedspeech.decoding.streaming import Stream
 from fedspeech.device import personal, voice
-from fedspeech.device.store import DESCRIPTION
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.features import Normalization, Utterance
 from fedspeech.models import description
@@ -101,26 +100,25 @@ def open_recognizer(path: Path, beam: int = 1) -> Recognizer:
 
     Raises ModelError where there is no model, no description, or either is damaged.
     """
-    about = description_of(path)
     if path.is_file():
-        return Recognizer(tensors.read(path), about, about=str(path), beam=beam)
+        return Recognizer(tensors.read(path), description_of(path), about=str(path), beam=beam)
     store = personal.open_store(path)
-    model, what = personal.usual(store)
+    found = personal.usual(store)
+    about = ModelDescription.from_json(found.description)
     own = store.folder.resolve().parent
-    by_speaker = about.features.normalization == "speaker"
-    normalization = voice.normalization(own, about.features) if by_speaker else None
-    return Recognizer(model, about, normalization, what, beam)
+    normalization = found.normalization or voice.of_owner(own, about.features)
+    return Recognizer(found.model, about, normalization, found.about, beam)
 
 
 def description_of(path: Path) -> ModelDescription:
-    """Architecture, features and vocabulary of a device's models, or of a model's file.
+    """Architecture, features and vocabulary of what a device's owner is recognized with, or of a
+    model's file.
 
     They lie beside a file as `NAME.json`, or as `generic.json` in its folder or the one above.
     Raises ModelError where there is none.
     """
     if not path.is_file():
-        store = personal.open_store(path)
-        return ModelDescription.from_json(store.state().get(DESCRIPTION, {}))
+        return ModelDescription.from_json(personal.usual(personal.open_store(path)).description)
     places = (path.with_suffix(".json"), *(p / "generic.json" for p in path.parents[:2]))
     for each in places:
         if each.exists():

@@ -5,7 +5,9 @@ They are kept beside the models, so that the recordings need not be there for ev
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lhotse import CutSet
@@ -17,6 +19,14 @@ from fedspeech.features import Normalization
 from fedspeech.tensors import write_whole
 
 VOICE, TRAIN = "voice.json", "train.jsonl"
+
+
+def of_owner(folder: Path, settings: FeatureSettings) -> Normalization | None:
+    """What a device normalizes by, or None where each utterance is normalized by itself.
+
+    Raises ModelError as `normalization` does.
+    """
+    return normalization(folder, settings) if settings.normalization == "speaker" else None
 
 
 def normalization(folder: Path, settings: FeatureSettings) -> Normalization:
@@ -32,13 +42,27 @@ def normalization(folder: Path, settings: FeatureSettings) -> Normalization:
     return _kept(folder / VOICE, of) or _measured(folder, settings, of)
 
 
+def to_json(normalization: Normalization) -> dict[str, Any]:
+    """What `from_json` reads."""
+    return {
+        "mean": normalization.mean.tolist(),
+        "deviation": normalization.deviation.tolist(),
+    }
+
+
+def from_json(content: Mapping[str, Any]) -> Normalization:
+    """Raises ModelError where the content is none."""
+    try:
+        return Normalization(torch.tensor(content["mean"]), torch.tensor(content["deviation"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"not how a speaker sounds: {error!r}") from None
+
+
 def _kept(path: Path, of: str) -> Normalization | None:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["of"] != of:
-            return None
-        return Normalization(torch.tensor(kept["mean"]), torch.tensor(kept["deviation"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return from_json(kept) if kept["of"] == of else None
+    except (ModelError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -49,7 +73,6 @@ def _measured(folder: Path, settings: FeatureSettings, of: str) -> Normalization
     except (CorpusError, DiskError, OSError, ValueError) as error:
         raise ModelError(f"{folder}: how its speech sounds cannot be measured: {error}") from None
     found = first.normalization
-    kept = {"of": of, "mean": found.mean.tolist(), "deviation": found.deviation.tolist()}
-    text = json.dumps(kept) + "\n"
+    text = json.dumps({"of": of, **to_json(found)}) + "\n"
     write_whole(folder / VOICE, lambda part: part.write_text(text, encoding="utf-8"))
     return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedspeech.device.lock import locked
-from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, VALIDATION, Store
+from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, RECOGNIZER, VALIDATION, Store
 from fedspeech.diff import budget
 from fedspeech.tensors import sha256
 
@@ -71,12 +71,18 @@ def test_rollback_goes_back_once(fedspeech, device):
     assert err == f"fedspeech: {device / 'models'}: there is no generic model to go back to\n"
 
 
-def test_rollback_of_m_s(fedspeech, device):
-    store = Store(device / "models")
-    store.update(BASE, budget.make(model(5), model(6)).data)
-    first = sha256(model(5))
-    assert fedspeech("device", "rollback", device, "--role", "base") == (0, f"base: {first}\n", "")
-    assert store.hash(BASE) == first and store.hash(GENERIC) == sha256(model(1))
+def test_where_a_recognizer_was_installed_rollback_goes_back_to_the_one_before(fedspeech, device):
+    store, first = Store(device / "models"), sha256(model(5))
+    for number in (5, 6):
+        store.put(RECOGNIZER, model(number), alpha=number)
+    assert fedspeech("device", "rollback", device) == (0, f"recognizer: {first}\n", "")
+    assert store.hash(RECOGNIZER) == first and store.state()["alpha"] == 5
+    assert store.hash(GENERIC) == sha256(model(1))
+    status, out, err = fedspeech("device", "rollback", device)
+    assert (status, out) == (2, "") and "there is no recognizer model to go back to" in err
+    generic = sha256(model(0))
+    done = fedspeech("device", "rollback", device, "--role", "generic")
+    assert done == (0, f"generic: {generic}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -84,8 +90,14 @@ def test_rollback_of_m_s(fedspeech, device):
     [
         (["status", "nowhere"], "nowhere: no device's models here; expected models/state.json or"),
         (["rollback", "nowhere"], "nowhere: no device's models here"),
-        (["rollback", "s0001", "--role", "bse"], "--role: expected generic or base, found 'bse'"),
-        (["rollback", "s0001", "--role", "difference"], "--role: expected generic or base, found"),
+        (
+            ["rollback", "s0001", "--role", "bse"],
+            "--role: expected generic or recognizer, found 'bse'",
+        ),
+        (
+            ["rollback", "s0001", "--role", "difference"],
+            "--role: expected generic or recognizer, found",
+        ),
     ],
 )
 def test_what_is_not_there_is_one_message(fedspeech, device, monkeypatch, arguments, told):

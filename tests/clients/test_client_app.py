@@ -1,5 +1,7 @@
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from clients.app import app
 from fedspeech import protocol
 from fedspeech.config.training import PersonalSettings
 from fedspeech.device.lock import locked
-from fedspeech.device.store import MODELS
+from fedspeech.device.store import BASE, MODELS
+from fedspeech.device.transcribe import open_recognizer
 from fedspeech.diff import budget
 from fedspeech.tensors import sha256
+from fedspeech.units import Units
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -84,6 +88,57 @@ def test_one_message_at_a_time_works_on_a_device(ask, folders):
         assert not ask(protocol.DESCRIBE, node=other_device).has_error()
     thread.join(10)
     assert not replies[0].has_error()
+
+
+def test_a_run_that_ends_before_it_installs_changes_nothing_for_the_owner(
+    ask, folders, client, speaker, generic, description
+):
+    """Another G, of another seed, whose units have another order: P_s of it, and then nothing."""
+    audio = [Path(cut.recording.sources[0].source) for cut in client.test]
+
+    def heard() -> tuple[str, str, list[str]]:
+        recognizer = open_recognizer(folders[0])
+        model = sha256(recognizer._module.state_dict())
+        return recognizer.about, model, [recognizer.transcribe(path) for path in audio]
+
+    def personalize(model, about) -> None:
+        settings = PersonalSettings(epochs=1, batch_size=4, learning_rate=0.05)
+        said = {
+            "description": about.to_json(),
+            "generation": sha256(model),
+            "seed": 3,
+            "round": 1,
+            "settings": settings.model_dump(mode="json"),
+            "start": None,
+        }
+        reply = ask(protocol.PERSONALIZE, said, generic=protocol.pack(model))
+        assert not reply.has_error(), (folders[0] / "errors.log").read_text()
+
+    def install(model, choose) -> None:
+        said = {"model": sha256(model), "choose": choose}
+        assert not ask(protocol.INSTALL, said, model=protocol.pack(model)).has_error()
+
+    personalize(generic, description)
+    install(moved(generic, 1), [0.5])
+    personal, base = speaker.personal(), speaker.store.get(BASE)
+    mix = {n: (0.5 * personal[n].double() + 0.5 * base[n].double()).float() for n in base}
+    before = heard()
+    assert before[:2] == ("0.5 * P_s + 0.5 * M_s", sha256(mix))
+
+    blank, *units = description.units.vocabulary
+    other = replace(description, units=Units("words", [blank, *units[::-1]]))
+    personalize(moved(generic, 2), other)
+    assert speaker.store.hash("generic") == sha256(moved(generic, 2))
+    assert heard() == before
+    install(moved(generic, 3), [0.5])
+    assert heard()[1] != before[1]
+    speaker.store.rollback("recognizer")
+    assert heard() == before
+
+
+def moved(model, seed: int):
+    draw = torch.Generator().manual_seed(seed)
+    return {n: t + 0.01 * torch.randn(t.shape, generator=draw) for n, t in model.items()}
 
 
 def test_the_plain_routes_are_flowers(ask, speaker, generic, description):

@@ -149,9 +149,9 @@ def test_a_run_on_boxes_is_what_is_simulated(fleet, experiment, simulated):
     finish(fleet)
     assert results(fleet.folder / "run") == results(simulated)
     for box in OWNERS:
-        model, what = personal.usual(personal.open_store(fleet.folder / "devices" / box))
-        assert what in {"P_s", "M_s", "0.5 * P_s + 0.5 * M_s"}
-        assert model
+        found = personal.usual(personal.open_store(fleet.folder / "devices" / box))
+        assert found.about in {"P_s", "M_s", "0.5 * P_s + 0.5 * M_s"}
+        assert found.model
 
 
 @pytest.mark.faults

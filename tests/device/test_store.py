@@ -230,14 +230,14 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from fedspeech.device.store import BASE, DIFFERENCE, Store
+from fedspeech.device.store import DIFFERENCE, RECOGNIZER, Store
 from fedspeech.tensors import sha256
 
 store = Store(Path(sys.argv[1]))
 models = [{"a": torch.full((300_000,), float(value))} for value in range(3)]
 whole = [sha256(model) for model in models]
 store.put(DIFFERENCE, models[2], round=0)
-store.put(BASE, models[0], number=0)
+store.put(RECOGNIZER, models[0], number=0)
 moments = random.Random(int(sys.argv[2]))
 unfinished = 0
 for _ in range(20):
@@ -245,17 +245,17 @@ for _ in range(20):
     if device == 0:
         while True:
             for number in (1, 0):
-                store.put(BASE, models[number], number=number)
+                store.put(RECOGNIZER, models[number], number=number)
     time.sleep(moments.uniform(0, 0.06))
     os.kill(device, signal.SIGKILL)
     _, status = os.waitpid(device, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
-    found = sha256(store.get(BASE))
-    assert found in whole[:2] and found == store.hash(BASE)
+    found = sha256(store.get(RECOGNIZER))
+    assert found in whole[:2] and found == store.hash(RECOGNIZER)
     assert store.state()["number"] == whole.index(found)  # notes go with their model
     assert sha256(store.get(DIFFERENCE)) == whole[2]
     unfinished += len(list(store.folder.glob(".*.part")))
-store.put(BASE, models[0], number=0)
+store.put(RECOGNIZER, models[0], number=0)
 print(unfinished, len(list(store.folder.iterdir())))
 """
 
@@ -265,7 +265,9 @@ def test_a_device_killed_while_it_stores_holds_the_old_model_or_the_new_one(chil
     assert done.returncode == 0, done.stderr
     unfinished, files = map(int, done.stdout.split())
     assert unfinished > 0  # it was killed in the middle of a file at least once
-    assert files == 4  # both of M_s, the other model, state.json: what was left over is gone
+    assert (
+        files == 4
+    )  # the recognizer and the one before, the other model, state.json: what was left over is gone
 
 
 def test_state_is_readable_without_us(store):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,15 @@ from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import partition
 from fedspeech.decoding import beam
 from fedspeech.decoding.streaming import Stream
-from fedspeech.device import personal, transcribe
-from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, Store
+from fedspeech.device import personal, transcribe, voice
+from fedspeech.device.store import BASE, DIFFERENCE, GENERIC, RECOGNIZER, Store
 from fedspeech.diff import budget
 from fedspeech.errors import CorpusError, ModelError
 from fedspeech.evaluation import transcribe as evaluated
 from fedspeech.models.description import ModelDescription
 from fedspeech.simulation import devices
 from fedspeech.tensors import state, write
-from fedspeech.units import SPACE, learn
+from fedspeech.units import SPACE, Units, learn
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,25 +92,33 @@ def heard(device, audio) -> tuple[str, list[str]]:
     return recognizer.about, [recognizer.transcribe(path) for path in audio]
 
 
-def test_it_hears_with_the_mix_what_the_evaluation_hears(store, device, audio, model, expected):
+def install(store, device, about, alpha: float) -> None:
+    personal.install(store, alpha, voice.of_owner(device, about.features))
+
+
+def test_it_hears_with_the_mix_what_the_evaluation_hears(
+    store, device, audio, about, model, expected
+):
     generic, difference, base = model(0), model(1), model(2)
     told = {}
     store.put(GENERIC, generic)
     told["G"] = expected(generic)
     assert heard(device, audio) == ("G", told["G"])
-    store.put(BASE, base)
-    told["M_s"] = expected(base)
-    assert heard(device, audio) == ("M_s", told["M_s"])
     store.put(DIFFERENCE, difference)
     own = plus(generic, difference)
     told["P_s"] = expected(own)
     assert heard(device, audio) == ("P_s", told["P_s"])
-    store.note(**{personal.ALPHA: 0.7})
+    store.put(BASE, base)  # of a round that goes on
+    assert heard(device, audio) == ("P_s", told["P_s"])
+    install(store, device, about, 0.7)
     mix = {n: (0.7 * own[n].double() + 0.3 * base[n].double()).float() for n in own}
     told["mix"] = expected(mix)
     assert heard(device, audio) == ("0.7 * P_s + 0.3 * M_s", told["mix"])
-    store.note(**{personal.ALPHA: 0})
+    install(store, device, about, 0.0)
+    told["M_s"] = expected(base)
     assert heard(device, audio) == ("M_s", told["M_s"])
+    install(store, device, about, 1.0)
+    assert heard(device, audio) == ("P_s", told["P_s"])
     # These models say different things, or nothing above would have been shown.
     assert len({" / ".join(texts) for texts in told.values()}) == 4
     assert any(text for texts in told.values() for text in texts)
@@ -123,6 +132,42 @@ def test_after_a_new_g_it_still_hears_with_p(store, device, audio, model, expect
     assert heard(device, audio) == ("P_s", expected(plus(model(0), model(1))))
     store.update(GENERIC, budget.make(store.get(GENERIC), model(4)).data)
     assert heard(device, audio) == ("G", expected(store.get(GENERIC)))
+
+
+def reordered(about: ModelDescription) -> ModelDescription:
+    """Of models of the same size, which spell with the same units in another order."""
+    blank, *units = about.units.vocabulary
+    return replace(about, units=Units(about.units.kind, [blank, *units[::-1]]))
+
+
+def test_a_p_of_the_g_before_is_read_as_that_one_was(store, device, audio, about, model):
+    """The next G may spell with its units in another order."""
+    store.put(GENERIC, model(0), description=about.to_json())
+    store.put(DIFFERENCE, model(1))
+    before = heard(device, audio)
+    other = reordered(about).to_json()
+    store.update(GENERIC, budget.make(model(0), model(3)).data, description=other)
+    assert store.state()["description"] != about.to_json()
+    assert heard(device, audio) == before
+
+
+def test_what_is_installed_lasts_until_the_next_is(store, device, audio, about, model):
+    """Through everything that a run changes before, and back again."""
+    store.put(GENERIC, model(0), description=about.to_json())
+    store.put_together({DIFFERENCE: model(1), BASE: model(2)})
+    install(store, device, about, 0.5)
+    before = heard(device, audio)
+    other = reordered(about)
+    for number in (3, 4):  # two generations: the first G and its P_s are gone
+        store.put(GENERIC, model(number), description=other.to_json())
+        store.put(DIFFERENCE, model(number))
+        store.put(BASE, model(number + 2))
+        (device / "train.jsonl").write_bytes((device / "test.jsonl").read_bytes())
+        assert heard(device, audio) == before
+    install(store, device, other, 0.5)
+    assert heard(device, audio) != before
+    store.rollback(RECOGNIZER)
+    assert heard(device, audio) == before
 
 
 def test_the_recordings_need_not_be_there_for_ever(store, device, audio, model, monkeypatch):
@@ -160,10 +205,15 @@ def test_a_file_of_a_model_normalizes_each_utterance(client, audio, about, model
         transcribe.open_recognizer(path)
 
 
-@pytest.mark.parametrize("role", [GENERIC, DIFFERENCE, BASE])
+@pytest.mark.parametrize("role", [GENERIC, DIFFERENCE, RECOGNIZER])
 def test_what_is_damaged_is_told(store, device, model, role):
     names = {GENERIC: store.put(GENERIC, model(0)), DIFFERENCE: store.put(DIFFERENCE, model(1))}
-    names[BASE] = store.put(BASE, model(2), alpha=0.5)
+    names[BASE] = store.put(BASE, model(2))
+    personal.install(store, 0.5, None)
+    names[RECOGNIZER] = store.hash(RECOGNIZER)
+    assert transcribe.open_recognizer(device).about == "0.5 * P_s + 0.5 * M_s"
+    if role in (GENERIC, DIFFERENCE):
+        store.note(**{RECOGNIZER: None})
     path = store.file(names[role])
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(ModelError, match=r"damaged \(its hash differs\)"):
