@@ -63,8 +63,11 @@ def show(key: KeyFile) -> None:
 def pin(
     device: Annotated[Path, typer.Argument(metavar="DEVICE", help="The folder of a device.")],
     key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The file of a public key.")],
+    line: Annotated[
+        str | None, typer.Option(help="The line to follow; else the first that is accepted.")
+    ] = None,
 ) -> None:
-    """Let a device take no releases but those that this key signs.
+    """Let a device take no releases but those that this key signs, and of one line only.
 
     Example: `fedspeech keys pin /var/lib/fedspeech release.key.pub`
     """
@@ -72,7 +75,7 @@ def pin(
     from fedspeech.device.trust import Trust
 
     public = signing.public(key_files.read_public(key))
-    Trust(device).pin(public)
+    Trust(device).pin(public, line)
     say(f"{device}: pinned {public}")
 
 

@@ -10,26 +10,28 @@ from fedspeech.signing import RELEASE, ROTATION, Release, read_release, read_rot
 from fedspeech.tensors import write_whole
 
 TRUST = "trust.json"
-KEY, LEFT, LINES = "key", "left", "lines"
+KEY, LEFT, LINE, LINES = "key", "left", "line", "lines"
 
 
 def check(folder: Path, statements: Sequence[str], model: str) -> None:
     """Let a device's folder take a release of G, as it was sent with its statements.
 
     Where no key is pinned everything is taken. Raises SignatureError unless the pinned key, or one
-    that took over from it, has signed that this model is a release, and none older than before.
+    that took over from it, has signed that this model is a release of the line that the device
+    follows, and none older than before.
     """
     trust = Trust(folder)
     if trust.key is None:
         return
     sent = [text.encode() for text in statements]
-    key = trust.follow(data for data in sent if data.startswith(ROTATION.encode()))
+    trust.follow(data for data in sent if data.startswith(ROTATION.encode()))
     signed = next((data for data in sent if data.startswith(RELEASE.encode())), b"")
-    trust.accept(signed, read_release(signed, key).line, model)
+    trust.accept(signed, model)
 
 
 class Trust:
-    """`trust.json` in a device's folder: the pinned key, those it has left, the last of each line.
+    """`trust.json` in a device's folder: the pinned key, those it has left, the line of releases
+    that it follows, and the last that it took of each.
 
     All methods raise SignatureError where the file is damaged; then nothing is taken.
     """
@@ -43,11 +45,15 @@ class Trust:
         key = self._state()[KEY]
         return None if key is None else str(key)
 
-    def pin(self, key: str) -> None:
-        """Trust a public key from now on. Raises SignatureError where another one is pinned."""
-        if (pinned := self.key) not in (None, key):
-            raise SignatureError(f"{self._path}: the key {str(pinned)[:12]} is pinned already")
-        self._write({**self._state(), KEY: key})
+    def pin(self, key: str, line: str | None = None) -> None:
+        """Trust a public key from now on, and follow a line; else the first that it signs for.
+
+        Raises SignatureError where another key is pinned.
+        """
+        state = self._state()
+        if state[KEY] not in (None, key):
+            raise SignatureError(f"{self._path}: the key {str(state[KEY])[:12]} is pinned already")
+        self._write({**state, KEY: key, LINE: line or state[LINE]})
 
     def follow(self, rotations: Iterable[bytes]) -> str:
         """Go on to the keys that take over from the pinned one, in their order; the last of them.
@@ -66,7 +72,7 @@ class Trust:
         self._write(state)
         return str(state[KEY])
 
-    def accept(self, signed: bytes, line: str, model: str) -> Release:
+    def accept(self, signed: bytes, model: str) -> Release:
         """What a statement says of the model that came with it, once that is written down.
 
         Raises SignatureError where it is unsigned, signed by another key, of another line or model,
@@ -74,15 +80,17 @@ class Trust:
         """
         state = self._pinned()
         release = read_release(signed, state[KEY])
-        for name, found, expected in (
-            ("line", release.line, line),
-            ("model", release.model, model),
-        ):
-            if found != expected:
-                raise SignatureError(f"{name}: signed for {found!r}, expected {expected!r}")
+        line = release.line
+        if state[LINE] not in (None, line):
+            raise SignatureError(
+                f"line: signed for {line!r}, and this device follows {state[LINE]!r}; its owner "
+                "may change that: `fedspeech keys pin --line`"
+            )
+        if release.model != model:
+            raise SignatureError(f"model: signed for {release.model!r}, expected {model!r}")
         self._check_newer(release, state[LINES].get(line))
         last = {"sequence": release.sequence, "model": release.model}
-        self._write({**state, LINES: {**state[LINES], line: last}})
+        self._write({**state, LINE: line, LINES: {**state[LINES], line: last}})
         return release
 
     def _check_newer(self, release: Release, last: dict[str, Any] | None) -> None:
@@ -107,9 +115,10 @@ class Trust:
     def _state(self) -> dict[str, Any]:
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
-            return {KEY: found[KEY], LEFT: list(found[LEFT]), LINES: dict(found[LINES])}
+            lists = {LEFT: list(found[LEFT]), LINES: dict(found[LINES])}
+            return {KEY: found[KEY], LINE: found[LINE], **lists}
         except FileNotFoundError:
-            return {KEY: None, LEFT: [], LINES: {}}
+            return {KEY: None, LINE: None, LEFT: [], LINES: {}}
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise SignatureError(f"{self._path}: not readable: {error!r}") from None
 

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.app import app
-from fedspeech import protocol
+from fedspeech import protocol, signing
 from fedspeech.config.training import PersonalSettings
 from fedspeech.device.lock import locked
 from fedspeech.device.store import BASE, MODELS
 from fedspeech.device.transcribe import open_recognizer
+from fedspeech.device.trust import Trust
 from fedspeech.diff import budget
 from fedspeech.tensors import sha256
 from fedspeech.units import Units
@@ -191,6 +193,39 @@ def test_another_model_than_is_said_changes_nothing(ask, folders, speaker, gener
     assert f"expected the generic model {'ab' * 6}, {sha256(made.result)[:12]} was sent" in log
     assert f"expected the base model {'cd' * 6}, {sha256(other)[:12]} was sent" in log
     assert speaker.store.state() == before
+
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+
+def released(line: str, sequence: int, model, about) -> dict:
+    """What a `train.personalize` says with a signed release."""
+    name = sha256(model)
+    release = signing.Release(line, sequence, name, signing.NO_BASE, "2026-01-31T12:00:00Z")
+    return {
+        "description": about,
+        "generation": name,
+        "signed": [signing.sign_release(release, KEY).decode()],
+        "seed": 3,
+        "round": 1,
+        "settings": PersonalSettings(epochs=1, batch_size=4).model_dump(mode="json"),
+        "start": None,
+    }
+
+
+def test_a_signed_release_of_another_line_is_refused(ask, folders, speaker, generic, description):
+    Trust(folders[0]).pin(signing.public(KEY))
+    new, old, about = moved(generic, 1), moved(generic, 2), description.to_json()
+    said = released("releases", 3, new, about)
+    assert not ask(protocol.PERSONALIZE, said, generic=protocol.pack(new)).has_error()
+    before = speaker.store.state()
+    reply = ask(
+        protocol.PERSONALIZE, released("old-releases", 1, old, about), generic=protocol.pack(old)
+    )
+    assert protocol.failure(reply).startswith("SignatureError on the device")
+    log = (folders[0] / "errors.log").read_text()
+    assert "line: signed for 'old-releases', and this device follows 'releases'" in log
+    assert speaker.store.state() == before and before["generic"] == sha256(new)
 
 
 def test_a_device_goes_back_to_a_generation_with_its_description(

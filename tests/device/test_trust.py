@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeech import signing
-from fedspeech.device.trust import TRUST, Trust
+from fedspeech.device.trust import TRUST, Trust, check
 from fedspeech.errors import DiskError, SignatureError
 from fedspeech.signing import Release, Rotation
 
@@ -32,15 +32,15 @@ def trust(tmp_path) -> Trust:
     return found
 
 
-def accept(trust: Trust, data: bytes, model: str = "a", line: str = LINE) -> int:
-    return trust.accept(data, line, model * 64).sequence
+def accept(trust: Trust, data: bytes, model: str = "a") -> int:
+    return trust.accept(data, model * 64).sequence
 
 
-def refused(trust: Trust, data: bytes, model: str = "a", line: str = LINE) -> str:
+def refused(trust: Trust, data: bytes, model: str = "a") -> str:
     """And nothing has changed by it."""
     before = trust._path.read_bytes()
     with pytest.raises(SignatureError) as error:
-        accept(trust, data, model, line)
+        accept(trust, data, model)
     assert trust._path.read_bytes() == before
     return str(error.value)
 
@@ -57,10 +57,28 @@ def test_releases_go_forward_and_never_back(trust, tmp_path):
     assert accept(again, signed(5, "b"), "b") == 5
 
 
-def test_lines_are_counted_each_for_itself(trust):
-    assert accept(trust, signed(9)) == 9
-    assert accept(trust, signed(1, line="other"), line="other") == 1
-    assert refused(trust, signed(8)).startswith("release 8 of 'demo' is older than 9")
+def test_a_device_follows_one_line_until_its_owner_names_another(trust, tmp_path):
+    """However new a release of another one is, it is signed by the same key."""
+    assert accept(trust, signed(3)) == 3
+    for sequence in (1, 9):
+        told = refused(trust, signed(sequence, "b", line="old"), "b")
+        assert told.startswith("line: signed for 'old', and this device follows 'demo'; its owner")
+        with pytest.raises(SignatureError, match="line: signed for 'old'"):
+            check(tmp_path, [signed(sequence, "b", line="old").decode()], "b" * 64)
+    trust.pin(NAMES[0], "old")
+    assert accept(trust, signed(1, "b", line="old"), "b") == 1
+    assert refused(trust, signed(4)).startswith("line: signed for 'demo', and this device follows")
+    trust.pin(NAMES[0])  # the line stays
+    assert refused(trust, signed(4)).startswith("line: signed for 'demo'")
+    trust.pin(NAMES[0], LINE)
+    assert refused(trust, signed(2)).startswith("release 2 of 'demo' is older than 3")
+
+
+def test_the_line_may_be_named_before_the_first_release(tmp_path):
+    trust = Trust(tmp_path)
+    trust.pin(NAMES[0], LINE)
+    assert refused(trust, signed(9, line="other")).startswith("line: signed for 'other', and this")
+    assert accept(trust, signed(1)) == 1
 
 
 def test_what_is_not_the_servers_is_refused(trust):
@@ -68,7 +86,6 @@ def test_what_is_not_the_servers_is_refused(trust):
     assert refused(trust, signed(1, key=1)).startswith(f"signed by the key {NAMES[1][:12]}, exp")
     forged = signed(1, key=1).replace(NAMES[1].encode(), NAMES[0].encode())
     assert refused(trust, forged) == f"the signature is not that of the key {NAMES[0][:12]}"
-    assert refused(trust, signed(1), line="other") == "line: signed for 'demo', expected 'other'"
     told = refused(trust, signed(1, "b"))
     assert told == f"model: signed for {'b' * 64!r}, expected {'a' * 64!r}"
 
@@ -134,6 +151,8 @@ def test_what_cannot_be_written_down_is_not_accepted(small_disk):
     resize(2**15 + 2 * 4096)
     with pytest.raises(DiskError, match=r"cannot write .*trust\.json"):
         for number in range(1, 200):
-            accept(trust, signed(number, line="x" * 90 + str(number)), line="x" * 90 + str(number))
+            line = "x" * 90 + str(number)
+            trust.pin(NAMES[0], line)
+            accept(trust, signed(number, line=line))
     lines = json.loads((folder / TRUST).read_text())["lines"]
     assert sorted(lines[name]["sequence"] for name in lines) == list(range(1, len(lines) + 1))
