@@ -22,6 +22,7 @@ from fedspeech.device.lock import locked
 from fedspeech.device.store import BASE, DESCRIPTION, GENERIC, MODELS
 from fedspeech.diff.wire import result_of
 from fedspeech.errors import BudgetError, CorpusError, ModelError
+from fedspeech.models.description import ModelDescription
 from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors, sha256
 
@@ -103,7 +104,7 @@ def receive(me: Speaker, message: Message) -> dict[str, Any]:
     asked = protocol.text(message.content)
     description = asked.pop("description")
     asked.pop("budget", None)  # of what is sent, not of what is fine-tuned
-    trust.check(me.folder, asked.pop("signed", []), asked["generation"])
+    trust.check(me.folder, asked.pop("signed", []), asked["generation"], description)
     sent = message.content.array_records.get("generic")
     if sent is not None and me.store.hash(GENERIC) != asked["generation"]:
         notes = {DESCRIPTION: description}
@@ -229,11 +230,11 @@ def evaluate_personal(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Flower's plain route: fine-tune what was sent on train_s and send it back whole."""
     me, asked = _speaker(context), _plain(message)
-    me.describe_model(asked["description"])
+    description = ModelDescription.from_json(asked["description"])
     settings = PersonalSettings.model_validate(asked["settings"])
     begin = protocol.unpack(message.content.array_records["arrays"])
     draws, proximal = (asked["seed"], asked["server-round"]), asked["proximal-mu"]
-    model, loss = me.improve(begin, settings, *draws, proximal)
+    model, loss = me.improve(begin, description, settings, *draws, proximal)
     metrics = {"train_loss": loss, "num-examples": me.describe()["utterances"]}
     return _plain_reply(message, metrics, ArrayRecord(model))
 
@@ -242,8 +243,9 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Flower's plain route: word errors on test_s of what was sent."""
     me, asked = _speaker(context), _plain(message)
-    me.describe_model(asked["description"])
-    counts = me.model_errors(protocol.unpack(message.content.array_records["arrays"]))
+    description = ModelDescription.from_json(asked["description"])
+    model = protocol.unpack(message.content.array_records["arrays"])
+    counts = me.model_errors(model, description)
     metrics = {
         "word_error_rate": float(counts.errors.sum() / counts.words.sum()),
         "num-examples": len(counts.words),

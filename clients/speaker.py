@@ -263,20 +263,28 @@ class Speaker:
         install_recognizer(self.store, alpha, self._normalization())
 
     def improve(
-        self, begin: Tensors, settings: PersonalSettings, seed: int, round: int, proximal: float
+        self,
+        begin: Tensors,
+        description: ModelDescription,
+        settings: PersonalSettings,
+        seed: int,
+        round: int,
+        proximal: float,
     ) -> tuple[Tensors, float]:
-        """Fine-tune G on train_s for a strategy that averages it; the model and its mean loss.
+        """Fine-tune a G that is not kept, nor its description, on train_s for a strategy that
+        averages it; the model and its mean loss.
 
         `proximal` is the mu of FedProx; 0 leaves the model free.
         """
-        utterances = self.utterances(TRAIN, settings.augmentation)
+        utterances = self.utterances(TRAIN, settings.augmentation, description)
         name = (seed, round, self.name, "improve")
-        tuned = fine_tune(begin, self.description, settings, utterances, name, proximal)
+        tuned = fine_tune(begin, description, settings, utterances, name, proximal)
         return tuned.model, tuned.losses[-1]
 
-    def model_errors(self, model: Tensors) -> Counts:
-        """Word errors of a model on test_s."""
-        return self._errors([model], self.utterances(TEST))[0]
+    def model_errors(self, model: Tensors, description: ModelDescription) -> Counts:
+        """Word errors of a model that is not kept on test_s."""
+        utterances = self.utterances(TEST, description=description)
+        return evaluation.word_errors_of([model], description, utterances)[0]
 
     def _errors(self, models: Iterable[Tensors], utterances: Sequence[Utterance]) -> list[Counts]:
         return evaluation.word_errors_of(models, self.description, utterances)
@@ -293,12 +301,16 @@ class Speaker:
         }
 
     def utterances(
-        self, part: str, augmentation: AugmentationSettings | None = None
+        self,
+        part: str,
+        augmentation: AugmentationSettings | None = None,
+        description: ModelDescription | None = None,
     ) -> list[Utterance]:
-        """train_s or test_s with features; mean and variance are those of train_s."""
+        """train_s or test_s with the features of a model, or of G; mean and variance are those of
+        train_s."""
         return features.prepare(
             self._cuts[part],
-            self.description.features,
+            (description or self.description).features,
             augmentation.speeds if augmentation else (),
             self.folder / "features",
             reference=self._cuts[TRAIN],

@@ -1,12 +1,13 @@
 """A line of models that follow one another: the first as a whole, each later one as a diff.
 
-A folder with `line.json`: `[{"model": HASH, "file": "0000.safetensors"}, {"model": HASH, "file":
-"0001.diff", "of": HASH}, …]`. The first model may lie outside the folder.
+A folder with `line.json`: `[{"model": HASH, "file": "0000.safetensors", "description": HASH},
+{"model": HASH, "file": "0001.diff", "of": HASH, "description": HASH}, …]`. The first model may lie
+outside the folder. `HASH.json` is a description: what a model needs to be used.
 """
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedspeech.diff.apply import apply
 from fedspeech.diff.budget import exact
 from fedspeech.diff.wire import result_of
 from fedspeech.errors import DiffError, ModelError
+from fedspeech.signing import hash_of
 from fedspeech.tensors import Tensors, write_whole
 
 LINE = "line.json"
@@ -53,6 +55,29 @@ class Releases:
         file = f"{place:04}.diff"
         write_whole(self.folder / file, lambda part: part.write_bytes(data))
         self._write([*line[:place], {"model": result, "file": file, "of": of}])
+
+    def describe(self, name: str, description: Mapping[str, Any]) -> None:
+        """Note what a model of the line needs to be used.
+
+        Raises ModelError where something else was noted: boxes may have it.
+        """
+        line, of = self._line(), hash_of(description)
+        one = line[self._place(name)]
+        if one.setdefault("description", of) != of:
+            raise ModelError(
+                f"{self.folder}: the release {name[:12]} has features or units other than these; "
+                "name another folder"
+            )
+        text = json.dumps(description, ensure_ascii=False, indent=1) + "\n"
+        write_whole(self.folder / f"{of}.json", lambda part: part.write_text(text, "utf-8"))
+        self._write(line)
+
+    def described(self, name: str) -> str:
+        """The hash of a model's description. Raises ModelError where none was noted."""
+        one = self._line()[self._place(name)]
+        if "description" not in one:
+            raise ModelError(f"{self.folder}: what the release {name[:12]} needs was not noted")
+        return str(one["description"])
 
     def made_of(self, name: str) -> str | None:
         """The release that stands for a model: itself, or what a diff made of it; None without."""

@@ -19,14 +19,16 @@ def sign(line: Releases, key: Ed25519PrivateKey) -> list[str]:
     """Sign the releases of a line that are not signed yet; their hashes. The line is called as its
     folder is, and the first release is number 1.
 
-    Raises DiskError where a statement cannot be written.
+    Raises ModelError where a release lacks its description, DiskError where a statement cannot be
+    written.
     """
     names = line.names
     if unsigned := [place for place in range(len(names)) if not _is_signed(line, place, key)]:
         time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for place in unsigned:
             base = names[place - 1] if place else NO_BASE
-            said = Release(line.folder.resolve().name, place + 1, names[place], base, time)
+            what = names[place], line.described(names[place])
+            said = Release(line.folder.resolve().name, place + 1, *what, base, time)
             _write(_file(line, place), sign_release(said, key))
     return [names[place] for place in unsigned]
 
@@ -44,7 +46,8 @@ def statements(line: Releases, name: str) -> list[str]:
 
 
 def _is_signed(line: Releases, place: int, key: Ed25519PrivateKey) -> bool:
-    """Whether a release's statement is of this model; that of another branch is not."""
+    """Whether a release's statement is of this model; that of another branch is not, nor one of
+    the form of an earlier version."""
     try:
         said = read_release(_file(line, place).read_bytes(), public(key))
     except (OSError, SignatureError):

@@ -3,16 +3,18 @@
 `SIGNING.md` gives their bytes. Signatures are Ed25519 (RFC 8032).
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedspeech.errors import SignatureError
 
-RELEASE, ROTATION = "fedspeech release 1", "fedspeech key 1"
+RELEASE, ROTATION = "fedspeech release 2", "fedspeech key 1"
 """First lines: what a statement is, so that one kind is never taken for another."""
 KEY, SIGNATURE = "key", "signature"
 HASH, TIME = "[0-9a-f]{64}", "[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z"
@@ -20,13 +22,15 @@ NO_BASE = "none"
 
 
 class Release(NamedTuple):
-    """A model is a release. Hashes are those of `tensors.sha256`."""
+    """A model is a release. Hashes of models are those of `tensors.sha256`."""
 
     line: str
     """The name of the line of releases: one printable line of text."""
     sequence: int
     """Its number in the line, from 1; a device never goes back."""
     model: str
+    description: str
+    """The hash of what the model needs to be used, as `hash_of` has it."""
     base: str
     """The release before it, or "none"."""
     time: str
@@ -46,6 +50,7 @@ FORMS = {
     "line": (r".*\S.*", "a name that can be printed"),
     "sequence": ("[1-9][0-9]{0,17}", "a number from 1"),
     "model": DIGITS,
+    "description": DIGITS,
     "base": (f"{HASH}|{NO_BASE}", f"{DIGITS[1]} or {NO_BASE!r}"),
     "new": DIGITS,
     "time": (TIME, "a time such as 2026-01-31T12:00:00Z"),
@@ -72,6 +77,12 @@ def read_release(data: bytes, key: str) -> Release:
 def read_rotation(data: bytes, key: str) -> Rotation:
     """The statement. Raises SignatureError unless it is whole and signed by the key."""
     return Rotation(**_verified(data, ROTATION, Rotation._fields, key))
+
+
+def hash_of(description: Mapping[str, Any]) -> str:
+    """SHA-256 over a model's description as JSON: keys sorted, no spaces, nothing but ASCII."""
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def signer(data: bytes) -> str | None:

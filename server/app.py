@@ -208,7 +208,7 @@ class _Run:
             nodes = {member.speaker: member.node for member in members}
             grid = AttendedGrid(recorded, nodes, rounds, self.settings.federation.quorum)
         model = improve.run(grid, trained.model, trained.description, self.settings)
-        line = release(self.settings, model, population)
+        line = release(self.settings, model, trained.description, population)
         trained.description.write(population.generic_path.with_suffix(".json"))
         return line
 

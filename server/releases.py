@@ -8,6 +8,7 @@ from fedspeech.device.lock import locked
 from fedspeech.diff.budget import make, parse
 from fedspeech.diff.methods import METHODS
 from fedspeech.errors import DiffError, ModelError
+from fedspeech.models.description import ModelDescription
 from fedspeech.population import Population
 from fedspeech.releases import Releases
 from fedspeech.tensors import Tensors, check_like, sha256, size
@@ -15,22 +16,26 @@ from fedspeech.tensors import Tensors, check_like, sha256, size
 FIRST = "0000.safetensors"
 
 
-def release(settings: Config, model: Tensors, population: Population) -> Releases:
+def release(
+    settings: Config, model: Tensors, description: ModelDescription, population: Population
+) -> Releases:
     """Make G the last release of its line, and write it as the population's G.
 
     Without `generic.releases` the line is the run's own and begins with G. In a line that other
     runs began G follows the last release as a diff within `budget.generic`: then the run goes on
     with what that diff gives, which is what devices will hold. Raises DiffError where the budget is
-    too small, ModelError where the line is of another model.
+    too small, ModelError where the line is of another model or its description was another one.
     """
     if settings.generic.releases is None:
         tensors.write(population.generic_path, model)
         line = Releases(population.folder / "releases")
-        line.begin(population.generic_path)
+        line.describe(line.begin(population.generic_path), description.to_json())
         return line
     line = Releases(Path(settings.generic.releases).absolute())
     with locked(line.folder):
-        tensors.write(population.generic_path, _released(settings, model, line))
+        found = _released(settings, model, line)
+        line.describe(sha256(found), description.to_json())
+        tensors.write(population.generic_path, found)
         if settings.generic.signing_key is not None:
             signed_line.sign(line, key_files.read_private(Path(settings.generic.signing_key)))
     return line

@@ -27,7 +27,7 @@ BELOW = {
     "participation": {"config", "seeding", "errors"},
     "traces": {"diff", "errors"},
     "protocol": {"diff", "tensors", "errors"},
-    "releases": {"diff", "tensors", "errors"},
+    "releases": {"diff", "signing", "tensors", "errors"},
     "budgets": {"config", "diff", "errors"},
     # What a device hears is read as a corpus is.
     "device": {"diff", "models", "features", "corpus", "decoding", "signing", *COMMON},

@@ -13,7 +13,7 @@ from fedspeech.signing import Release, Rotation
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
 PUBLIC, ELSE = signing.public(KEY), signing.public(OTHER)
-FIRST = Release("the line: é", 3, "a" * 64, "b" * 64, "2026-01-31T12:00:00Z")
+FIRST = Release("the line: é", 3, "a" * 64, "d" * 64, "b" * 64, "2026-01-31T12:00:00Z")
 SIGNED = signing.sign_release(FIRST, KEY)
 TURN = Rotation(ELSE, "2026-01-31T12:00:00Z")
 TURNED = signing.sign_rotation(TURN, KEY)
@@ -38,10 +38,11 @@ def test_the_reference_verifies_what_rfc_8032_gives_and_nothing_else():
 
 def test_the_bytes_are_those_of_the_description():
     text = (
-        "fedspeech release 1\n"
+        "fedspeech release 2\n"
         "line: the line: é\n"
         "sequence: 3\n"
         f"model: {'a' * 64}\n"
+        f"description: {'d' * 64}\n"
         f"base: {'b' * 64}\n"
         "time: 2026-01-31T12:00:00Z\n"
         f"key: {PUBLIC}\n"
@@ -91,7 +92,7 @@ def test_no_byte_can_be_changed_left_out_or_added():
 
 def test_each_refusal_says_why():
     assert refused(b"") == "not signed"
-    assert refused(TURNED) == "expected a statement that begins with 'fedspeech release 1'"
+    assert refused(TURNED) == "expected a statement that begins with 'fedspeech release 2'"
     assert refused(SIGNED, read=signing.read_rotation).startswith("expected a statement that beg")
     assert refused(SIGNED[:-2] + b"\n") == "the signed statement is damaged"
     assert refused(SIGNED, ELSE) == f"signed by the key {PUBLIC[:12]}, expected {ELSE[:12]}"

@@ -1,24 +1,34 @@
 """Whose releases a device takes, and how far it has come: never back, whoever asks."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedspeech.errors import SignatureError
-from fedspeech.signing import RELEASE, ROTATION, Release, read_release, read_rotation, signer
+from fedspeech.signing import (
+    RELEASE,
+    ROTATION,
+    Release,
+    hash_of,
+    read_release,
+    read_rotation,
+    signer,
+)
 from fedspeech.tensors import write_whole
 
 TRUST = "trust.json"
 KEY, LEFT, LINE, LINES = "key", "left", "line", "lines"
 
 
-def check(folder: Path, statements: Sequence[str], model: str) -> None:
+def check(
+    folder: Path, statements: Sequence[str], model: str, description: Mapping[str, Any]
+) -> None:
     """Let a device's folder take a release of G, as it was sent with its statements.
 
     Where no key is pinned everything is taken. Raises SignatureError unless the pinned key, or one
-    that took over from it, has signed that this model is a release of the line that the device
-    follows, and none older than before.
+    that took over from it, has signed that this model with this description is a release of the
+    line that the device follows, and none older than before.
     """
     trust = Trust(folder)
     if trust.key is None:
@@ -26,7 +36,7 @@ def check(folder: Path, statements: Sequence[str], model: str) -> None:
     sent = [text.encode() for text in statements]
     trust.follow(data for data in sent if data.startswith(ROTATION.encode()))
     signed = next((data for data in sent if data.startswith(RELEASE.encode())), b"")
-    trust.accept(signed, model)
+    trust.accept(signed, model, hash_of(description))
 
 
 class Trust:
@@ -72,7 +82,7 @@ class Trust:
         self._write(state)
         return str(state[KEY])
 
-    def accept(self, signed: bytes, model: str) -> Release:
+    def accept(self, signed: bytes, model: str, description: str) -> Release:
         """What a statement says of the model that came with it, once that is written down.
 
         Raises SignatureError where it is unsigned, signed by another key, of another line or model,
@@ -86,10 +96,12 @@ class Trust:
                 f"line: signed for {line!r}, and this device follows {state[LINE]!r}; its owner "
                 "may change that: `fedspeech keys pin --line`"
             )
-        if release.model != model:
-            raise SignatureError(f"model: signed for {release.model!r}, expected {model!r}")
+        came = {"model": model, "description": description}
+        for name, expected in came.items():
+            if (found := getattr(release, name)) != expected:
+                raise SignatureError(f"{name}: signed for {found!r}, expected {expected!r}")
         self._check_newer(release, state[LINES].get(line))
-        last = {"sequence": release.sequence, "model": release.model}
+        last = {"sequence": release.sequence, **came}
         self._write({**state, LINE: line, LINES: {**state[LINES], line: last}})
         return release
 
@@ -101,7 +113,7 @@ class Trust:
                 f"release {release.sequence} of {release.line!r} is older than "
                 f"{last['sequence']}, which this device has accepted"
             )
-        if release.model != last["model"]:
+        if (release.model, release.description) != (last["model"], last["description"]):
             raise SignatureError(
                 f"release {release.sequence} of {release.line!r} was another model before"
             )

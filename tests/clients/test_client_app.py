@@ -17,6 +17,7 @@ from fedspeech.device.store import BASE, MODELS
 from fedspeech.device.transcribe import open_recognizer
 from fedspeech.device.trust import Trust
 from fedspeech.diff import budget
+from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import sha256
 from fedspeech.units import Units
 
@@ -127,9 +128,7 @@ def test_a_run_that_ends_before_it_installs_changes_nothing_for_the_owner(
     before = heard()
     assert before[:2] == ("0.5 * P_s + 0.5 * M_s", sha256(mix))
 
-    blank, *units = description.units.vocabulary
-    other = replace(description, units=Units("words", [blank, *units[::-1]]))
-    personalize(moved(generic, 2), other)
+    personalize(moved(generic, 2), reversed_words(description))
     assert speaker.store.hash("generic") == sha256(moved(generic, 2))
     assert heard() == before
     install(moved(generic, 3), [0.5])
@@ -158,15 +157,15 @@ def test_the_plain_routes_are_flowers(ask, speaker, generic, description):
         }
     )
     reply = ask(protocol.PLAIN_TRAIN, content=content)
-    expected, loss = speaker.improve(generic, settings, 3, 4, 0.0)
+    expected, loss = speaker.improve(generic, description, settings, 3, 4, 0.0)
     assert sha256(protocol.unpack(reply.content["arrays"])) == sha256(expected)
     assert dict(reply.content["metrics"]) == {"train_loss": loss, "num-examples": 9}
     content["config"]["proximal-mu"] = 50.0
     pulled = ask(protocol.PLAIN_TRAIN, content=content)
-    held = speaker.improve(generic, settings, 3, 4, 50.0)[0]
+    held = speaker.improve(generic, description, settings, 3, 4, 50.0)[0]
     assert sha256(protocol.unpack(pulled.content["arrays"])) == sha256(held) != sha256(expected)
     judged = ask(protocol.PLAIN_EVALUATE, content=content).content["metrics"]
-    counts = speaker.model_errors(generic)
+    counts = speaker.model_errors(generic, description)
     assert judged["word_error_rate"] == pytest.approx(counts.errors.sum() / counts.words.sum())
     assert judged["num-examples"] == len(counts.words)
 
@@ -201,7 +200,8 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 def released(line: str, sequence: int, model, about) -> dict:
     """What a `train.personalize` says with a signed release."""
     name = sha256(model)
-    release = signing.Release(line, sequence, name, signing.NO_BASE, "2026-01-31T12:00:00Z")
+    what = name, signing.hash_of(about), signing.NO_BASE
+    release = signing.Release(line, sequence, *what, "2026-01-31T12:00:00Z")
     return {
         "description": about,
         "generation": name,
@@ -226,6 +226,38 @@ def test_a_signed_release_of_another_line_is_refused(ask, folders, speaker, gene
     log = (folders[0] / "errors.log").read_text()
     assert "line: signed for 'old-releases', and this device follows 'releases'" in log
     assert speaker.store.state() == before and before["generic"] == sha256(new)
+
+
+def reversed_words(description) -> ModelDescription:
+    blank, *units = description.units.vocabulary
+    return replace(description, units=Units("words", [blank, *units[::-1]]))
+
+
+def test_a_signed_release_comes_with_its_own_words(ask, folders, speaker, generic, description):
+    Trust(folders[0]).pin(signing.public(KEY))
+    said = released("releases", 1, generic, description.to_json())
+    before = speaker.store.state()
+    other = {**said, "description": reversed_words(description).to_json()}
+    reply = ask(protocol.PERSONALIZE, other, generic=protocol.pack(generic))
+    assert protocol.failure(reply).startswith("SignatureError on the device")
+    assert "description: signed for" in (folders[0] / "errors.log").read_text()
+    assert speaker.store.state() == before
+    assert not ask(protocol.PERSONALIZE, said, generic=protocol.pack(generic)).has_error()
+
+
+@pytest.mark.parametrize("kind", [protocol.PLAIN_TRAIN, protocol.PLAIN_EVALUATE])
+def test_what_is_only_tried_out_changes_nothing(ask, folders, speaker, generic, description, kind):
+    """Its words are those of its message, and the device's own are what they were."""
+    Trust(folders[0]).pin(signing.public(KEY))
+    settings = PersonalSettings(epochs=1, batch_size=4).model_dump(mode="json")
+    about = reversed_words(description).to_json()
+    said = protocol.write_text({"description": about, "seed": 3, "settings": settings})
+    config = ConfigRecord({**said, "server-round": 1})
+    before = speaker.store.state()
+    content = RecordDict({"arrays": protocol.pack(generic), "config": config})
+    assert not ask(kind, content=content).has_error(), (folders[0] / "errors.log").read_text()
+    assert speaker.store.state() == before
+    assert before["description"] == description.to_json() != about
 
 
 def test_a_device_goes_back_to_a_generation_with_its_description(

@@ -223,10 +223,10 @@ def test_flowers_plain_route_fine_tunes_what_was_sent(speaker, client, heard, ge
     utterances = heard(client.train, SETTINGS.augmentation.speeds)
     name = (5, 1, speaker.name, "improve")
     for mu in (0.0, 10.0):
-        model, loss = speaker.improve(begin, SETTINGS, 5, 1, mu)
+        model, loss = speaker.improve(begin, description, SETTINGS, 5, 1, mu)
         expected = fine_tune(begin, description, SETTINGS, utterances, name, mu)
         assert sha256(model) == sha256(expected.model)
         assert loss == expected.losses[-1]
-    assert speaker.model_errors(begin).errors.tolist() == errors(
+    assert speaker.model_errors(begin, description).errors.tolist() == errors(
         begin, description, heard(client.test)
     )

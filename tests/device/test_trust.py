@@ -14,10 +14,11 @@ KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 
 NAMES = [signing.public(key) for key in KEYS]
 TIME = "2026-01-31T12:00:00Z"
 LINE = "demo"
+ABOUT = {"units": ["yes", "no"]}
 
 
 def signed(sequence: int, model: str = "a", key: int = 0, line: str = LINE) -> bytes:
-    release = Release(line, sequence, model * 64, signing.NO_BASE, TIME)
+    release = Release(line, sequence, model * 64, signing.hash_of(ABOUT), signing.NO_BASE, TIME)
     return signing.sign_release(release, KEYS[key])
 
 
@@ -33,7 +34,7 @@ def trust(tmp_path) -> Trust:
 
 
 def accept(trust: Trust, data: bytes, model: str = "a") -> int:
-    return trust.accept(data, model * 64).sequence
+    return trust.accept(data, model * 64, signing.hash_of(ABOUT)).sequence
 
 
 def refused(trust: Trust, data: bytes, model: str = "a") -> str:
@@ -64,7 +65,7 @@ def test_a_device_follows_one_line_until_its_owner_names_another(trust, tmp_path
         told = refused(trust, signed(sequence, "b", line="old"), "b")
         assert told.startswith("line: signed for 'old', and this device follows 'demo'; its owner")
         with pytest.raises(SignatureError, match="line: signed for 'old'"):
-            check(tmp_path, [signed(sequence, "b", line="old").decode()], "b" * 64)
+            check(tmp_path, [signed(sequence, "b", line="old").decode()], "b" * 64, ABOUT)
     trust.pin(NAMES[0], "old")
     assert accept(trust, signed(1, "b", line="old"), "b") == 1
     assert refused(trust, signed(4)).startswith("line: signed for 'demo', and this device follows")
@@ -88,6 +89,16 @@ def test_what_is_not_the_servers_is_refused(trust):
     assert refused(trust, forged) == f"the signature is not that of the key {NAMES[0][:12]}"
     told = refused(trust, signed(1, "b"))
     assert told == f"model: signed for {'b' * 64!r}, expected {'a' * 64!r}"
+
+
+def test_what_the_words_are_is_signed_too(trust, tmp_path):
+    told = f"description: signed for '{signing.hash_of(ABOUT)}', expected '"
+    with pytest.raises(SignatureError, match=told):
+        check(tmp_path, [signed(1).decode()], "a" * 64, {"units": ["no", "yes"]})
+    check(tmp_path, [signed(1).decode()], "a" * 64, ABOUT)
+    said = Release(LINE, 1, "a" * 64, "d" * 64, signing.NO_BASE, TIME)
+    with pytest.raises(SignatureError, match="release 1 of 'demo' was another model before"):
+        trust.accept(signing.sign_release(said, KEYS[0]), "a" * 64, "d" * 64)
 
 
 def test_without_a_key_nothing_is_accepted(tmp_path):
