@@ -42,7 +42,7 @@ def statements(line: Releases, name: str) -> list[str]:
     file = _file(line, names.index(name)) if name in names else None
     if file is None or not file.exists():
         return []
-    return [_text(path) for path in (*sorted(line.folder.glob("*.rotation")), file)]
+    return [read(path) for path in (*sorted(line.folder.glob("*.rotation")), file)]
 
 
 def _is_signed(line: Releases, place: int, key: Ed25519PrivateKey) -> bool:
@@ -59,7 +59,8 @@ def _file(line: Releases, place: int) -> Path:
     return line.folder / f"{place:04}.signed"
 
 
-def _text(path: Path) -> str:
+def read(path: Path) -> str:
+    """The statement in a file, unverified. Raises SignatureError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

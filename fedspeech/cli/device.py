@@ -1,4 +1,4 @@
-"""`fedspeech device`: what a device holds, and back to the generation before."""
+"""`fedspeech device`: what a device holds, to the next generation and back to the one before."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +48,38 @@ def _found(store: "Store", role: str) -> str:
     if role == DIFFERENCE and not store.fits():
         return "of another G"
     return "whole" if store.holds(role) else "damaged"
+
+
+@app.command()
+def update(
+    folder: Folder,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="X.diff, or a whole model: X.safetensors.")
+    ],
+    signed: Annotated[
+        list[Path],
+        typer.Option(metavar="STATEMENT", help="X.signed; also each X.rotation, in their order."),
+    ] = [],  # noqa: B006  (Typer copies it)
+    description: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="What the model needs; else as before.")
+    ] = None,
+) -> None:
+    """Take a release of G out of a file, without a server; where a key is pinned, a signed one.
+
+    The files are those of a folder of releases: `0001.diff`, `0001.signed`, and the description by
+    its hash. Who is recognized with a personal model goes on with that.
+
+    Example: `fedspeech device update /var/lib/fedspeech 0001.diff --signed 0001.signed`
+    """
+    from fedspeech import signed_line
+    from fedspeech.device import update as updates
+    from fedspeech.device.personal import usual
+    from fedspeech.models import description as descriptions
+
+    statements = [signed_line.read(path) for path in signed]
+    about = None if description is None else descriptions.read(description).to_json()
+    say(f"generic: {updates.update(folder, file, statements, about)}")
+    say(f"the owner is recognized with {usual(_store(folder)).about}")
 
 
 @app.command()

@@ -68,18 +68,22 @@ class Store:
         damaged or for a model that is not held, ModelError where that model is damaged, DiskError
         where the disk does not take the new one; then nothing changes.
         """
-        base, result = wire.base_of(data), wire.result_of(data)
-        old, held = self.file(base), self.hash(role)
-        if not old.exists():
-            here = f"the {role} model here is {held}" if held else f"there is no {role} model here"
-            raise DiffError(f"the diff is for the model {base}, and {here}")
+        old, result = self.base_of(role, data), wire.result_of(data)
         try:
             write_shared(self.file(result), partial(apply_file, old, data), self._pool(role))
         except DiffError:
-            self._check(base, role)
+            self._check(old.stem, role)
             raise
         self._take({role: result}, notes)
         return result
+
+    def base_of(self, role: str, data: bytes) -> Path:
+        """The file of the model that a diff is for. Raises DiffError where it is not held."""
+        base, held = wire.base_of(data), self.hash(role)
+        if not (old := self.file(base)).exists():
+            here = f"the {role} model here is {held}" if held else f"there is no {role} model here"
+            raise DiffError(f"the diff is for the model {base}, and {here}")
+        return old
 
     def _take(self, names: Mapping[str, str], notes: Mapping[str, Any]) -> None:
         """Name what was written, and what was there before, all in one step."""

@@ -49,7 +49,7 @@ ALL = commands(typer.main.get_command(cli.app))
 def test_the_commands_are_known():
     assert {("run",), ("demo",), ("report",), ("strategies",), ("corpus", "stats")} <= set(ALL)
     assert {("diff", name) for name in ("make", "apply", "inspect")} <= set(ALL)
-    assert {("device", name) for name in ("status", "rollback")} <= set(ALL)
+    assert {("device", name) for name in ("status", "update", "rollback")} <= set(ALL)
 
 
 @pytest.mark.parametrize("command", ALL, ids=" ".join)

@@ -1,6 +1,5 @@
 """What a device hears with what it holds, without Flower, Ray, training and server."""
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from bare import command
 
 from fedspeech import cli, corpus, features, seeding
 from fedspeech.config.corpus import CorpusSettings, PartitionSettings, TrainPart
@@ -26,8 +26,6 @@ from fedspeech.models.description import ModelDescription
 from fedspeech.simulation import devices
 from fedspeech.tensors import state, write
 from fedspeech.units import SPACE, Units, learn
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -236,29 +234,6 @@ def test_a_rate_of_its_own_and_a_fraction_of_a_second(store, device, model, tmp_
 
 
 # The command, where Flower, Ray and the training are not installed.
-
-BARE = """
-import sys
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("flwr", "ray") or name == "fedspeech.training":
-            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
-
-sys.meta_path.insert(0, Block())
-from fedspeech.cli import main
-main()
-"""
-
-
-def command(*arguments) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", BARE, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
 
 
 def test_the_command_prints_a_line_for_each_file(store, device, audio, model, expected, tmp_path):
