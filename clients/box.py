@@ -17,6 +17,7 @@ from flwr.supercore.constant import TaskType
 
 from clients.answering import Answering, die_with_parent, say
 from fedspeech import protocol
+from fedspeech.device.lock import alone
 from fedspeech.errors import ConfigError
 
 POLL_SECONDS = 0.5
@@ -99,7 +100,7 @@ def supernode(
 
 
 def run(server: str, ca: str, key: str, port: int, settings: Mapping[str, str | int]) -> None:
-    """A box, until it is told to end. Raises as `supernode` does."""
-    with suppress(KeyboardInterrupt):
-        command, folder = supernode(server, ca, key, port, settings), Path(str(settings["device"]))
+    """A box, until it is told to end. Raises as `supernode` and `alone` do."""
+    command, folder = supernode(server, ca, key, port, settings), Path(str(settings["device"]))
+    with suppress(KeyboardInterrupt), alone(folder):
         Box(command, f"127.0.0.1:{port}", folder).run()
