@@ -87,6 +87,11 @@ class FleetGrid(WrappedGrid):
         self._look()
         return sorted(node for node, box in self._boxes.items() if box.status == NodeStatus.ONLINE)
 
+    def called(self, node: int) -> str:
+        """What an operator knows a node by."""
+        box = self._boxes.get(node)
+        return f"node {node} (box {box.name})" if box is not None and box.name else f"node {node}"
+
     def arrivals(self, count: int, seconds: float) -> Iterator[int]:
         """Nodes as they come in, until there are so many of them; for at most so long."""
         until, seen = time.monotonic() + seconds, set[int]()

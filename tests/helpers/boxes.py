@@ -38,6 +38,15 @@ class Boxes:
             config = {"device": str(folder / speaker), "speech": str(path), "threads": 1}
             self._boxes[node] = speaker, Context(1, node, config, RecordDict(), {})
 
+    def node(self, speaker: str) -> int:
+        """Where a speaker's box is."""
+        return next(node for node, (name, _) in self._boxes.items() if name == speaker)
+
+    def clone(self, speaker: str) -> None:
+        """A second box that says it is this speaker, and has the same speech."""
+        node, config = max(self._boxes) + 1, self._boxes[self.node(speaker)][1].node_config
+        self._boxes[node] = speaker, Context(1, node, config, RecordDict(), {})
+
     def get_nodes(self) -> list[SimpleNamespace]:
         if self.offline:
             self.idle()

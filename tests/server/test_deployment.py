@@ -181,6 +181,51 @@ def test_a_box_that_goes_in_the_middle(
     assert (LATE in one["asked"]) == (gone == "offline")
 
 
+def test_of_two_boxes_that_say_they_are_one_none_takes_part(
+    speech, experiment, clock, tmp_path, caplog
+):
+    """A card that was copied, or a name; the others go on."""
+    boxes = Boxes(speech, tmp_path / "devices")
+    node = boxes.node(LATE)
+    boxes.clone(LATE)
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment(), boxes, tmp_path / "run")
+    assert {row["speaker"] for row in found["per_speaker"]} == set(speech) - {LATE}
+    both = (
+        f"node {node} (box box-{node}) and node 105 (box box-105) say that they are speaker {LATE}"
+    )
+    assert f"{both}; all are left out" in caplog.messages
+    assert [(f["speaker"], f["reason"]) for f in found["failures"]] == [
+        (f"node {node}", both),
+        ("node 105", both),
+    ]
+
+
+def test_a_resumed_run_keeps_the_box_that_it_began_with(
+    speech, experiment, clock, tmp_path, caplog
+):
+    class Stopped(Exception):
+        pass
+
+    def stop(speaker, message):
+        if message.metadata.message_type == protocol.EVALUATE:
+            raise Stopped
+        return False
+
+    boxes = Boxes(speech, tmp_path / "devices", stop)
+    with pytest.raises(Stopped):
+        deploy(experiment(), boxes, tmp_path / "run")
+    boxes = Boxes(speech, tmp_path / "devices")
+    node = boxes.node(LATE)
+    boxes.clone(LATE)
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment(), boxes, tmp_path / "run")
+    assert {row["speaker"] for row in found["per_speaker"]} == set(speech)
+    assert [failure["speaker"] for failure in found["failures"]] == ["node 105"]
+    assert any(m.endswith(f"; node {node} (box box-{node}) is kept") for m in caplog.messages)
+    assert json.loads((tmp_path / "run" / "boxes.json").read_text())[LATE] == str(node)
+
+
 def test_too_few_boxes_are_told_with_their_reasons(speech, experiment, clock, tmp_path):
     boxes = Boxes({**speech, LATE: tmp_path}, tmp_path / "devices")
     boxes.offline = {NAMES["t03"], NAMES["t04"]}
