@@ -21,6 +21,8 @@ from fedspeech.errors import RunError
 IMPROVE, PERSONALIZATION = "improve", "personalization"
 NOT_SAMPLED, NOT_AVAILABLE = "not sampled", "not available"
 LATE, AT_WORK = "after the deadline", "at work on an earlier round"
+REVOKED = "its key was revoked"
+"""Of a box, which is never available again."""
 DIGITS = 6
 
 Trace = Mapping[str, Sequence[range]]
@@ -210,7 +212,7 @@ def _counts(one: Round) -> dict[str, Any]:
         "late": why[LATE],
         "arrived": len(one.arrived),
         "at_work": why[AT_WORK],
-        "not_available": why[NOT_AVAILABLE],
+        "not_available": why[NOT_AVAILABLE] + why[REVOKED],
         "not_sampled": why[NOT_SAMPLED],
         "seconds": round(one.seconds, DIGITS),
     }

@@ -206,6 +206,8 @@ def identity(message: Message, speaker: str, arrays: str = "") -> str:
 
 NO_ANSWER = "no answer"
 """How the reason begins where a device has not answered."""
+OFFLINE = "offline"
+"""Is in that reason where the device is not there."""
 
 
 def failure(message: Message) -> str | None:

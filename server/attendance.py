@@ -9,7 +9,14 @@ from fedspeech.config import Config
 from fedspeech.config.federation import ParticipationSettings
 from fedspeech.corpus.partition import Client, pseudonym
 from fedspeech.errors import ConfigError, RunError
-from fedspeech.participation import IMPROVE, LATE, NOT_AVAILABLE, PERSONALIZATION, Round
+from fedspeech.participation import (
+    IMPROVE,
+    LATE,
+    NOT_AVAILABLE,
+    PERSONALIZATION,
+    REVOKED,
+    Round,
+)
 from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
 from server.journal import Journal
@@ -67,13 +74,15 @@ def as_it_was(
             for member in members
             if not asked.get(member.speaker)
         }
-        there = dict.fromkeys(asked, 0.0)
+        there = {speaker: 0.0 for speaker in asked if absent.get(speaker) != REVOKED}
         rounds.append(Round(PERSONALIZATION, number, there, {}, absent, seconds=0.0))
     return tuple(rounds)
 
 
 def _why(reason: str) -> str:
-    return LATE if reason.startswith(protocol.NO_ANSWER) else reason
+    if not reason.startswith(protocol.NO_ANSWER):
+        return reason
+    return NOT_AVAILABLE if protocol.OFFLINE in reason else LATE
 
 
 def of(stage: str, rounds: Sequence[Round]) -> list[Round]:

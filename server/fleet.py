@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from flwr.app import Error, Message, RecordDict
@@ -18,17 +19,18 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.supercore.constant import NodeStatus
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid import HttpGrid
 
 from fedspeech import protocol
+from fedspeech.participation import REVOKED
 from fedspeech.tensors import write_whole
 from server import superlink
 from server.wrapped_grid import WrappedGrid
 
 log = logging.getLogger("fedspeech")
 
-ONLINE = "online"
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 3.0
 """Between two looks at who is there; a SuperNode asks for messages as often."""
@@ -83,7 +85,12 @@ class FleetGrid(WrappedGrid):
     def get_node_ids(self) -> list[int]:
         """Boxes that are there now."""
         self._look()
-        return sorted(node for node, box in self._boxes.items() if box.status == ONLINE)
+        return sorted(node for node, box in self._boxes.items() if box.status == NodeStatus.ONLINE)
+
+    def called(self, node: int) -> str:
+        """What an operator knows a node by."""
+        box = self._boxes.get(node)
+        return f"node {node} (box {box.name})" if box is not None and box.name else f"node {node}"
 
     def arrivals(self, count: int, seconds: float) -> Iterator[int]:
         """Nodes as they come in, until there are so many of them; for at most so long."""
@@ -138,9 +145,8 @@ class FleetGrid(WrappedGrid):
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
             self._send_again()
-        now = time.monotonic()
-        late = [self._given_up(id) for id, each in list(self._pending.items()) if now > each.due]
-        return iter([reply for reply in (*answered, *late) if reply is not None])
+        given_up = [self._give_up(id, why) for id, why in self._hopeless().items()]
+        return iter([reply for reply in (*answered, *given_up) if reply is not None])
 
     def _taken(self, reply: Message) -> Message | None:
         """The reply as one to what was asked; None where that is to be sent once more."""
@@ -155,15 +161,18 @@ class FleetGrid(WrappedGrid):
         return reply
 
     def _look(self) -> None:
+        waited_for = {each.light.metadata.dst_node_id for each in self._pending.values()}
         with superlink.told(self._name):
-            self._boxes = {box.node_id: box for box in self._http.get_nodes()}
-        self._looked = time.monotonic()
+            boxes = {box.node_id: box for box in self._http.get_nodes()}
+            if waited_for - boxes.keys():  # the grid knows those that are there
+                boxes = {box.node_id: box for box in superlink.nodes(self._http)}
+        self._boxes, self._looked = boxes, time.monotonic()
 
     def _send_again(self) -> None:
         """What its box cannot have any more, where the box is there."""
         for id, pending in self._pending.items():
             box = self._boxes.get(pending.light.metadata.dst_node_id)
-            if box is None or box.status != ONLINE:
+            if box is None or box.status != NodeStatus.ONLINE:
                 continue
             if not pending.number or box.last_activated_at != pending.activated:
                 about = pending.light.metadata
@@ -180,10 +189,20 @@ class FleetGrid(WrappedGrid):
             group_id=about.group_id,
         )
 
-    def _given_up(self, id: str) -> Message:
+    def _hopeless(self) -> dict[str, str]:
+        """Why messages are answered by nobody: their boxes may not any more, or are too late."""
+        found, now = {}, time.monotonic()
+        for id, pending in self._pending.items():
+            box = self._boxes.get(pending.light.metadata.dst_node_id)
+            if box is not None and box.status == NodeStatus.UNREGISTERED:
+                found[id] = REVOKED
+            elif now > pending.due:
+                found[id] = f"{protocol.NO_ANSWER} within {pending.deadline:g} s, {_state(box)}"
+        return found
+
+    def _give_up(self, id: str, why: str) -> Message:
         pending = self._pending.pop(id)
         pending.file.unlink()
-        why = f"{protocol.NO_ANSWER} within {pending.deadline:g} s"
         reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=pending.light)
         reply.metadata.__dict__["_reply_to_message_id"] = id
         return reply
@@ -199,3 +218,13 @@ class FleetGrid(WrappedGrid):
                 del waiting[reply.metadata.reply_to_message_id]
                 yield reply
             time.sleep(POLL_SECONDS if waiting else 0)
+
+
+def _state(box: NodeInfo | None) -> str:
+    """Where a box is that has not answered."""
+    if box is not None and box.status == NodeStatus.ONLINE:
+        return "still at work"
+    if box is None or not box.last_deactivated_at:
+        return protocol.OFFLINE
+    since = datetime.fromisoformat(box.last_deactivated_at).astimezone(UTC)
+    return f"{protocol.OFFLINE} since {since:%Y-%m-%d %H:%M:%S} UTC"

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+
+from flwr.app import Message
 
 from fedspeech import progress, protocol
 from fedspeech.config import Config
@@ -24,7 +26,8 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
 
     A box cuts train_s and test_s itself, as `partition.train` says, when a run begins; a run that
     is resumed is with the boxes of its beginning, whether they are back yet or not. Raises RunError
-    where too few are there, or two say they are the same.
+    where too few are there. Of those that say they are the same none counts, but the one that was
+    it when the run began: a copy of its disk, or of its name, stops nobody else.
     """
     asked, known = settings.deployment, _known(run)
     assert asked is not None
@@ -36,7 +39,7 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
     standard = question({"partition": parts})
     found, reasons = ask(grid, {"partition": parts, "begins": not known}, asked.wait)
     members = {}
-    for speaker, reply in found.items():
+    for speaker, reply in _one_each(found, known, reasons, grid):
         if known and speaker not in known:
             log.warning("speaker %s came after the run had begun; it is for the next one", speaker)
             continue
@@ -53,6 +56,28 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
     ordered = [members[speaker] for speaker in sorted(members)]
     run.write_json(FILE, {member.speaker: str(member.node) for member in ordered})
     return Roster(ordered, {f"node {node}": why for node, why in reasons.items()})
+
+
+def _one_each(
+    found: Mapping[str, Sequence[Message]],
+    known: Mapping[str, int],
+    reasons: dict[int, str],
+    grid: FleetGrid,
+) -> Iterator[tuple[str, Message]]:
+    """The reply of each speaker; where several boxes say they are it, why others do not count."""
+    for speaker, replies in found.items():
+        by_node = {reply.metadata.src_node_id: reply for reply in replies}
+        right = by_node.get(known[speaker]) if speaker in known else None
+        if len(by_node) == 1:
+            (right,) = by_node.values()
+        else:
+            who = " and ".join(grid.called(node) for node in sorted(by_node))
+            why = f"{who} say that they are speaker {speaker}"
+            kept = grid.called(known[speaker]) + " is kept" if right else "all are left out"
+            log.warning("%s; %s", why, kept)
+            reasons |= {node: why for node, reply in by_node.items() if reply is not right}
+        if right is not None:
+            yield speaker, right
 
 
 def _known(run: RunFolder) -> dict[str, int]:

@@ -30,10 +30,13 @@ def describe(grid: Grid, journal: Journal, expected: Collection[str], quorum: fl
     found, refusals = ask(grid, {})
     reasons = [f"node {node}: {why}" for node, why in refusals.items()]
     asked = question({})
-    members = {
-        speaker: Member(node=reply.metadata.src_node_id, **first_said(journal, asked, reply))
-        for speaker, reply in found.items()
-    }
+    members = {}
+    for speaker, (reply, *others) in found.items():
+        node = reply.metadata.src_node_id
+        if others:
+            nodes = ", ".join(str(other.metadata.src_node_id) for other in others)
+            raise RunError(f"nodes {node}, {nodes} say that they are speaker {speaker}")
+        members[speaker] = Member(node=node, **first_said(journal, asked, reply))
     few_nodes = len(found) + len(refusals) < len(expected)
     if few_nodes or len(members) < max(quorum * len(expected), 1):
         missing = "; each needs a node of its own" if few_nodes else ""
@@ -51,13 +54,11 @@ def question(said: Mapping[str, Any], node: int = 0) -> Message:
 
 def ask(
     grid: Grid, said: Mapping[str, Any], timeout: float | None = None
-) -> tuple[dict[str, Message], dict[int, str]]:
-    """Ask every node who it is: the replies by speaker, and why other nodes gave none.
-
-    Raises RunError where two say they are the same.
-    """
+) -> tuple[dict[str, list[Message]], dict[int, str]]:
+    """Ask every node who it is: the replies by speaker, several where several say they are the
+    same, and why other nodes gave none."""
     messages = [question(said, node) for node in grid.get_node_ids()]
-    found: dict[str, Message] = {}
+    found: dict[str, list[Message]] = {}
     reasons = {message.metadata.dst_node_id: protocol.NO_ANSWER for message in messages}
     for reply in grid.send_and_receive(messages, timeout=timeout):
         node = reply.metadata.src_node_id
@@ -65,10 +66,7 @@ def ask(
             reasons[node] = reason
             continue
         reasons.pop(node, None)
-        speaker = protocol.text(reply.content)["speaker"]
-        if speaker in found:
-            raise RunError(f"two nodes say that they are speaker {speaker}")
-        found[speaker] = reply
+        found.setdefault(protocol.text(reply.content)["speaker"], []).append(reply)
     return found, reasons
 
 

@@ -19,7 +19,8 @@ from flwr.cli.flower_config import read_flower_config, read_superlink_connection
 from flwr.cli.typing import SuperLinkConnection
 from flwr.common.constant import SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
-from flwr.proto.control_pb2 import StartRunRequest, StopRunRequest
+from flwr.proto.control_pb2 import ListNodesRequest, StartRunRequest, StopRunRequest
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
@@ -105,6 +106,15 @@ def told(name: str) -> Iterator[None]:
         ) from None
 
 
+def nodes(grid: HttpGrid) -> list[NodeInfo]:
+    """All boxes that were ever registered at a grid's SuperLink, whether they are there or not."""
+    control = _controls(grid._addr, grid._insecure, grid._cert)
+    try:
+        return list(_patience().invoke(control.ListNodes, ListNodesRequest()).nodes_info)
+    finally:
+        control.close()
+
+
 def _connection(name: str) -> SuperLinkConnection:
     table, path = read_flower_config()
     known = [key for key, value in table.get("superlink", {}).items() if isinstance(value, dict)]
@@ -149,10 +159,14 @@ def _is_final(error: Exception) -> bool:
 
 
 def _control(connection: SuperLinkConnection) -> ControlHttpClient:
+    return _controls(connection.address, connection.insecure, _certificates(connection))
+
+
+def _controls(address: str | None, insecure: bool, certificates: bytes | None) -> ControlHttpClient:
     return ControlHttpClient.from_server_address(
-        server_address=connection.address,
-        insecure=connection.insecure,
-        root_certificates=_certificates(connection),
+        server_address=address,
+        insecure=insecure,
+        root_certificates=certificates,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
     )
 

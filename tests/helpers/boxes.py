@@ -26,6 +26,7 @@ class Boxes:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         self._withheld = withheld
         self.offline: set[str] = set()
+        self.revoked: set[str] = set()
         self.idle: Callable[[], None] = lambda: None
         """Called where nothing comes: nobody who is asked answers, or somebody is not there."""
         self.asked: list[tuple[str, str, str]] = []
@@ -37,17 +38,37 @@ class Boxes:
             config = {"device": str(folder / speaker), "speech": str(path), "threads": 1}
             self._boxes[node] = speaker, Context(1, node, config, RecordDict(), {})
 
+    def node(self, speaker: str) -> int:
+        """Where a speaker's box is."""
+        return next(node for node, (name, _) in self._boxes.items() if name == speaker)
+
+    def clone(self, speaker: str) -> None:
+        """A second box that says it is this speaker, and has the same speech."""
+        node, config = max(self._boxes) + 1, self._boxes[self.node(speaker)][1].node_config
+        self._boxes[node] = speaker, Context(1, node, config, RecordDict(), {})
+
     def get_nodes(self) -> list[SimpleNamespace]:
         if self.offline:
             self.idle()
+        return [box for box in self.all_nodes() if box.status == "online"]
+
+    def all_nodes(self) -> list[SimpleNamespace]:
+        """Also those that are away, as a SuperLink's control interface tells of them."""
         return [
             SimpleNamespace(
                 node_id=node,
-                status="offline" if speaker in self.offline else "online",
+                name=f"box-{node}",
+                status=self._status(speaker),
                 last_activated_at="2026-01-01T00:00:00",
+                last_deactivated_at="2026-01-02T03:04:05+00:00",
             )
             for node, (speaker, _) in self._boxes.items()
         ]
+
+    def _status(self, speaker: str) -> str:
+        if speaker in self.revoked:
+            return "unregistered"
+        return "offline" if speaker in self.offline else "online"
 
     def create_message(self, content, message_type, dst_node_id, group_id, ttl=None) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -73,7 +94,7 @@ class Boxes:
 
     def _answer(self, message: Message) -> Message | None:
         speaker, context = self._boxes[message.metadata.dst_node_id]
-        if speaker in self.offline:
+        if speaker in self.offline | self.revoked:
             return Message(Error(ErrorCode.NODE_UNAVAILABLE, "not there"), reply_to=message)
         about = message.metadata
         reply = app(message, context)

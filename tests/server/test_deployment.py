@@ -15,7 +15,7 @@ from fedspeech.corpus.partition import pseudonym
 from fedspeech.device.personal import ALPHA, open_store
 from fedspeech.errors import RunError
 from fedspeech.tensors import sha256
-from server import fleet
+from server import fleet, superlink
 from server.app import app as server
 
 OWNERS = ("t03", "t04", "t05", "t06")
@@ -47,6 +47,7 @@ def clock(monkeypatch):
     )
     monkeypatch.setattr(fleet, "time", ours)
     monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(superlink, "nodes", Boxes.all_nodes)
 
     def jump():
         offset[0] += 3600.0
@@ -123,7 +124,7 @@ def test_a_box_that_is_late_is_asked_again(corpus, speech, experiment, clock, tm
     found = deploy(experiment({"late": late}, **go_on), boxes, tmp_path / "run")
     (failure,) = found["failures"]
     assert (failure["speaker"], failure["round"]) == (LATE, 1)
-    assert failure["reason"] == "no answer within 600 s"
+    assert failure["reason"] == "no answer within 600 s, still at work"
     first, second = json.loads((tmp_path / "run" / "participation.json").read_text())["rounds"]
     assert set(first["asked"]) == set(second["asked"]) == set(speech)
     assert (first["absent"], second["absent"]) == ({LATE: "after the deadline"}, {})
@@ -140,6 +141,89 @@ def test_a_run_begins_without_a_box_that_does_not_come(speech, experiment, clock
     boxes.idle = clock
     found = deploy(experiment({"wait": 0.1}), boxes, tmp_path / "run")
     assert {row["speaker"] for row in found["per_speaker"]} == set(speech) - {LATE}
+
+
+@pytest.mark.parametrize(
+    ("gone", "reason", "why", "asked"),
+    [
+        ("revoked", "its key was revoked", "its key was revoked", 3),
+        (
+            "offline",
+            "no answer within 600 s, offline since 2026-01-02 03:04:05 UTC",
+            "not available",
+            4,
+        ),
+    ],
+)
+def test_a_box_that_goes_in_the_middle(
+    speech, experiment, clock, tmp_path, gone, reason, why, asked
+):
+    """Only one that may come back is waited for."""
+
+    def withheld(speaker, message):
+        if speaker != LATE or message.metadata.message_type != protocol.PERSONALIZE:
+            return False
+        getattr(boxes, gone).add(LATE)
+        return True
+
+    waited = []
+    boxes = Boxes(speech, tmp_path / "devices", withheld)
+    boxes.idle = lambda: (waited.append(LATE), clock())
+    found = deploy(experiment(), boxes, tmp_path / "run")
+    (failure,) = found["failures"]
+    assert (failure["speaker"], failure["reason"]) == (LATE, reason)
+    assert bool(waited) == (gone == "offline")
+    (row,) = found["participation"]["rounds"]
+    assert (row["asked"], row["in_time"], row["late"], row["not_available"]) == (asked, 3, 0, 1)
+    assert found["participation"]["never"] == [{"speaker": LATE, "why": {why: 1}}]
+    (one,) = json.loads((tmp_path / "run" / "participation.json").read_text())["rounds"]
+    assert one["absent"] == {LATE: why}
+    assert (LATE in one["asked"]) == (gone == "offline")
+
+
+def test_of_two_boxes_that_say_they_are_one_none_takes_part(
+    speech, experiment, clock, tmp_path, caplog
+):
+    """A card that was copied, or a name; the others go on."""
+    boxes = Boxes(speech, tmp_path / "devices")
+    node = boxes.node(LATE)
+    boxes.clone(LATE)
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment(), boxes, tmp_path / "run")
+    assert {row["speaker"] for row in found["per_speaker"]} == set(speech) - {LATE}
+    both = (
+        f"node {node} (box box-{node}) and node 105 (box box-105) say that they are speaker {LATE}"
+    )
+    assert f"{both}; all are left out" in caplog.messages
+    assert [(f["speaker"], f["reason"]) for f in found["failures"]] == [
+        (f"node {node}", both),
+        ("node 105", both),
+    ]
+
+
+def test_a_resumed_run_keeps_the_box_that_it_began_with(
+    speech, experiment, clock, tmp_path, caplog
+):
+    class Stopped(Exception):
+        pass
+
+    def stop(speaker, message):
+        if message.metadata.message_type == protocol.EVALUATE:
+            raise Stopped
+        return False
+
+    boxes = Boxes(speech, tmp_path / "devices", stop)
+    with pytest.raises(Stopped):
+        deploy(experiment(), boxes, tmp_path / "run")
+    boxes = Boxes(speech, tmp_path / "devices")
+    node = boxes.node(LATE)
+    boxes.clone(LATE)
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment(), boxes, tmp_path / "run")
+    assert {row["speaker"] for row in found["per_speaker"]} == set(speech)
+    assert [failure["speaker"] for failure in found["failures"]] == ["node 105"]
+    assert any(m.endswith(f"; node {node} (box box-{node}) is kept") for m in caplog.messages)
+    assert json.loads((tmp_path / "run" / "boxes.json").read_text())[LATE] == str(node)
 
 
 def test_too_few_boxes_are_told_with_their_reasons(speech, experiment, clock, tmp_path):

@@ -8,7 +8,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
-from server import fleet
+from server import fleet, superlink
 from server.fleet import FleetGrid
 
 ANNA, BEN = 11, 12
@@ -23,8 +23,16 @@ class SuperLink:
         self.replies: dict[str, Message] = {}
 
     def get_nodes(self):
+        return [box for box in self.all_nodes() if box.status == "online"]
+
+    def all_nodes(self):
         return [
-            SimpleNamespace(node_id=node, status=status, last_activated_at=activated)
+            SimpleNamespace(
+                node_id=node,
+                status=status,
+                last_activated_at=activated,
+                last_deactivated_at="2026-01-01T01:02:03.5+01:00" if status == "offline" else "",
+            )
             for node, (status, activated) in self.boxes.items()
         ]
 
@@ -52,6 +60,7 @@ class SuperLink:
 @pytest.fixture
 def link(monkeypatch):
     monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(superlink, "nodes", SuperLink.all_nodes)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     return SuperLink()
 
@@ -116,10 +125,10 @@ def test_what_did_not_get_to_the_superlink_as_a_whole_is_sent_once_more(grid, li
     def broken(messages):
         raise ObjectPushError("part", 1, "session")
 
+    push = link.push_messages
     monkeypatch.setattr(link, "push_messages", broken)
     (number,) = grid.push_messages([question(ANNA)])
-    monkeypatch.undo()
-    monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(link, "push_messages", push)
     assert not list(grid.pull_messages([number]))
     assert len(link.taken) == 1
     link.answer("m0", errors=2)
@@ -148,15 +157,38 @@ def test_what_the_box_itself_says_went_wrong_is_the_answer(grid, link):
     )
 
 
-def test_after_its_deadline_a_message_is_answered_with_an_error(link, tmp_path):
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("online", "still at work"),
+        ("offline", "offline since 2026-01-01 00:02:03 UTC"),
+        ("registered", "offline"),
+    ],
+)
+def test_after_its_deadline_a_message_is_answered_with_an_error(link, tmp_path, status, said):
+    link.boxes[BEN][0] = status
     grid = FleetGrid(link, "home", tmp_path / "spool", deadline=0.0)
     grid.get_node_ids()
     (number,) = grid.push_messages([question(BEN)])
     (reply,) = grid.pull_messages([number])
     assert reply.metadata.reply_to_message_id == number
     assert reply.metadata.src_node_id == BEN
-    assert reply.error.reason == "no answer within 0 s"
+    assert reply.error.reason == f"no answer within 0 s, {said}"
     assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_box_whose_key_was_revoked_is_not_waited_for(grid, link, tmp_path):
+    numbers = list(grid.push_messages([question(ANNA), question(BEN)]))
+    assert not list(grid.pull_messages(numbers))
+    link.boxes[BEN][0] = "unregistered"
+    (reply,) = grid.pull_messages(numbers)
+    assert reply.metadata.reply_to_message_id == numbers[1]
+    assert reply.metadata.src_node_id == BEN
+    assert reply.error.reason == "its key was revoked"
+    assert len(list((tmp_path / "spool").iterdir())) == 1
+    (reply,) = grid.send_and_receive([question(BEN)])
+    assert reply.error.reason == "its key was revoked"
+    assert grid.get_node_ids() == [ANNA]
 
 
 def test_an_answer_after_the_deadline_is_not_taken_for_another(link, tmp_path):

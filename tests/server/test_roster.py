@@ -94,5 +94,5 @@ def test_too_few_nodes_are_told(journal):
 
 
 def test_one_speaker_at_two_nodes_is_refused(journal):
-    with pytest.raises(RunError, match="two nodes say that they are speaker s1"):
+    with pytest.raises(RunError, match="nodes 1001, 1003 say that they are speaker s1"):
         describe(grid(node("s1"), node("s2"), node("s1")), journal, {"s1", "s2"}, 1.0)
