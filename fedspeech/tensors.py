@@ -177,7 +177,9 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         part.replace(whole)
     except OSError as error:
-        raise DiskError(f"cannot write {path}: {error}") from error
+        # The name of the part says nothing to whoever named the file.
+        told = error if error.filename not in (None, str(part)) else error.strerror or error
+        raise DiskError(f"cannot write {path}: {told}") from error
     finally:
         with suppress(OSError):
             part.unlink()

@@ -296,6 +296,16 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
         assert (now.st_ino, now.st_mode) == (was.st_ino, was.st_mode)
 
 
+def test_why_nothing_is_written_is_told_without_the_parts_name(tmp_path):
+    def fail(part: Path) -> None:
+        raise OSError(28, "No space left on device", str(part))
+
+    with pytest.raises(
+        DiskError, match=f"^cannot write {tmp_path / 'x'}: No space left on device$"
+    ):
+        write_whole(tmp_path / "x", fail)
+
+
 def test_a_failure_of_another_kind_leaves_no_part_file(tmp_path):
     def fail(part: Path) -> None:
         part.write_text("half")

@@ -172,6 +172,15 @@ def test_what_is_no_file_is_not_written_over(fedspeech, models, tmp_path, comman
     assert (tmp_path / "fifo").is_fifo() and (tmp_path / "to-fifo").is_symlink()
 
 
+def test_a_folder_to_be_written_is_one_clear_message(fedspeech, models, tmp_path):
+    (tmp_path / "folder").mkdir()
+    fedspeech("diff", "make", "old", "new", "-o", "x.diff")
+    for out in ("folder", "."):
+        status, said, err = fedspeech("diff", "apply", "old", "x.diff", "-o", out)
+        told = f"fedspeech: cannot write {out}: a directory is there\n"
+        assert (status, said, err) == (2, "", told)
+
+
 def test_a_diff_is_written_where_a_link_leads(fedspeech, models, tmp_path):
     (tmp_path / "link").symlink_to("x.diff")
     assert fedspeech("diff", "make", "old", "new", "-o", "link")[0] == 0
