@@ -165,20 +165,36 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     """Let `save` fill a file beside `path`, flush it to disk, and give it its name in one step.
 
-    A reader sees the old file or the new one. Raises DiskError (no space left, no permission).
+    A reader sees the old file or the new one. Where `path` is a link, that is what it leads to.
+    Raises DiskError (no space left, no permission, something there that is no regular file).
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    whole = destination(path)
+    part = whole.with_name(f".{whole.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        whole.parent.mkdir(parents=True, exist_ok=True)
         save(part)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        part.replace(path)
+        part.replace(whole)
     except OSError as error:
-        raise DiskError(f"cannot write {path}: {error}") from error
+        # The name of the part says nothing to whoever named the file.
+        told = error if error.filename not in (None, str(part)) else error.strerror or error
+        raise DiskError(f"cannot write {path}: {told}") from error
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def destination(path: Path) -> Path:
+    """The file that is written in place of `path`: what it leads to, where it is a link.
+
+    Raises DiskError where something is there that is no regular file, and would be lost.
+    """
+    whole = Path(os.path.realpath(path))
+    if os.path.lexists(whole) and not whole.is_file():
+        found = "a directory" if whole.is_dir() else "something that is no regular file"
+        raise DiskError(f"cannot write {path}: {found} is there")
+    return whole
 
 
 def read(path: Path) -> Tensors:

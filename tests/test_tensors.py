@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from fedspeech.errors import ModelError, RunError
+from fedspeech.errors import DiskError, ModelError, RunError
 from fedspeech.tensors import (
     add,
     check_like,
@@ -260,6 +260,50 @@ def test_where_nothing_can_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*file/model: "):
         write(tmp_path / "file" / "model", drawn(1))
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    """Also where nothing is there yet; what is unfinished is never beside the link."""
+    (tmp_path / "there").mkdir()
+    for name in ("old", "none"):
+        (tmp_path / name).symlink_to(Path("there") / name)
+    (tmp_path / "there" / "old").write_text("old")
+
+    def save(part: Path) -> None:
+        assert part.parent == tmp_path / "there"
+        part.write_text("new")
+
+    for name in ("old", "none"):
+        write_whole(tmp_path / name, save)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "there" / name).read_text() == "new"
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {"old", "none"}
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "to-fifo").symlink_to("fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    before = {path.name: path.lstat() for path in tmp_path.iterdir()}
+    for name in before:
+        found = "a directory" if name == "folder" else "something that is no regular file"
+        message = f"^cannot write {tmp_path / name}: {found} is there$"
+        with pytest.raises(DiskError, match=message):
+            write_whole(tmp_path / name, lambda part: part.write_text("new"))
+    for name, was in before.items():
+        now = (tmp_path / name).lstat()
+        assert (now.st_ino, now.st_mode) == (was.st_ino, was.st_mode)
+
+
+def test_why_nothing_is_written_is_told_without_the_parts_name(tmp_path):
+    def fail(part: Path) -> None:
+        raise OSError(28, "No space left on device", str(part))
+
+    with pytest.raises(
+        DiskError, match=f"^cannot write {tmp_path / 'x'}: No space left on device$"
+    ):
+        write_whole(tmp_path / "x", fail)
 
 
 def test_a_failure_of_another_kind_leaves_no_part_file(tmp_path):

@@ -91,7 +91,13 @@ def make(
 
 
 def _apart(out: Path, **inputs: Path) -> None:
-    """Raise DiffError where what is to be written is one of the files that are read."""
+    """Raise DiffError where what is to be written is one of the files that are read.
+
+    Raises DiskError where it cannot be written, before any work is done for it.
+    """
+    from fedspeech.tensors import destination
+
+    destination(out)
     for name, path in inputs.items():
         if out.exists() and path.exists() and out.samefile(path):
             raise DiffError(f"--out: {out} is {name}, which would be lost; name another file")

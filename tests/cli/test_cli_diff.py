@@ -1,5 +1,6 @@
 """`fedspeech diff`: what it writes and says, and what it refuses."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,35 @@ def test_what_is_read_is_not_written_over(fedspeech, models, tmp_path):
         told = f"fedspeech: --out: {Path(out)} is {name}, which would be lost; name another file\n"
         assert (status, err) == (2, told)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", ["make old new", "apply old x.diff"])
+@pytest.mark.parametrize("out", ["fifo", "to-fifo"])
+def test_what_is_no_file_is_not_written_over(fedspeech, models, tmp_path, command, out):
+    fedspeech("diff", "make", "old", "new", "-o", "x.diff")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "to-fifo").symlink_to("fifo")
+    status, said, err = fedspeech("diff", *command.split(), "-o", out)
+    told = f"fedspeech: cannot write {out}: something that is no regular file is there\n"
+    # Nothing was tried, or progress would stand before it.
+    assert (status, said, err) == (2, "", told)
+    assert (tmp_path / "fifo").is_fifo() and (tmp_path / "to-fifo").is_symlink()
+
+
+def test_a_folder_to_be_written_is_one_clear_message(fedspeech, models, tmp_path):
+    (tmp_path / "folder").mkdir()
+    fedspeech("diff", "make", "old", "new", "-o", "x.diff")
+    for out in ("folder", "."):
+        status, said, err = fedspeech("diff", "apply", "old", "x.diff", "-o", out)
+        told = f"fedspeech: cannot write {out}: a directory is there\n"
+        assert (status, said, err) == (2, "", told)
+
+
+def test_a_diff_is_written_where_a_link_leads(fedspeech, models, tmp_path):
+    (tmp_path / "link").symlink_to("x.diff")
+    assert fedspeech("diff", "make", "old", "new", "-o", "link")[0] == 0
+    assert fedspeech("diff", "apply", "old", "x.diff", "-o", "result")[0] == 0
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_tensors_that_are_not_float32_are_named(fedspeech, tmp_path, monkeypatch):
