@@ -70,6 +70,24 @@ def _sums(array: torch.Tensor, keys: Sequence[Key], count: int) -> torch.Tensor:
     return found
 
 
+class _Dense(torch.autograd.Function):
+    """The weight itself. Embeddings may give a sparse gradient, which no cells can gather."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (gradient,) = gradients
+        return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _dense(weight: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = _Dense.apply(weight)  # type: ignore[no-untyped-call]
+    return found
+
+
 def _blocks(count: int, device: torch.device) -> Iterator[tuple[int, int]]:
     block = hashed.BLOCK if device.type == "cpu" else DEVICE_BLOCK
     return hashed.blocks(count, block)
@@ -97,7 +115,8 @@ class HashedWeight(torch.nn.Module):
     def forward(self, array: torch.Tensor) -> torch.Tensor:
         """The weight, in its own shape."""
         change = _sums(array, self.keys, self.shape.numel()).view(self.shape)
-        return self.base + (change if self.additive else change * self.base.abs())
+        weight = self.base + (change if self.additive else change * self.base.abs())
+        return _dense(weight)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """What A starts with."""
