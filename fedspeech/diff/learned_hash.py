@@ -109,7 +109,7 @@ class HashedWeight(torch.nn.Module):
         super().__init__()
         self.size, self.keys, self.anchored = size, tuple(keys), anchored
         self.shape = weight.shape
-        self.additive = additive or not anchored or _has_zero_row(weight)
+        self.additive = additive or not anchored or _is_mostly_still(weight)
         self.register_buffer("base", weight.clone() if anchored else weight.new_zeros(()))
 
     def forward(self, array: torch.Tensor) -> torch.Tensor:
@@ -125,13 +125,16 @@ class HashedWeight(torch.nn.Module):
         return weight.flatten()[: self.size] / math.sqrt(len(self.keys))
 
 
-def _has_zero_row(weight: torch.Tensor) -> bool:
+def _is_mostly_still(weight: torch.Tensor) -> bool:
     matrix = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[None]
-    return hashed.has_zero_row(matrix.cpu().numpy())
+    return hashed.is_mostly_still(matrix.cpu().numpy())
 
 
 class HashDiff(LearnedDiff):
     """Learn a hashed diff on top of the module as it is now, or hash the module itself.
+
+    The multiplicative form cannot move a value that is zero: a matrix in which more than half of
+    the values are, or a whole row, falls back to the additive one.
 
     Arrays have `share` times as many cells as their matrices have values, at least one. The seed
     follows from the module as it is now, unless it is given. Raises DiffError for what cannot be.
@@ -149,7 +152,7 @@ class HashDiff(LearnedDiff):
     ) -> None:
         if not 0 < share <= 1:
             raise DiffError(f"share of cells: expected above 0 and at most 1, found {share}")
-        self._hashes, self._additive = hashes, additive
+        self._hashes = hashes
         self.seed = hashed.seed_of(sha256(state(module))) if seed is None else seed
 
         def make(name: str, weight: torch.Tensor) -> HashedWeight:
@@ -170,5 +173,5 @@ class HashDiff(LearnedDiff):
             arrays=self.arrays(),
             seed=self.seed,
             hashes=self._hashes,
-            additive=self._additive,
+            additive=frozenset(name for name, part in self.parts.items() if part.additive),
         )

@@ -167,6 +167,27 @@ def test_a_modules_own_parametrizations_stay(diff, norm, where):
     assert sha256(state(module)) == sha256(after)
 
 
+# Zeros.
+
+
+@pytest.mark.parametrize(("zeros", "additive"), [(0.7, True), (0.3, False)])
+def test_what_is_mostly_zero_is_learned_additively(zeros, additive):
+    """Scattered, so that no row is zero. The diff gives what was learned, to the bit."""
+    module = torch.nn.Linear(20, 30)
+    with torch.no_grad():
+        draw = torch.rand(30, 20, generator=torch.Generator().manual_seed(1))
+        module.weight[draw < zeros] = 0
+    old = state(module)
+    assert bool(old["weight"].any(dim=1).all())
+    learned = HashDiff(module, SHARE)
+    with torch.no_grad():
+        learned.trained("weight").add_(0.5)
+    new = learned.state()
+    assert bool((new["weight"][draw < zeros] != 0).all()) == additive
+    result = apply(old, budget.make(old, new, None, learned.method()).data)
+    assert sha256(result) == sha256(new)
+
+
 # Other dtypes, and gradients that are sparse.
 
 
