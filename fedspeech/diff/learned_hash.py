@@ -152,7 +152,7 @@ class HashDiff(LearnedDiff):
     ) -> None:
         if not 0 < share <= 1:
             raise DiffError(f"share of cells: expected above 0 and at most 1, found {share}")
-        self._hashes = hashes
+        self._hashes, self._is_additive = hashes, additive or not anchored
         self.seed = hashed.seed_of(sha256(state(module))) if seed is None else seed
 
         def make(name: str, weight: torch.Tensor) -> HashedWeight:
@@ -161,6 +161,15 @@ class HashDiff(LearnedDiff):
             return HashedWeight(weight, size, keys, additive, anchored)
 
         super().__init__(module, make, names)
+
+    @property
+    def fallen_back(self) -> tuple[str, ...]:
+        """Matrices that are learned additively because the multiplicative form hardly moves them.
+
+        None where all are additive anyway.
+        """
+        additive = [name for name, part in self.parts.items() if part.additive]
+        return () if self._is_additive else tuple(additive)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """A (float32) by the name of its matrix."""

@@ -179,7 +179,11 @@ def test_what_is_mostly_zero_is_learned_additively(zeros, additive):
         module.weight[draw < zeros] = 0
     old = state(module)
     assert bool(old["weight"].any(dim=1).all())
+    asked = HashDiff(copy.deepcopy(module), SHARE, additive=True)
+    compressed = HashDiff(copy.deepcopy(module), SHARE, anchored=False)
     learned = HashDiff(module, SHARE)
+    assert learned.fallen_back == (("weight",) if additive else ())
+    assert asked.fallen_back == compressed.fallen_back == ()
     with torch.no_grad():
         learned.trained("weight").add_(0.5)
     new = learned.state()
