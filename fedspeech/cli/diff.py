@@ -13,6 +13,8 @@ from fedspeech.cli.listing import say, show
 from fedspeech.errors import DiffError
 
 if TYPE_CHECKING:
+    import torch
+
     from fedspeech.diff.contents import Diff, Entry
     from fedspeech.diff.inspect import Cost
     from fedspeech.diff.methods import Method
@@ -85,7 +87,7 @@ def make(
         f"{out}: {size:,} bytes, NEW has {full / size:.4g} times as many; "
         f"{100 * made.lost:.3g} % of the change's square is lost"
     )
-    for line in _remarks(wire.decode(made.data), asked_additive=bool(additive)):
+    for line in _remarks(wire.decode(made.data), before, after, asked_additive=bool(additive)):
         say(line)
     say(f"gives {given}")
 
@@ -103,17 +105,29 @@ def _apart(out: Path, **inputs: Path) -> None:
             raise DiffError(f"--out: {out} is {name}, which would be lost; name another file")
 
 
-def _remarks(diff: "Diff", asked_additive: bool) -> Iterator[str]:
+def _remarks(diff: "Diff", old: "Tensors", new: "Tensors", asked_additive: bool) -> Iterator[str]:
     """What a user would not expect of what was made."""
     from fedspeech.diff.contents import Change, Form
+
+    def of_form(form: Form) -> "list[Entry]":
+        return [e for e in diff.entries if any(s.form == form for s in e.segments)]
 
     verbatim = [entry for entry in diff.entries if entry.change == Change.VERBATIM]
     if verbatim:
         size = sum(len(entry.content) for entry in verbatim)
         yield f"{size:,} bytes as they are, for they are not float32: {_some(verbatim)}"
-    fallen = [e for e in diff.entries if any(s.form == Form.ADDITIVE for s in e.segments)]
+    fallen = of_form(Form.ADDITIVE)
     if fallen and not asked_additive:
-        yield f"additive, for |value| times a sum moves no row of zeros: {_some(fallen)}"
+        yield f"additive, for |value| times a sum moves no zeros: {_some(fallen)}"
+    still = {e.name: _still(old[e.name], new[e.name]) for e in of_form(Form.MULTIPLICATIVE)}
+    if count := sum(still.values()):
+        names = [entry for entry in of_form(Form.MULTIPLICATIVE) if still[entry.name]]
+        yield f"{count:,} zeros stay, for |value| times a sum does not move them: {_some(names)}"
+
+
+def _still(old: "torch.Tensor", new: "torch.Tensor") -> int:
+    """Values that are zero, and should not be any more."""
+    return int(((old == 0) & (new[: len(old)] != 0)).sum())
 
 
 def _some(entries: "Sequence[Entry]") -> str:

@@ -78,6 +78,11 @@ def has_zero_row(matrix: np.ndarray) -> bool:
     return not matrix.any(axis=1).all()
 
 
+def is_mostly_still(matrix: np.ndarray) -> bool:
+    """Whether more than half of the values are zero, or a whole row is."""
+    return has_zero_row(matrix) or 2 * int(np.count_nonzero(matrix)) < matrix.size
+
+
 def apply(
     base: Iterable[np.ndarray], array: np.ndarray, keys: Sequence[Key], additive: bool
 ) -> Iterator[np.ndarray]:
@@ -117,6 +122,19 @@ def fit(
 
     solved: np.ndarray = np.clip(_solved(product, target, diagonal + damping), -LARGEST, LARGEST)
     return solved.astype(np.float32)
+
+
+def lost(
+    base: np.ndarray, change: np.ndarray, array: np.ndarray, keys: Sequence[Key], additive: bool
+) -> float:
+    """The squared distance of what the array adds to `change`; in float64."""
+    total, wide = 0.0, array.astype(float)
+    for first, last in blocks(len(base), FIT_BLOCK):
+        moved = sums(wide, keys, first, last)
+        if not additive:
+            moved *= np.abs(base[first:last])
+        total += float(np.sum(np.square(change[first:last] - moved)))
+    return total
 
 
 def _scattered(

@@ -22,7 +22,10 @@ class LearnedDiff:
     """A module whose matrices are parametrized, each by what `make(name, weight)` gives.
 
     `names` are what to parametrize, by default all float32 parameters of two and more dimensions.
-    Raises DiffError for a name that is no such parameter, and for one that two modules share.
+    A parameter that several modules share is learned once, under the first name that is chosen;
+    `tied` leads from its other names to that one. `state` has it under all of them, and a diff
+    sends it as often: leave the names in `tied` out of both models to send it once. Raises
+    DiffError for a name that is no float32 parameter, and where there is nothing to parametrize.
     """
 
     def __init__(
@@ -32,14 +35,20 @@ class LearnedDiff:
         names: Sequence[str] | None = None,
     ) -> None:
         self.module = module
-        self._places = {name: _place(module, name) for name in _chosen(module, names)}
+        chosen = _chosen(module, names)
+        self.tied = {other: name for name, others in chosen.items() for other in others}
+        self._ours = tuple(map(_prefix, [*chosen, *self.tied]))
+        self._places = {
+            name: list(dict.fromkeys(_place(module, one) for one in (name, *others)))
+            for name, others in chosen.items()
+        }
         self.parts: dict[str, Any] = {}
-        for name, (owner, attribute) in self._places.items():
-            part = make(name, getattr(owner, attribute).detach())
-            # A part's own tensor need not have the weight's shape.
-            parametrize.register_parametrization(owner, attribute, part, unsafe=True)
-            self.parts[name] = part
-        owners = dict.fromkeys(owner for owner, _ in self._places.values())
+        for name, places in self._places.items():
+            owner, attribute = places[0]
+            weight = getattr(owner, attribute).detach()
+            self.parts[name] = make(name, weight)
+            _parametrize(places, self.parts[name], weight)
+        owners = dict.fromkeys(owner for places in self._places.values() for owner, _ in places)
         self._recurrent = [owner for owner in owners if isinstance(owner, torch.nn.RNNBase)]
         self._hooks = [
             hook
@@ -52,40 +61,79 @@ class LearnedDiff:
 
     def trained(self, name: str) -> torch.nn.Parameter:
         """What the optimizer moves instead of a matrix."""
-        owner, attribute = self._places[name]
-        lists: Any = owner.parametrizations
-        found: torch.nn.Parameter = lists[attribute].original
-        return found
+        return _trained(self._places[name][0])
 
     def state(self) -> Tensors:
         """The model as it is now, under its own names: detached, on CPU, in their order."""
         plain = self.module.state_dict()
-        found = {name: tensor for name, tensor in plain.items() if "parametrizations." not in name}
-        for name, (owner, attribute) in self._places.items():
-            found[name] = getattr(owner, attribute)
+        found = {name: t for name, t in plain.items() if not name.startswith(self._ours)}
+        found |= {name: getattr(*places[0]) for name, places in self._places.items()}
+        found |= {other: found[name] for other, name in self.tied.items()}
         return {name: t.detach().cpu().clone().contiguous() for name, t in sorted(found.items())}
 
     def remove(self) -> None:
         """Make the module a plain one again, with the weights that were learned."""
         for hook in self._hooks:
             hook.remove()
-        for owner, attribute in self._places.values():
-            parametrize.remove_parametrizations(owner, attribute)
+        for first, *others in self._places.values():
+            parametrize.remove_parametrizations(*first)
+            for place in others:
+                # What they share is the weight by now.
+                parametrize.remove_parametrizations(*place, leave_parametrized=False)
         for owner in self._recurrent:
             _gather_weights(owner)
 
 
-def _chosen(module: torch.nn.Module, names: Sequence[str] | None) -> list[str]:
+def _chosen(module: torch.nn.Module, names: Sequence[str] | None) -> dict[str, list[str]]:
+    """What is to be parametrized, with the other names of each."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    matrices = [n for n, p in parameters.items() if p.dim() > 1 and p.dtype == torch.float32]
-    chosen = matrices if names is None else list(names)
-    for name in chosen:
+    if names is None:
+        names = [n for n, p in parameters.items() if p.dim() > 1 and p.dtype == torch.float32]
+    if not names:
+        found = sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()})
+        raise DiffError(
+            "nothing to learn a diff of: expected a float32 parameter of two or more dimensions, "
+            f"found {len(parameters)} parameters in {' and '.join(found) or 'no dtype'}"
+        )
+    chosen: dict[str, list[str]] = {}
+    for name in names:
         if name not in parameters:
             raise DiffError(f"the model has no parameter {name}")
-        for other, parameter in parameters.items():
-            if other != name and parameter is parameters[name]:
-                raise DiffError(f"{name} and {other} are one parameter; a diff cannot be learned")
+        if (dtype := parameters[name].dtype) != torch.float32:
+            raise DiffError(f"parameter {name}: expected torch.float32, found {dtype}")
+        same = [other for other, p in parameters.items() if p is parameters[name]]
+        if chosen.keys().isdisjoint(same):
+            chosen[name] = [other for other in same if other != name]
     return chosen
+
+
+def _prefix(name: str) -> str:
+    """Of what a parametrized parameter adds to the module's state."""
+    path, dot, attribute = name.rpartition(".")
+    return f"{path}{dot}parametrizations.{attribute}."
+
+
+def _parametrize(places: Sequence[Place], part: torch.nn.Module, weight: torch.Tensor) -> None:
+    """Parametrize all places of one weight, so that they share what is trained."""
+    for owner, attribute in places:
+        if (owner, attribute) != places[0]:
+            # By now the shared parameter is what is trained.
+            setattr(owner, attribute, torch.nn.Parameter(weight))
+        # A part's own tensor need not have the weight's shape.
+        parametrize.register_parametrization(owner, attribute, part, unsafe=True)
+    for place in places[1:]:
+        _list(place).original = _trained(places[0])
+
+
+def _list(place: Place) -> Any:
+    owner, attribute = place
+    lists: Any = owner.parametrizations
+    return lists[attribute]
+
+
+def _trained(place: Place) -> torch.nn.Parameter:
+    found: torch.nn.Parameter = _list(place).original
+    return found
 
 
 def _place(module: torch.nn.Module, name: str) -> Place:

@@ -70,6 +70,24 @@ def _sums(array: torch.Tensor, keys: Sequence[Key], count: int) -> torch.Tensor:
     return found
 
 
+class _Dense(torch.autograd.Function):
+    """The weight itself. Embeddings may give a sparse gradient, which no cells can gather."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (gradient,) = gradients
+        return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _dense(weight: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = _Dense.apply(weight)  # type: ignore[no-untyped-call]
+    return found
+
+
 def _blocks(count: int, device: torch.device) -> Iterator[tuple[int, int]]:
     block = hashed.BLOCK if device.type == "cpu" else DEVICE_BLOCK
     return hashed.blocks(count, block)
@@ -91,13 +109,14 @@ class HashedWeight(torch.nn.Module):
         super().__init__()
         self.size, self.keys, self.anchored = size, tuple(keys), anchored
         self.shape = weight.shape
-        self.additive = additive or not anchored or _has_zero_row(weight)
+        self.additive = additive or not anchored or _is_mostly_still(weight)
         self.register_buffer("base", weight.clone() if anchored else weight.new_zeros(()))
 
     def forward(self, array: torch.Tensor) -> torch.Tensor:
         """The weight, in its own shape."""
         change = _sums(array, self.keys, self.shape.numel()).view(self.shape)
-        return self.base + (change if self.additive else change * self.base.abs())
+        weight = self.base + (change if self.additive else change * self.base.abs())
+        return _dense(weight)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """What A starts with."""
@@ -106,13 +125,16 @@ class HashedWeight(torch.nn.Module):
         return weight.flatten()[: self.size] / math.sqrt(len(self.keys))
 
 
-def _has_zero_row(weight: torch.Tensor) -> bool:
+def _is_mostly_still(weight: torch.Tensor) -> bool:
     matrix = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[None]
-    return hashed.has_zero_row(matrix.cpu().numpy())
+    return hashed.is_mostly_still(matrix.cpu().numpy())
 
 
 class HashDiff(LearnedDiff):
     """Learn a hashed diff on top of the module as it is now, or hash the module itself.
+
+    The multiplicative form cannot move a value that is zero: a matrix in which more than half of
+    the values are, or a whole row, falls back to the additive one.
 
     Arrays have `share` times as many cells as their matrices have values, at least one. The seed
     follows from the module as it is now, unless it is given. Raises DiffError for what cannot be.
@@ -130,7 +152,7 @@ class HashDiff(LearnedDiff):
     ) -> None:
         if not 0 < share <= 1:
             raise DiffError(f"share of cells: expected above 0 and at most 1, found {share}")
-        self._hashes, self._additive = hashes, additive
+        self._hashes, self._is_additive = hashes, additive or not anchored
         self.seed = hashed.seed_of(sha256(state(module))) if seed is None else seed
 
         def make(name: str, weight: torch.Tensor) -> HashedWeight:
@@ -139,6 +161,15 @@ class HashDiff(LearnedDiff):
             return HashedWeight(weight, size, keys, additive, anchored)
 
         super().__init__(module, make, names)
+
+    @property
+    def fallen_back(self) -> tuple[str, ...]:
+        """Matrices that are learned additively because the multiplicative form hardly moves them.
+
+        None where all are additive anyway.
+        """
+        additive = [name for name, part in self.parts.items() if part.additive]
+        return () if self._is_additive else tuple(additive)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """A (float32) by the name of its matrix."""
@@ -151,5 +182,5 @@ class HashDiff(LearnedDiff):
             arrays=self.arrays(),
             seed=self.seed,
             hashes=self._hashes,
-            additive=self._additive,
+            additive=frozenset(name for name, part in self.parts.items() if part.additive),
         )

@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,11 +66,20 @@ class Sparse(Method):
         return min(round(share * self._values), self.most)
 
 
+class Fit(NamedTuple):
+    """An array (float32) and the form in which it is meant."""
+
+    array: np.ndarray
+    form: Form
+
+
 class Hashed(Method):
     """One array for each matrix, fitted to its change; what has fewer dimensions is sent sparse.
 
-    All arrays are the same share of their matrices. A matrix with a row that is zero falls back to
-    the additive form, since the multiplicative one cannot move that row.
+    All arrays are the same share of their matrices. The multiplicative form cannot move a value
+    that is zero. So a matrix with a row that is zero falls back to the additive form; and where
+    single values that are zero have to change, both forms are fitted, and the one that loses less
+    is sent.
     """
 
     least = 1
@@ -83,56 +93,73 @@ class Hashed(Method):
             raise DiffError(f"seed: expected at least 0 and below 2**64, found {seed}")
         self.seed, self.hashes = seed, hashes
         self._parts, self._additive = comparison.parts, additive
-        self._hashed = {part: self._form(part) for part in self._parts if self._has_array(part)}
+        self._hashed = {part: self._forms(part) for part in self._parts if self._has_array(part)}
         self._values = sum(len(part.base) for part in self._hashed)
         self.most = max(self._values, self.least)
         self._typical = _root_mean_square(part.magnitudes() for part in self._parts)
-        self._fits: dict[tuple[Part, int], np.ndarray] = {}
+        self._fits: dict[tuple[Part, int], Fit] = {}
 
     def _has_array(self, part: Part) -> bool:
         return part.rows > 0
 
-    def _form(self, part: Part) -> Form:
-        additive = self._additive or hashed.has_zero_row(part.base.reshape(max(part.rows, 1), -1))
-        return Form.ADDITIVE if additive else Form.MULTIPLICATIVE
+    def _forms(self, part: Part) -> tuple[Form, ...]:
+        """Those that are fitted."""
+        if self._additive or hashed.has_zero_row(part.base.reshape(max(part.rows, 1), -1)):
+            return (Form.ADDITIVE,)
+        if part.change[part.base == 0].any():
+            return (Form.MULTIPLICATIVE, Form.ADDITIVE)
+        return (Form.MULTIPLICATIVE,)
 
     def segments(self, amount: int, kind: Kind, step: float) -> list[Segment]:
         """Arrays of about `amount` cells together, at least one cell for each matrix."""
-        arrays = {part: self._array(part, amount) for part in self._hashed}
+        fits = {part: self._fit(part, amount) for part in self._hashed}
         units = {
-            part: 1.0 if form == Form.MULTIPLICATIVE else part.unit
-            for part, form in self._hashed.items()
+            part: 1.0 if fit.form == Form.MULTIPLICATIVE else part.unit
+            for part, fit in fits.items()
         }
-        typical = _root_mean_square(array / units[part] for part, array in arrays.items())
+        typical = _root_mean_square(fit.array / units[part] for part, fit in fits.items())
         return [
-            self._segment(part, arrays[part], kind, step * typical * units[part])
-            if part in arrays
+            _segment(part, fits[part], kind, step * typical * units[part])
+            if part in fits
             else sparse.segment(part, np.flatnonzero(part.change), kind, step * self._typical)
             for part in self._parts
         ]
 
-    def _segment(self, part: Part, array: np.ndarray, kind: Kind, step: float) -> Segment:
-        scale = scale_of(array, step)
-        stored = codes(array, kind, scale)
-        return Segment(len(part.base), self._hashed[part], scale, stored)
-
-    def _array(self, part: Part, amount: int) -> np.ndarray:
+    def _fit(self, part: Part, amount: int) -> Fit:
         size = min(max(round(amount * len(part.base) / self._values), 1), len(part.base))
         if (part, size) not in self._fits:
-            keys = hashed.keys(self.seed, part.name, part.number, self.hashes)
-            additive = self._hashed[part] == Form.ADDITIVE
-            self._fits[part, size] = hashed.fit(part.base, part.change, size, keys, additive)
+            self._fits[part, size] = self._best(part, size)
         return self._fits[part, size]
+
+    def _best(self, part: Part, size: int) -> Fit:
+        keys = hashed.keys(self.seed, part.name, part.number, self.hashes)
+
+        def fitted(form: Form) -> Fit:
+            additive = form == Form.ADDITIVE
+            return Fit(hashed.fit(part.base, part.change, size, keys, additive), form)
+
+        def lost(fit: Fit) -> float:
+            additive = fit.form == Form.ADDITIVE
+            return hashed.lost(part.base, part.change, fit.array, keys, additive)
+
+        fits = list(map(fitted, self._hashed[part]))
+        return fits[0] if len(fits) == 1 else min(fits, key=lost)
 
     def amount(self, share: float) -> int:
         """Of all values of the matrices that change."""
         return max(round(share * self._values), self.least)
 
 
+def _segment(part: Part, fit: Fit, kind: Kind, step: float) -> Segment:
+    scale = scale_of(fit.array, step)
+    return Segment(len(part.base), fit.form, scale, codes(fit.array, kind, scale))
+
+
 class Learned(Hashed):
     """The arrays that a training found (float32, by tensor); everything else is sent sparse.
 
-    Raises DiffError for a tensor whose rows have grown: it has no array for the new ones.
+    `additive` names the tensors whose arrays are meant additively. Raises DiffError for a tensor
+    whose rows have grown: it has no array for the new ones.
     """
 
     def __init__(
@@ -141,10 +168,10 @@ class Learned(Hashed):
         arrays: Mapping[str, np.ndarray],
         seed: int,
         hashes: int = HASHES,
-        additive: bool = False,
+        additive: Collection[str] = (),
     ) -> None:
-        self._arrays = arrays
-        super().__init__(comparison, seed, hashes, additive)
+        self._arrays, self._names = arrays, additive
+        super().__init__(comparison, seed, hashes)
         if grown := [part.name for part in self._hashed if part.number]:
             raise DiffError(f"tensor {grown[0]} has grown; it cannot be learned as an array")
         self.least = self.most = sum(len(arrays[part.name]) for part in self._hashed)
@@ -152,8 +179,11 @@ class Learned(Hashed):
     def _has_array(self, part: Part) -> bool:
         return part.name in self._arrays
 
-    def _array(self, part: Part, amount: int) -> np.ndarray:
-        return self._arrays[part.name]
+    def _forms(self, part: Part) -> tuple[Form, ...]:
+        return (Form.ADDITIVE if part.name in self._names else Form.MULTIPLICATIVE,)
+
+    def _fit(self, part: Part, amount: int) -> Fit:
+        return Fit(self._arrays[part.name], *self._hashed[part])
 
     def amount(self, share: float) -> int:
         """Whatever was learned."""

@@ -11,7 +11,8 @@ class Row(Wer):
     """One model of one generation; rates are means over the seeds, and of these over speakers.
 
     `bytes` are what was sent with each seed, `full` those of a whole model, and `sent` is the share
-    of its matrices' values that were sent. Regret is the rate minus BL's.
+    of its matrices' values that were sent. Regret is the rate minus BL's. `additive` are matrices
+    whose hashed diff fell back to the additive form.
     """
 
     model: Literal["BL", "BL∞", "BLC", "diff"]
@@ -24,6 +25,7 @@ class Row(Wer):
     sent: float
     regret: Interval
     minus_blc: Interval | None = None
+    additive: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:

@@ -50,9 +50,21 @@ def sizes(results: DiffResults) -> Table:
     notes = (
         "by bytes: those of a whole model over those of the largest container; by values: those of "
         "the matrices over those of them that are sent, or cells, which is how the paper counts.",
+        *_fallen_back(results),
     )
     columns = ("model", "bytes", "by bytes", "by values")
     return Table("What is sent", columns, tuple(rows), notes=notes)
+
+
+def _fallen_back(results: DiffResults) -> list[str]:
+    """A note for each line of diffs of which some matrix was not sent as it was asked for."""
+    found = []
+    for name, line in results.lines.items():
+        if matrices := sorted({matrix for row in line for matrix in row.additive}):
+            found.append(
+                f"{name}: additive, for |value| times a sum moves no zeros: {', '.join(matrices)}"
+            )
+    return found
 
 
 def _columns(results: DiffResults) -> list[str]:

@@ -211,14 +211,32 @@ def test_matrices_with_a_row_of_zeros_are_additive_and_named(fedspeech, tmp_path
     write(tmp_path / "new", new)
     hashing = ("--method", "hash", "--cells", "1", "-o", "x.diff")
     _, out, _ = fedspeech("diff", "make", "old", "new", *hashing)
-    assert "additive, for |value| times a sum moves no row of zeros: b" in out.splitlines()
+    assert "additive, for |value| times a sum moves no zeros: b" in out.splitlines()
     entries = {e.name: e for e in wire.decode((tmp_path / "x.diff").read_bytes()).entries}
     assert entries["a"].segments[0].form == Form.MULTIPLICATIVE
     fedspeech("diff", "apply", "old", "x.diff", "-o", "result")
     moved = read(tmp_path / "result")["b"][7]
     assert (moved - 0.1).abs().mean() < 0.02
     _, out, _ = fedspeech("diff", "make", "old", "new", *hashing, "--additive")
-    assert "moves no row" not in out
+    assert "moves no zeros" not in out
+
+
+def test_zeros_that_stay_are_counted(fedspeech, tmp_path, monkeypatch):
+    """Few as they are, the multiplicative form loses less all the same."""
+    monkeypatch.chdir(tmp_path)
+    draw = torch.Generator().manual_seed(1)
+    old = {name: torch.randn(30, 20, generator=draw) for name in ("a", "b", "c")}
+    new = {name: tensor + 0.5 * tensor.abs() for name, tensor in old.items()}
+    for name in ("b", "c"):
+        old[name][:3, 0] = new[name][:3, 0] = 0
+    new["b"][:2, 0] = 1e-3
+    write(tmp_path / "old", old)
+    write(tmp_path / "new", new)
+    _, out, _ = fedspeech(
+        "diff", "make", "old", "new", "--method", "hash", "--cells", "0.1", "-o", "x.diff"
+    )
+    assert "2 zeros stay, for |value| times a sum does not move them: b" in out.splitlines()
+    assert "additive" not in out
 
 
 def test_what_devices_would_not_take_is_not_made(fedspeech, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from small_models import generations
 from fedspeech.diff import budget, methods, wire
 from fedspeech.diff.apply import apply
 from fedspeech.diff.budget import make, parse
+from fedspeech.diff.contents import Form
 from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
 from fedspeech.tensors import sha256, size
@@ -204,6 +205,46 @@ def test_learned_arrays_are_sent_as_they_are():
     small = make(old, new, 900, partial(methods.Learned, arrays=arrays, seed=9))
     assert len(small.data) <= 900
     assert [len(e.segments[0].codes) for e in wire.decode(small.data).entries[:2]] == [100, 100]
+
+
+@pytest.mark.parametrize(("zeros", "wanted"), [(0.9, "additive"), (0.02, "multiplicative")])
+def test_of_a_matrix_with_scattered_zeros_the_better_form_is_sent(zeros, wanted):
+    """No row is zero. Moved by a share of itself, and the zeros by as much as the others."""
+    draw = torch.Generator().manual_seed(3)
+    weight = torch.randn(200, 200, generator=draw)
+    pruned = torch.rand(200, 200, generator=draw) < zeros
+    change = torch.where(pruned, 0.1, 0.1 * weight.abs())
+    old = {"w": weight.masked_fill(pruned, 0)}
+    new = {"w": old["w"] + change}
+    assert bool(old["w"].any(dim=1).all())
+    lost = {}
+    for form in (Form.ADDITIVE, Form.MULTIPLICATIVE):
+        way = partial(_OneForm, form=form)
+        lost[form.name.lower()] = make(old, new, None, way, share=0.05).lost
+    assert min(lost, key=lost.get) == wanted and lost["multiplicative"] > 0.9 * zeros
+    made = make(old, new, None, HASH, share=0.05)
+    (entry,) = wire.decode(made.data).entries
+    assert entry.segments[0].form.name.lower() == wanted
+    assert made.lost == min(lost.values()) and made.lost < 0.5 * max(lost.values())
+
+
+class _OneForm(methods.Hashed):
+    """Fits one form, whatever it loses."""
+
+    def __init__(self, comparison, form: Form) -> None:
+        self._form = form
+        super().__init__(comparison, seed=9)
+
+    def _forms(self, part):
+        return (self._form,)
+
+
+def test_zeros_that_stay_zero_hold_up_nobody():
+    old, new = pair(9)
+    for model in (old, new):
+        model["a.weight"][:, ::2] = 0
+    entry, *_ = wire.decode(make(old, new, None, HASH, share=0.05).data).entries
+    assert (entry.name, entry.segments[0].form) == ("a.weight", Form.MULTIPLICATIVE)
 
 
 @pytest.mark.parametrize("hashes", [0, 17])

@@ -104,6 +104,23 @@ def test_bytes_are_counted_both_ways(results):
     assert not {"BL", "BL∞"} & set(found)
 
 
+def test_matrices_that_fell_back_are_named(made_up, tmp_path):
+    def notes() -> tuple[str, ...]:
+        return diff_tables.sizes(check(DiffResults, made_up, "here")).notes
+
+    before = notes()
+    for one in made_up["table"]:
+        if (one["model"], one["method"], one["ratio"]) == ("diff", "hash", 20.0):
+            one["additive"] = ["b.weight", "a.weight"][: one["generation"]]
+    said = "diff hash 20x: additive, for |value| times a sum moves no zeros: a.weight, b.weight"
+    assert notes() == (*before, said)
+    (tmp_path / "results.json").write_text(json.dumps(made_up))
+    assert said in write(tmp_path).read_text()
+    console = Console(file=io.StringIO(), width=200)
+    show(made_up, console)
+    assert said in console.file.getvalue()
+
+
 def test_the_figures_draw_every_line_once_in_each_panel(results):
     errors, regret = diff_figures.errors(results), diff_figures.regret(results)
     for plot, more in ((errors, 2), (regret, 0)):

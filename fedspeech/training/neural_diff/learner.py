@@ -38,6 +38,8 @@ class Outcome:
     """The share of the matrices' values that are sent, as the paper counts; a cell is one value."""
     loss: float
     """The mean in the last epoch, per utterance."""
+    additive: tuple[str, ...] = ()
+    """Matrices whose hashed diff fell back to the additive form."""
 
 
 def learn(task: Task, settings: NeuralDiffConfig, cell: Cell, base: Tensors | None) -> Outcome:
@@ -52,11 +54,13 @@ def learn(task: Task, settings: NeuralDiffConfig, cell: Cell, base: Tensors | No
     learned, loop = make(task, settings, cell, module, before)
     loss = _train(loop, cell)
     new = learned.state()
-    method = learned.method() if isinstance(learned, HashDiff) else Sparse
+    method, fallen_back = (
+        (learned.method(), learned.fallen_back) if isinstance(learned, HashDiff) else (Sparse, ())
+    )
     most = int(size(new) / _ratio(cell))
     kind = None if settings.values == "auto" else values.kind(settings.values)
     data = budget.make(before, new, most, method, kind).data
-    return Outcome(apply(before, data), data, size(new), _sent(data, new), loss)
+    return Outcome(apply(before, data), data, size(new), _sent(data, new), loss, fallen_back)
 
 
 def _ratio(cell: Cell) -> float:

@@ -43,6 +43,7 @@ class Generation:
             "bytes": [each["bytes"] for each in of_seeds],
             "full": of_seeds[0]["full"],
             "sent": round(float(np.mean([each["sent"] for each in of_seeds])), 6),
+            "additive": sorted({name for each in of_seeds for name in each.get("additive", ())}),
             "regret": difference(cell, cell._replace(model="BL", method=None, ratio=None)),
             "minus_blc": difference(cell, cell._replace(model="BLC"))
             if cell.model == "diff"
@@ -54,7 +55,8 @@ def assemble(settings: NeuralDiffConfig, task: Task, figures: Figures) -> dict[s
     """All of results.json; rates in percent, `sent` a share of the matrices' values.
 
     `regret` is a cell's rate minus that of BL in its generation, `minus_blc` a diff's minus that of
-    the BLC of its method and ratio.
+    the BLC of its method and ratio. `additive` names the matrices whose hashed diff fell back to
+    the additive form with one of the seeds.
     """
     generations = [
         Generation(figures, settings.seeds, number) for number in range(len(task.generations))

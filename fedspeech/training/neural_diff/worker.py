@@ -54,6 +54,7 @@ class Bench:
             "full": outcome.full,
             "sent": outcome.sent,
             "loss": outcome.loss,
+            "additive": list(outcome.additive),
             **counted(counts),
         }
 

@@ -29,6 +29,7 @@ def generation() -> Generation:
             "bytes": 100 + seed,
             "full": 1000,
             "sent": 0.1 + 0.02 * seed,
+            "additive": ["output.weight"] if (model, seed) == ("diff", 1) else [],
         }
     return Generation(figures, (0, 1), 1)
 
@@ -44,6 +45,7 @@ def test_rates_regret_and_the_difference_to_blc(generation):
     assert diff["minus_blc"]["mean"] == -42.5
     assert blc["minus_blc"] is None is bl["minus_blc"]
     assert diff["bytes"] == [100, 101] and diff["sent"] == 0.11 and diff["full"] == 1000
+    assert diff["additive"] == ["output.weight"] and bl["additive"] == []
 
 
 def test_intervals_are_those_of_resampled_speakers_and_utterances(generation):

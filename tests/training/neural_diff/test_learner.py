@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from fedspeech import tensors
 from fedspeech.diff import wire
 from fedspeech.diff.apply import apply
 from fedspeech.errors import RunError
 from fedspeech.tensors import sha256
 from fedspeech.training.neural_diff.cells import Cell
 from fedspeech.training.neural_diff.learner import learn
+from fedspeech.training.neural_diff.worker import Bench
 
 BL = Cell(0, 0, "BL")
 
@@ -83,6 +85,19 @@ def test_more_phrases_make_more_rows_and_both_methods_bring_them(understanding, 
         assert rows[-1].abs().min() > 0
         (entry,) = (e for e in wire.decode(made.data).entries if e.name == "embedding.weight")
         assert entry.change.name == "GROWN"
+
+
+def test_matrices_that_fell_back_are_told(setting, first, tmp_path):
+    """A row of zeros in the base; written with the cell's figures."""
+    task, config = setting
+    base = {name: tensor.clone() for name, tensor in first.model.items()}
+    base["tdnn.1.conv.weight"][0] = 0
+    tensors.write(tmp_path / "models" / f"{BL.name}.safetensors", base)
+    told = {
+        cell: Bench(config, task, tmp_path).finish(cell)["additive"]
+        for cell in (Cell(0, 1, "diff", "hash", 10.0), Cell(0, 1, "diff", "sparse", 10.0))
+    }
+    assert list(told.values()) == [["tdnn.1.conv.weight"], []]
 
 
 def test_the_same_cell_is_the_same_to_the_bit_and_seeds_differ(setting, first):
