@@ -162,6 +162,17 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     write_whole(path, lambda part: part.write_bytes(save(contiguous)))
 
 
+def private_folder(path: Path) -> None:
+    """Make a folder into which nobody but its owner may look, where there is none.
+
+    Raises DiskError where that fails.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error}") from error
+
+
 def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     """Let `save` fill a file beside `path`, flush it to disk, and give it its name in one step.
 

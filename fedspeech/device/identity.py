@@ -5,8 +5,8 @@ import re
 import secrets
 from pathlib import Path
 
-from fedspeech.errors import ConfigError, DiskError
-from fedspeech.tensors import write_whole
+from fedspeech.errors import ConfigError
+from fedspeech.tensors import private_folder, write_whole
 
 ABOUT = "device.json"
 NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -28,10 +28,7 @@ def settle(folder: Path, name: str | None = None) -> str:
         return known
     chosen = name or f"box-{secrets.token_hex(NAME_BYTES)}"
     text = json.dumps({"speaker": chosen}) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"{folder}: {error.strerror}") from None
+    private_folder(folder)
     write_whole(folder / ABOUT, lambda part: part.write_text(text, encoding="utf-8"))
     return chosen
 

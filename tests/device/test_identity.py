@@ -6,6 +6,7 @@ import re
 import pytest
 
 from fedspeech.device import identity
+from fedspeech.device.trust import Trust
 from fedspeech.errors import ConfigError
 
 
@@ -26,6 +27,13 @@ def test_a_device_stays_its_owners(tmp_path):
     identity.settle(tmp_path, "anna")
     with pytest.raises(ConfigError, match="this is anna's device, not ben's"):
         identity.settle(tmp_path, "ben")
+
+
+def test_nobody_else_may_look_into_a_devices_folder(tmp_path):
+    identity.settle(tmp_path / "new" / "device")
+    Trust(tmp_path / "pinned").pin("ab" * 32)
+    for folder in (tmp_path / "new" / "device", tmp_path / "pinned"):
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("name", ["", "../anna", "a b", "-anna", "a" * 129])
