@@ -311,6 +311,9 @@ def key(tmp_path) -> Path:
         ((500, b"[1]"), "missing", "no SuperLink answers at"),
     ],
 )
+        ((502, b"<html>"), "missing", "the proxy answers, and no SuperLink behind it (HTTP 502); "),
+        ((503, b""), "missing", "the proxy answers, and no SuperLink behind it (HTTP 503); wait: "),
+        ((504, b""), "missing", "the proxy answers, and no SuperLink behind it (HTTP 504); wait: "),
 def test_what_a_server_says_of_a_key(serve, key, answer, status, said):
     found = looked_at(*serve(answer=answer), key)["key"]
     assert found[0] == status and found[1].startswith(said)
