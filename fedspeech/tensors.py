@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -171,6 +172,14 @@ def private_folder(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DiskError(f"cannot write {path}: {error}") from error
+
+
+def try_writing(folder: Path) -> None:
+    """Raise DiskError where this process cannot write in a folder; nothing is left behind."""
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DiskError(f"cannot write in {folder}: {error.strerror}") from error
 
 
 def write_whole(path: Path, save: Callable[[Path], object]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,7 +10,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fedspeech.errors import ConfigError
-from fedspeech.finding import Finding
+
+if TYPE_CHECKING:
+    from fedspeech.finding import Finding
 
 
 def doctor(
@@ -56,7 +58,7 @@ def doctor(
 
 def _looked_at(
     server: str | None, ca: Path | None, key: Path | None, speech: Path | None, device: Path
-) -> Iterator[Finding]:
+) -> "Iterator[Finding]":
     if server is not None:
         from fedspeech import box, connection
 
