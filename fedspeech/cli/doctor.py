@@ -20,11 +20,18 @@ def doctor(
         str | None, typer.Option(metavar="HOST:PORT", help="From a box: the server to reach.")
     ] = None,
     ca: Annotated[
-        Path | None, typer.Option(help="The certificate of the server's own CA (PEM).")
+        Path | None,
+        typer.Option(readable=False, help="The certificate of the server's own CA (PEM)."),
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="The box's private key (OpenSSH).")] = None,
-    speech: Annotated[Path | None, typer.Option(help="The folder of the box's speech.")] = None,
-    device: Annotated[Path, typer.Option(help="Where the box keeps its models.")] = Path(),
+    key: Annotated[
+        Path | None, typer.Option(readable=False, help="The box's private key (OpenSSH).")
+    ] = None,
+    speech: Annotated[
+        Path | None, typer.Option(readable=False, help="The folder of the box's speech.")
+    ] = None,
+    device: Annotated[
+        Path, typer.Option(readable=False, help="Where the box keeps its models.")
+    ] = Path(),
 ) -> None:
     """Say what this machine offers and what is missing; with a server, what a box needs.
 
