@@ -23,6 +23,8 @@ from fedspeech.errors import ConfigError
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 20.0
 """That the SuperNode may take to end."""
+OWNER_ONLY = 0o077
+"""The umask: recordings' transcripts, models and keys are the owner's, and nobody else's."""
 AGAIN_SECONDS = 5.0, 10.0, 20.0
 """Until a SuperNode that has ended is started again: for up to a minute its SuperLink takes it for
 the one before, and refuses it."""
@@ -102,5 +104,6 @@ def supernode(
 def run(server: str, ca: str, key: str, port: int, settings: Mapping[str, str | int]) -> None:
     """A box, until it is told to end. Raises as `supernode` and `alone` do."""
     command, folder = supernode(server, ca, key, port, settings), Path(str(settings["device"]))
+    os.umask(OWNER_ONLY)
     with suppress(KeyboardInterrupt), alone(folder):
         Box(command, f"127.0.0.1:{port}", folder).run()

@@ -37,7 +37,7 @@ def _memory() -> Finding:
 def _speech(folder: Path) -> Finding:
     try:
         found = list(check(entries(folder)))
-    except CorpusError as error:
+    except (CorpusError, OSError) as error:
         return Finding("speech", str(error), "record some; `fedspeech corpus check` says more")
     usable = sum(one.cut is not None for one in found)
     said = f"{sum(one.seconds for one in found):.1f} s usable, {usable} of {len(found)} utterances"

@@ -21,6 +21,8 @@ PATH = "/v1/fleet/activate-node"
 BAD_HEARTBEAT, NO_SUCH_KEY = 2003, 2004
 """Flower's FLEET_INVALID_HEARTBEAT_INTERVAL and FLEET_NODE_ACTIVATION_FAILED."""
 UNAUTHORIZED = 401
+NOBODY_BEHIND = 502, 503, 504
+"""What a proxy answers that reaches nobody."""
 
 
 class Question(NamedTuple):
@@ -79,5 +81,8 @@ def answer(status: int, body: bytes) -> tuple[str, str]:
         return "not registered", "let the operator register its public key"
     if status == UNAUTHORIZED:
         return "the server does not take its signature", "see this box's clock"
+    if status in NOBODY_BEHIND:
+        found = f"the proxy answers, and no SuperLink behind it (HTTP {status})"
+        return found, "wait: the server's SuperLink is down, or starts"
     found = f"no SuperLink answers at {PATH} (HTTP {status})"
     return found, "check that this is the port for boxes"

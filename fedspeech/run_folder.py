@@ -80,7 +80,7 @@ class RunFolder:
         """
         if self.path in _held:
             return
-        self._take()
+        self._take(private=getattr(settings.engine, "grid", None) == "deployment")
         try:
             if self.config.exists():
                 self._check_same(settings, resume)
@@ -105,9 +105,10 @@ class RunFolder:
             return None  # `open` says what is wrong with it
         return found if isinstance(found, int) else None
 
-    def _take(self) -> None:
+    def _take(self, private: bool) -> None:
+        """Of boxes it holds their owners' models, which are nobody else's."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
             lock = self._lock.open("w")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -160,6 +161,25 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     contiguous = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
     # Not save_file: killed, it would leave a file with a name of its own.
     write_whole(path, lambda part: part.write_bytes(save(contiguous)))
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder into which nobody but its owner may look, where there is none.
+
+    Raises DiskError where that fails.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error}") from error
+
+
+def try_writing(folder: Path) -> None:
+    """Raise DiskError where this process cannot write in a folder; nothing is left behind."""
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DiskError(f"cannot write in {folder}: {error.strerror}") from error
 
 
 def write_whole(path: Path, save: Callable[[Path], object]) -> None:

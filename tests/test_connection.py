@@ -1,5 +1,6 @@
 """`fedspeech doctor --server` against real TLS servers on loopback, each wrong in its own way."""
 
+import os
 import socket
 import ssl
 import sys
@@ -8,6 +9,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from errno import EACCES
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
@@ -309,6 +311,9 @@ def key(tmp_path) -> Path:
         ((403, b"<html>"), "missing", "no SuperLink answers at /v1/fleet/activate-node (HTTP 403)"),
         ((200, b""), "missing", "no SuperLink answers at /v1/fleet/activate-node (HTTP 200)"),
         ((500, b"[1]"), "missing", "no SuperLink answers at"),
+        ((502, b"<html>"), "missing", "the proxy answers, and no SuperLink behind it (HTTP 502); "),
+        ((503, b""), "missing", "the proxy answers, and no SuperLink behind it (HTTP 503); wait: "),
+        ((504, b""), "missing", "the proxy answers, and no SuperLink behind it (HTTP 504); wait: "),
     ],
 )
 def test_what_a_server_says_of_a_key(serve, key, answer, status, said):
@@ -362,6 +367,17 @@ def test_the_question_is_what_flower_reads():
 # The command.
 
 
+def deny(patch, key, speech):
+    """Let these be unreadable, which for root nothing is."""
+
+    def denied(path, *_):
+        raise PermissionError(EACCES, os.strerror(EACCES), str(path))
+
+    read, look = Path.read_bytes, Path.iterdir
+    patch.setattr(Path, "read_bytes", lambda self: (denied if self == key else read)(self))
+    patch.setattr(Path, "iterdir", lambda self: (denied if self == speech else look)(self))
+
+
 def test_the_command_says_all_of_it_in_lines(serve, key, tmp_path, monkeypatch, capsys):
     to, ca = serve(answer=(400, b'{"code": 2003}'))
     speech = tmp_path / "speech"
@@ -379,6 +395,14 @@ def test_the_command_says_all_of_it_in_lines(serve, key, tmp_path, monkeypatch, 
     assert lines[-1] == (
         f"optional speech: 1.5 s usable, 1 of 2 utterances; see `fedspeech corpus check {speech}`"
     )
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda *_, **__: False)
+        deny(patch, key, speech)
+        status, lines = told(patch, capsys, *common, "--speech", speech)
+    found = {line[9:].split(":")[0]: line for line in lines}
+    assert status == 1 and {"disk", "memory"} <= found.keys()
+    for name, path in (("key", key), ("speech", speech)):
+        assert found[name].startswith(f"missing  {name}: {path}: Permission denied; ")
     (speech / "a.txt").unlink()
     assert told(monkeypatch, capsys, *common, "--speech", speech)[0] == 1
     status, lines = told(monkeypatch, capsys, *common, "--speech", tmp_path / "none")

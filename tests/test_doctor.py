@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -157,6 +158,17 @@ def test_a_full_disk_and_little_memory(tmp_path, monkeypatch):
     found = finding.disk("disk for runs", tmp_path / "not" / "there")
     assert found.found.endswith(f"free in {tmp_path}")
     assert found.status == "missing"
+
+
+def test_a_disk_that_cannot_be_written(small_disk, monkeypatch):
+    folder, _ = small_disk
+    monkeypatch.setattr(finding, "LEAST_DISK", 2**10)
+    assert finding.disk("disk", folder).status == "ok"
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    for place in (folder, folder / "not" / "there"):
+        found = finding.disk("disk", place)
+        assert found.status == "missing"
+        assert found.found == f"cannot write in {folder}: Read-only file system"
 
 
 def test_gpus_and_what_it_takes_to_train_on_them(monkeypatch):

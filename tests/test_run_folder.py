@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import tomllib
 from importlib.metadata import version
@@ -33,6 +34,18 @@ def reopened(run: RunFolder, settings: Config, resume: bool) -> RunFolder:
     other = RunFolder(run.path)
     other.open(settings, resume)
     return other
+
+
+@pytest.mark.parametrize(("grid", "mode"), [("deployment", 0o700), ("ray", 0o755)])
+def test_what_came_from_boxes_nobody_else_may_look_into(tmp_path, grid, mode):
+    usual = os.umask(0o022)
+    try:
+        run = RunFolder(tmp_path / "runs" / "boxes")
+        run.open(changed(engine={"grid": grid, "superlink": "home"}), resume=False)
+    finally:
+        os.umask(usual)
+    assert run.path.stat().st_mode & 0o777 == mode
+    run.close()
 
 
 def test_the_settings_in_force_are_written_whole(run):

@@ -8,12 +8,15 @@ import typer
 
 def box(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server to take part at.")],
-    ca: Annotated[Path, typer.Option(help="The certificate of the server's own CA (PEM).")],
-    key: Annotated[Path, typer.Option(help="The box's private key (OpenSSH).")],
-    speech: Annotated[
-        Path, typer.Option(help="The owner's recordings with transcripts; only read.")
+    ca: Annotated[
+        Path, typer.Option(readable=False, help="The certificate of the server's own CA (PEM).")
     ],
-    device: Annotated[Path, typer.Option(help="Where the box keeps its models.")],
+    key: Annotated[Path, typer.Option(readable=False, help="The box's private key (OpenSSH).")],
+    speech: Annotated[
+        Path,
+        typer.Option(readable=False, help="The owner's recordings with transcripts; only read."),
+    ],
+    device: Annotated[Path, typer.Option(readable=False, help="Where the box keeps its models.")],
     name: Annotated[
         str | None,
         typer.Option(help="Under which the server knows the owner; else drawn once and kept."),

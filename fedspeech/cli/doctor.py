@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,7 +10,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fedspeech.errors import ConfigError
-from fedspeech.finding import Finding
+
+if TYPE_CHECKING:
+    from fedspeech.finding import Finding
 
 
 def doctor(
@@ -18,11 +20,18 @@ def doctor(
         str | None, typer.Option(metavar="HOST:PORT", help="From a box: the server to reach.")
     ] = None,
     ca: Annotated[
-        Path | None, typer.Option(help="The certificate of the server's own CA (PEM).")
+        Path | None,
+        typer.Option(readable=False, help="The certificate of the server's own CA (PEM)."),
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="The box's private key (OpenSSH).")] = None,
-    speech: Annotated[Path | None, typer.Option(help="The folder of the box's speech.")] = None,
-    device: Annotated[Path, typer.Option(help="Where the box keeps its models.")] = Path(),
+    key: Annotated[
+        Path | None, typer.Option(readable=False, help="The box's private key (OpenSSH).")
+    ] = None,
+    speech: Annotated[
+        Path | None, typer.Option(readable=False, help="The folder of the box's speech.")
+    ] = None,
+    device: Annotated[
+        Path, typer.Option(readable=False, help="Where the box keeps its models.")
+    ] = Path(),
 ) -> None:
     """Say what this machine offers and what is missing; with a server, what a box needs.
 
@@ -56,7 +65,7 @@ def doctor(
 
 def _looked_at(
     server: str | None, ca: Path | None, key: Path | None, speech: Path | None, device: Path
-) -> Iterator[Finding]:
+) -> "Iterator[Finding]":
     if server is not None:
         from fedspeech import box, connection
 

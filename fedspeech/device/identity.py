@@ -5,8 +5,8 @@ import re
 import secrets
 from pathlib import Path
 
-from fedspeech.errors import ConfigError, DiskError
-from fedspeech.tensors import write_whole
+from fedspeech.errors import ConfigError
+from fedspeech.tensors import private_folder, try_writing, write_whole
 
 ABOUT = "device.json"
 NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -18,20 +18,18 @@ def settle(folder: Path, name: str | None = None) -> str:
 
     A drawn one is no experiment's: it comes from the system, so that nobody can try out names.
     Raises ConfigError where the name cannot be used or the folder has another one, DiskError where
-    it cannot be written.
+    the folder cannot be written.
     """
     if name is not None and not NAME.fullmatch(name):
         raise ConfigError(f"--name: expected letters, digits, '_', '.' and '-', found {name!r}")
     if (known := _known(folder / ABOUT)) is not None:
         if name not in (None, known):
             raise ConfigError(f"{folder / ABOUT}: this is {known}'s device, not {name}'s")
+        try_writing(folder)
         return known
     chosen = name or f"box-{secrets.token_hex(NAME_BYTES)}"
     text = json.dumps({"speaker": chosen}) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"{folder}: {error.strerror}") from None
+    private_folder(folder)
     write_whole(folder / ABOUT, lambda part: part.write_text(text, encoding="utf-8"))
     return chosen
 

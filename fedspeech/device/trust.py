@@ -15,7 +15,7 @@ from fedspeech.signing import (
     read_rotation,
     signer,
 )
-from fedspeech.tensors import write_whole
+from fedspeech.tensors import private_folder, write_whole
 
 TRUST = "trust.json"
 KEY, LEFT, LINE, LINES = "key", "left", "line", "lines"
@@ -63,6 +63,7 @@ class Trust:
         state = self._state()
         if state[KEY] not in (None, key):
             raise SignatureError(f"{self._path}: the key {str(state[KEY])[:12]} is pinned already")
+        private_folder(self._path.parent)
         self._write({**state, KEY: key, LINE: line or state[LINE]})
 
     def follow(self, rotations: Iterable[bytes]) -> str:

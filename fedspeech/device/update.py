@@ -33,6 +33,7 @@ def update(
     store, whole = Store(folder / MODELS), file.suffix == WHOLE
     if not whole and not (store.folder / STATE).exists():
         raise ModelError(f"{folder}: no device's models here; the first one comes as a whole")
+    tensors.private_folder(folder)
     with locked(store.folder, wait=False):
         about = description or store.state().get(DESCRIPTION)
         if about is None:

@@ -49,6 +49,14 @@ def test_what_is_wrong_is_one_line(box, replaced, told):
     assert len(err.splitlines()) == 1
 
 
+def test_a_key_that_cannot_be_read_is_one_line(box, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedspeech.connection.trusting", lambda ca: None)
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # root may read everything
+    status, _, err = box(key=tmp_path)
+    assert status == 2
+    assert err == f"fedspeech: {tmp_path}: Is a directory\n"
+
+
 def test_a_folder_without_speech_is_told(box, tmp_path, monkeypatch):
     monkeypatch.setattr("fedspeech.connection.trusting", lambda ca: None)
     (tmp_path / "empty").mkdir()

@@ -85,6 +85,7 @@ def test_a_device_without_flower_goes_from_release_to_release(tmp_path, line, ke
     store = Store(folder / "models")
     assert tensors.sha256(store.get("generic")) == line.names[1]
     assert store.state()["description"] == ABOUT.to_json()
+    assert folder.stat().st_mode & 0o777 == 0o700
     done = command("device", "rollback", folder)
     assert done.stdout == f"generic: {line.names[0]}\n"
 

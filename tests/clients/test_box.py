@@ -27,9 +27,16 @@ with alone(Path(sys.argv[1])):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run a box; of what it does only the first thing."""
-    monkeypatch.setattr(box.Box, "run", lambda self: self._answering.tidy())
+
+    def begin(self) -> None:
+        self._answering.tidy()
+        (tmp_path / "written").write_text("by the box")
+
+    monkeypatch.setattr(box.Box, "run", begin)
     settings = {"device": str(tmp_path)}
-    return lambda: box.run("localhost:1", "ca.crt", "box.key", 1, settings)
+    usual = os.umask(0o022)
+    yield lambda: box.run("localhost:1", "ca.crt", "box.key", 1, settings)
+    os.umask(usual)
 
 
 def test_a_second_box_is_refused_and_leaves_the_first_ones_message(run, tmp_path):
@@ -53,3 +60,8 @@ def test_a_second_box_is_refused_and_leaves_the_first_ones_message(run, tmp_path
         os.kill(fork, signal.SIGKILL)
         first.wait()
         first.stdout.close()
+
+
+def test_what_a_box_writes_nobody_else_may_read(run, tmp_path):
+    run()
+    assert (tmp_path / "written").stat().st_mode & 0o777 == 0o600

@@ -2,11 +2,13 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 
 from fedspeech.device import identity
-from fedspeech.errors import ConfigError
+from fedspeech.device.trust import Trust
+from fedspeech.errors import ConfigError, DiskError
 
 
 def test_a_name_is_drawn_once(tmp_path):
@@ -28,11 +30,29 @@ def test_a_device_stays_its_owners(tmp_path):
         identity.settle(tmp_path, "ben")
 
 
+def test_nobody_else_may_look_into_a_devices_folder(tmp_path):
+    identity.settle(tmp_path / "new" / "device")
+    Trust(tmp_path / "pinned").pin("ab" * 32)
+    for folder in (tmp_path / "new" / "device", tmp_path / "pinned"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("name", ["", "../anna", "a b", "-anna", "a" * 129])
 def test_names_that_could_be_paths_are_refused(tmp_path, name):
     with pytest.raises(ConfigError, match="--name: expected letters"):
         identity.settle(tmp_path, name)
     assert not (tmp_path / "device.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(small_disk):
+    """Also where it has been somebody's device before."""
+    folder, _ = small_disk
+    identity.settle(folder, "anna")
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    with pytest.raises(DiskError, match=f"cannot write in {folder}: Read-only file system"):
+        identity.settle(folder)
+    with pytest.raises(DiskError, match="Read-only file system"):
+        identity.settle(folder / "new")
 
 
 def test_a_damaged_file_is_nobodys(tmp_path):
