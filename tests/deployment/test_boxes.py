@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from commands import until
+from commands import going_on, until
 from federations import simulate
 from fleet import BIN, CONNECTION, NGINX, NO_NGINX, SUPERLINK, Fleet
 from owners import hand, rows
@@ -208,9 +208,12 @@ class Killer:
             return False
         assert self.fleet.wait_for_end(SERVER) == status
         if status:
-            assert "go on with --resume" in self.fleet.log(SERVER).splitlines()[-1]
-            start(self.fleet, self.experiment, "--resume")
+            assert "SuperLink boxes: " in self.fleet.log(SERVER).splitlines()[-1]
+            self.go_on()
         return status == 0
+
+    def go_on(self):
+        start(self.fleet, self.experiment, *going_on(self.fleet.folder / "run"))
 
     def note(self, what):
         self.killed.append((round(time.monotonic() - self.begin, 1), what))
@@ -246,7 +249,7 @@ class Killer:
         if self.fleet.status(SERVER) is not None:
             return False
         self.fleet.kill(SERVER)
-        start(self.fleet, self.experiment, "--resume")
+        self.go_on()
         return self.note(kind)
 
 
