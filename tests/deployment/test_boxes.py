@@ -160,7 +160,7 @@ def test_nothing_that_is_killed_changes_the_table(fleet, experiment, simulated):
     reached(fleet, "boxes: 4 in")
     (fork,) = fleet.wait("ben", lambda: forks(fleet, "ben"))
     os.kill(fork, signal.SIGKILL)
-    (node,) = of(fleet, "anna", "flower-supernode")
+    (node,) = of(fleet, "anna", "clients.supernode")
     os.kill(node, signal.SIGKILL)
     reached(fleet, "train.personalize: 4 in")
     assert "killed by signal 9; once more" in fleet.log("ben")
@@ -232,7 +232,7 @@ class Killer:
 
     def supernode(self, kind):
         box = self.draw.choice(self.fleet.boxes)
-        return self.signal(kind, box, of(self.fleet, box, "flower-supernode"))
+        return self.signal(kind, box, of(self.fleet, box, "clients.supernode"))
 
     def box(self, kind):
         box = self.draw.choice(self.fleet.boxes)
