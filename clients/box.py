@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +17,14 @@ from flwr.supercore.constant import TaskType
 from clients.answering import Answering, die_with_parent, say
 from fedspeech import protocol
 from fedspeech.device.lock import alone
-from fedspeech.errors import ConfigError
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 20.0
 """That the SuperNode may take to end."""
 OWNER_ONLY = 0o077
 """The umask: recordings' transcripts, models and keys are the owner's, and nobody else's."""
+CONTACT = "contact"
+"""File of a device's folder: when its SuperLink has last answered."""
 AGAIN_SECONDS = 5.0, 10.0, 20.0
 """Until a SuperNode that has ended is started again: for up to a minute its SuperLink takes it for
 the one before, and refuses it."""
@@ -35,7 +35,7 @@ class Box:
     is the device's."""
 
     def __init__(self, command: Sequence[str], address: str, folder: Path) -> None:
-        self._command = list(command)
+        self._command, self._contact = list(command), folder / CONTACT
         self._answering = Answering(address, folder)
         self._node: subprocess.Popen[bytes] | None = None
         self._ends = 0
@@ -46,6 +46,7 @@ class Box:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         protocol.cut_into_pieces()
         self._answering.tidy()
+        self._contact.unlink(missing_ok=True)
         gc.freeze()  # a fork that looks through what was imported would copy it
         waiting = self._answering.client("SuperExec")
         wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
@@ -84,25 +85,23 @@ def supernode(
 ) -> list[str]:
     """The command of a SuperNode whose messages are answered elsewhere.
 
-    `settings` are what its client app finds in `node_config`. Raises ConfigError where Flower's
-    command is missing.
+    `settings` are what its client app finds in `node_config`.
     """
-    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    if (command := shutil.which("flower-supernode", path=places)) is None:
-        raise ConfigError("flower-supernode: not found beside Python; install fedspeech anew")
+    contact = str(Path(str(settings["device"])) / CONTACT)
     config = " ".join(
         f"{name}={value}" if isinstance(value, int) else f'{name}="{value}"'
         for name, value in settings.items()
     )
     return [
-        *(command, "--superlink", server, "--root-certificates", ca),
+        *(sys.executable, "-P", "-m", "clients.supernode", contact),
+        *("--superlink", server, "--root-certificates", ca),
         *("--auth-supernode-private-key", key, "--isolation", "process"),
         *("--host", "127.0.0.1", "--port", str(port), "--node-config", config),
     ]
 
 
 def run(server: str, ca: str, key: str, port: int, settings: Mapping[str, str | int]) -> None:
-    """A box, until it is told to end. Raises as `supernode` and `alone` do."""
+    """A box, until it is told to end. Raises as `alone` does."""
     command, folder = supernode(server, ca, key, port, settings), Path(str(settings["device"]))
     os.umask(OWNER_ONLY)
     with suppress(KeyboardInterrupt), alone(folder):

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
+    import httpx
     from flwr.proto.node_pb2 import NodeInfo
     from flwr.supercore.control import ControlHttpClient
 
@@ -78,6 +79,17 @@ def nodes(client: "ControlHttpClient") -> "list[NodeInfo]":
     return list(client.ListNodes(ListNodesRequest()).nodes_info)
 
 
+def _refusal(response: "httpx.Response") -> str:
+    """In one line, by Flower or by whoever else answers there."""
+    from flwr.supercore.error import FlowerError
+
+    if (said := FlowerError.from_json(response.text)) is not None:
+        return f"refused: {said.message}"
+    if response.status_code == 404:
+        return "no SuperLink; the proxy before it is for boxes, give the SuperLink's own address"
+    return f"refused: HTTP status {response.status_code}"
+
+
 @contextmanager
 def control(superlink: str, ca: Path) -> "Iterator[ControlHttpClient]":
     """A connection to a SuperLink; what goes wrong with it is told in one line."""
@@ -96,6 +108,12 @@ def control(superlink: str, ca: Path) -> "Iterator[ControlHttpClient]":
         with ControlHttpClient.from_server_address(superlink, False, trusted, said) as client:
             yield client
     except httpx.HTTPStatusError as error:
-        raise Mistake(f"{superlink}: refused: {error.response.text or error}") from None
+        raise Mistake(f"{superlink}: {_refusal(error.response)}") from None
+    except httpx.ConnectError as error:
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            raise Mistake(f"{superlink}: no SuperLink answers there: {error}") from None
+        raise Mistake(
+            f"{superlink}: its certificate is not one that {ca} vouches for, by that name: {error}"
+        ) from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise Mistake(f"{superlink}: no SuperLink answers there: {error}") from None

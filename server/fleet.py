@@ -8,6 +8,7 @@ over, and sent once more as soon as its box is there again.
 
 import itertools
 import logging
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -73,9 +74,7 @@ class FleetGrid(WrappedGrid):
         self._boxes: Mapping[int, NodeInfo] = {}
         self._looked = 0.0
         protocol.cut_into_pieces()
-        spool.mkdir(parents=True, exist_ok=True)
-        for left in spool.iterdir():
-            left.unlink()
+        shutil.rmtree(spool, ignore_errors=True)
 
     @property
     def at_once(self) -> int:
@@ -118,6 +117,7 @@ class FleetGrid(WrappedGrid):
 
     def _keep(self, id: str, message: Message, deadline: float) -> _Pending:
         data = recorddict_to_proto(message.content).SerializeToString(deterministic=True)
+        self._spool.mkdir(parents=True, exist_ok=True)
         file = self._spool / id
         write_whole(file, lambda part: part.write_bytes(data))
         light = Message(content=RecordDict(), metadata=message.metadata)
@@ -156,7 +156,7 @@ class FleetGrid(WrappedGrid):
         if reply.has_error() and reply.error.code in SENT_AGAIN:
             self._pending[id].number = ""
             return None
-        self._pending.pop(id).file.unlink()
+        self._done(id)
         reply.metadata.__dict__["_reply_to_message_id"] = id
         return reply
 
@@ -201,11 +201,18 @@ class FleetGrid(WrappedGrid):
         return found
 
     def _give_up(self, id: str, why: str) -> Message:
-        pending = self._pending.pop(id)
-        pending.file.unlink()
+        pending = self._done(id)
         reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=pending.light)
         reply.metadata.__dict__["_reply_to_message_id"] = id
         return reply
+
+    def _done(self, id: str) -> _Pending:
+        """Forget a message; where none is left, nothing of them stays on the disk."""
+        pending = self._pending.pop(id)
+        pending.file.unlink()
+        if not self._pending:
+            self._spool.rmdir()
+        return pending
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -68,7 +68,7 @@ def joined(name: str) -> Iterator[HttpGrid]:
     cannot be used, RunError where the SuperLink does not answer as it should.
     """
     connection = _connection(name)
-    with told(name):
+    with told(f"{name} ({connection.address})", begun=False):
         run_id = _start(connection)
         try:
             grid = _claim(connection)
@@ -89,21 +89,25 @@ def joined(name: str) -> Iterator[HttpGrid]:
 
 
 @contextmanager
-def told(name: str) -> Iterator[None]:
-    """Say in one line what went wrong between here and a SuperLink. Raises RunError."""
+def told(name: str, begun: bool = True) -> Iterator[None]:
+    """Say in one line what went wrong between here and a SuperLink. Raises RunError.
+
+    `begun`: whether a run is underway there.
+    """
     try:
         yield
     except httpx.HTTPStatusError as error:
         refused = FlowerError.from_json(error.response.text)
         said = refused.message if refused else f"HTTP status {error.response.status_code}"
+        if refused is None and error.response.status_code == httpx.codes.NOT_FOUND:
+            said += "; no SuperLink, or the proxy before it, which is for boxes alone"
         if error.response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             said = f"it does not know this run any more ({said}); go on with --resume"
         raise RunError(f"SuperLink {name}: {said}") from None
     except httpx.TransportError as error:
-        raise RunError(
-            f"SuperLink {name}: no connection ({error or type(error).__name__}); what is finished "
-            "is kept, go on with --resume"
-        ) from None
+        why = f"SuperLink {name}: no connection ({error or type(error).__name__})"
+        kept = "; what is finished is kept, go on with --resume" if begun else ""
+        raise RunError(why + kept) from None
 
 
 def nodes(grid: HttpGrid) -> list[NodeInfo]:

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from fedspeech import __version__, apps
 from fedspeech.cli import box, corpus, device, diff, doctor, keys, transcribe
 from fedspeech.cli.experiment import File, Overrides
-from fedspeech.errors import ConfigError, FedSpeechError
+from fedspeech.errors import ConfigError, FedSpeechError, RunError
 
 if TYPE_CHECKING:
     from fedspeech.config import Experiment
@@ -147,6 +147,8 @@ def _show_logs(verbose: bool) -> None:
 
 def _run(settings: "Experiment", out: Path | None, resume: bool) -> None:
     folder = out or Path("runs") / settings.name
+    if resume and not (folder / "config.toml").exists():
+        raise RunError(f"{folder}: nothing to resume, no run has begun there; leave out --resume")
     try:
         _launch(settings, folder, resume)
     except KeyboardInterrupt:

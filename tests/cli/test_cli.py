@@ -179,6 +179,22 @@ def test_a_missing_file_is_one_message(fedspeech, tmp_path, monkeypatch, argumen
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("out", [[], ["--out", "elsewhere"]])
+@pytest.mark.parametrize("on", [[], ["--on", "deployment", "home"]])
+def test_where_no_run_has_begun_there_is_nothing_to_resume(
+    fedspeech, experiment, tmp_path, monkeypatch, out, on
+):
+    monkeypatch.chdir(tmp_path)
+    changes = ["--set", "federation.deployment.boxes=2"] if on else []
+    status, said, err = fedspeech("run", experiment, "--resume", *out, *on, *changes)
+    folder = "elsewhere" if out else "runs/small"
+    assert (status, said) == (2, "")
+    assert err == (
+        f"fedspeech: {folder}: nothing to resume, no run has begun there; leave out --resume\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
 def test_a_folder_that_is_a_file_is_told(fedspeech, experiment, tmp_path):
     (tmp_path / "file").write_text("mine")
     status, _, err = fedspeech("run", experiment, "--out", tmp_path / "file")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from commands import until
+from commands import going_on, until
 from federations import simulate
 from fleet import BIN, CONNECTION, NGINX, NO_NGINX, SUPERLINK, Fleet
 from owners import hand, rows
@@ -160,7 +160,7 @@ def test_nothing_that_is_killed_changes_the_table(fleet, experiment, simulated):
     reached(fleet, "boxes: 4 in")
     (fork,) = fleet.wait("ben", lambda: forks(fleet, "ben"))
     os.kill(fork, signal.SIGKILL)
-    (node,) = of(fleet, "anna", "flower-supernode")
+    (node,) = of(fleet, "anna", "clients.supernode")
     os.kill(node, signal.SIGKILL)
     reached(fleet, "train.personalize: 4 in")
     assert "killed by signal 9; once more" in fleet.log("ben")
@@ -208,9 +208,12 @@ class Killer:
             return False
         assert self.fleet.wait_for_end(SERVER) == status
         if status:
-            assert "go on with --resume" in self.fleet.log(SERVER).splitlines()[-1]
-            start(self.fleet, self.experiment, "--resume")
+            assert "SuperLink boxes: " in self.fleet.log(SERVER).splitlines()[-1]
+            self.go_on()
         return status == 0
+
+    def go_on(self):
+        start(self.fleet, self.experiment, *going_on(self.fleet.folder / "run"))
 
     def note(self, what):
         self.killed.append((round(time.monotonic() - self.begin, 1), what))
@@ -229,7 +232,7 @@ class Killer:
 
     def supernode(self, kind):
         box = self.draw.choice(self.fleet.boxes)
-        return self.signal(kind, box, of(self.fleet, box, "flower-supernode"))
+        return self.signal(kind, box, of(self.fleet, box, "clients.supernode"))
 
     def box(self, kind):
         box = self.draw.choice(self.fleet.boxes)
@@ -246,7 +249,7 @@ class Killer:
         if self.fleet.status(SERVER) is not None:
             return False
         self.fleet.kill(SERVER)
-        start(self.fleet, self.experiment, "--resume")
+        self.go_on()
         return self.note(kind)
 
 

@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 from fastapi.routing import iter_route_contexts
-from fleet import SUPERLINK, Fleet
+from fleet import SIGNED, SUPERLINK, Fleet
 from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.main import create_app
@@ -76,7 +76,7 @@ def test_only_the_paths_of_supernodes_answer(fleet, routes):
     found = {}
     with closing(connection):
         for method, path in product(METHODS, routes):
-            connection.request(method, path)
+            connection.request(method, path, headers=SIGNED)
             answer = connection.getresponse()
             answer.read()
             found[method, path] = answer.status
@@ -84,9 +84,20 @@ def test_only_the_paths_of_supernodes_answer(fleet, routes):
     static = {(method, STATIC) for method in METHODS if method != "TRACE"}
     assert set(through) - static == {("POST", path) for path in OPEN}
     assert {through[key] for key in static} == {412}
-    # Without a signature the SuperLink refuses them all, or asks for protobuf first.
+    # Without a true signature the SuperLink refuses them all, or asks for protobuf first.
     assert {through["POST", path] for path in OPEN} <= {401, 415}
     assert requests(fleet, since) == {("POST", path) for path in OPEN}
+
+
+def test_who_signs_nothing_does_not_get_to_the_superlink(fleet):
+    since = len(fleet.log(SUPERLINK))
+    for path in OPEN:
+        for missing in SIGNED:
+            some = {name: value for name, value in SIGNED.items() if name != missing}
+            assert status(fleet, "POST", path, **some) == 401
+        assert status(fleet, "POST", path) == 401
+    assert requests(fleet, since) == set()
+    assert '/v1/fleet/get-fab" it signs nothing: no SuperNode' in fleet.log("proxy")
 
 
 CONTROL = "/v1/control/list-nodes"
@@ -134,7 +145,7 @@ def test_headers_lead_nowhere_else(fleet):
     since = len(fleet.log(SUPERLINK))
     for name in ("X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Path", "X-Forwarded-Prefix"):
         assert status(fleet, "POST", "/nothing", **{name: CONTROL}) == 404
-        assert status(fleet, "POST", OPEN[0], **{name: CONTROL}) == 415
+        assert status(fleet, "POST", OPEN[0], **{name: CONTROL}, **SIGNED) == 415
     for name in ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"):
         assert status(fleet, "GET", OPEN[0], **{name: "POST"}) == 405
     assert requests(fleet, since) == {("POST", OPEN[0])}
@@ -160,7 +171,8 @@ HIDDEN = f"POST {CONTROL} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".enco
 def test_no_request_is_smuggled_inside_another(fleet, headers):
     """What follows an open request is judged as a request of its own, or belongs to its body."""
     since = len(fleet.log(SUPERLINK))
-    begin = b"POST %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % (OPEN[0].encode(), headers)
+    signed = "".join(f"{name}: {value}\r\n" for name, value in SIGNED.items()).encode()
+    begin = b"POST %s HTTP/1.1\r\nHost: x\r\n%s%s\r\n\r\n" % (OPEN[0].encode(), signed, headers)
     end = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     raw(fleet, begin + b"0\r\n\r\n" + HIDDEN + end)
     assert requests(fleet, since) <= {("POST", OPEN[0])}
@@ -169,19 +181,20 @@ def test_no_request_is_smuggled_inside_another(fleet, headers):
 def test_a_large_message_comes_through_and_no_endless_one(fleet):
     """5 MiB in one request; the SuperLink refuses it for its own reason."""
     since = len(fleet.log(SUPERLINK))
-    kind = {"Content-Type": "application/protobuf"}
+    kind = {"Content-Type": "application/protobuf", **SIGNED}
     large = PushObjectRequest(object_content=bytes(5 << 20)).SerializeToString()
     assert status(fleet, "POST", "/v1/fleet/push-object", large, **kind) == 401
     assert requests(fleet, since) == {("POST", "/v1/fleet/push-object")}
-    length = {"Content-Length": str(9 << 20)}
-    assert status(fleet, "POST", "/v1/fleet/push-object", **kind, **length) == 413
+    for path, size in (("push-object", 7 << 20), ("pull-messages", 300_000), ("get-run", 1 << 20)):
+        length = {"Content-Length": str(size)}
+        assert status(fleet, "POST", f"/v1/fleet/{path}", **kind, **length) == 413
     fleet.wait("proxy", lambda: "413 POST" in fleet.log("proxy"))
     assert "a message larger than client_max_body_size" in fleet.log("proxy")
 
 
 def test_a_box_cannot_tell_another_address_than_its_own(fleet):
     since = len(fleet.log(SUPERLINK))
-    status(fleet, "POST", OPEN[0], **{"X-Forwarded-For": "192.0.2.99"})
+    status(fleet, "POST", OPEN[0], **{"X-Forwarded-For": "192.0.2.99"}, **SIGNED)
     assert requests(fleet, since) == {("POST", OPEN[0])}
     assert "192.0.2.99" not in fleet.log(SUPERLINK)
 

@@ -221,3 +221,24 @@ def test_registering_again_changes_nothing(fleet: Fleet, capsys):
     before = fleet.nodes()
     assert command(fleet, capsys, "register", "ben") == (0, "ben: is registered already\n")
     assert fleet.nodes() == before
+
+
+def test_an_operator_who_comes_to_the_proxy(fleet: Fleet, capsys):
+    where = ["--keys", str(fleet.keys), "--superlink", str(fleet.door)]
+    assert make_keys().main(["register", *where, "ben"]) == 1
+    assert capsys.readouterr().err == (
+        f"make-keys: {fleet.door}: no SuperLink; the proxy before it is for boxes, give the "
+        "SuperLink's own address\n"
+    )
+
+
+def test_an_operator_with_another_ca(fleet: Fleet, capsys, tmp_path):
+    keys = str(tmp_path / "keys")
+    assert make_keys().main(["make", "--keys", keys, "--server", "localhost", "ben"]) == 0
+    where = ["--keys", keys, "--superlink", str(fleet.superlink)]
+    assert make_keys().main(["register", *where, "ben"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"make-keys: {fleet.superlink}: its certificate is not one that {keys}/ca.crt vouches for"
+    )
+    assert "no SuperLink answers" not in said and len(said.splitlines()) == 1

@@ -18,3 +18,8 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def going_on(folder: Path) -> list[str]:
+    """What makes a command go on with the run of a folder, where one has begun."""
+    return ["--resume"] if (folder / "config.toml").exists() else []

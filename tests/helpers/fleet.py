@@ -34,6 +34,8 @@ CONNECTION = "boxes"
 """An operator's Flower has this name for the SuperLink: `fedspeech run … --on deployment boxes`."""
 SECONDS = 120.0
 """That something may take on a busy machine."""
+SIGNED = {"flwr-public-key": "a", "flwr-timestamp": "b", "flwr-signature": "c"}
+"""With this the door takes somebody for a SuperNode; the SuperLink does not."""
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 NO_NGINX = "nginx is not installed (Debian: nginx-light)"
 
@@ -122,7 +124,9 @@ class Fleet:
             "RUN": str(self.folder / part),
             **other,
         }
-        self.start(part, [DOCKER / "start-proxy"], **environment)
+        # As in a container nobody is root; pytest's folders are for their owner alone.
+        as_one = ["-g", "user root;"] if os.geteuid() == 0 else []
+        self.start(part, [DOCKER / "start-proxy", *as_one], **environment)
         self.wait(part, lambda: listens(connection.address(environment["LISTEN"])))
 
     def start_supernode(

@@ -1,13 +1,17 @@
 """What must not leave a device, as bytes to look for: sound, features, words and names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from fedspeech import tensors
+from clients.speaker import Speaker
+from fedspeech import evaluation, tensors
+from fedspeech.device.personal import usual
+from fedspeech.device.store import BASE, GENERIC
 from fedspeech.features import FULL_SCALE
+from fedspeech.tensors import Tensors
 
 SECRET = "quisquiliae"
 """A word that only clients say, so that the vocabulary of G does not carry it."""
@@ -45,6 +49,28 @@ def words(entries: Iterable[dict], names: Iterable[str]) -> list[bytes]:
         if " " in entry["text"]:
             found.add(entry["text"])
     return [text.encode() for text in sorted(found)]
+
+
+def hypotheses(devices: Path) -> list[bytes]:
+    """What each device hears in its own speech with G, P_s, what is installed and what its owner
+    uses, where that is several words: one alone stands in the vocabulary of G, which is public."""
+    found = set[str]()
+    for path in sorted(devices.glob("*/device.json")):
+        device = Speaker(path.parent)
+        about = device.description
+        spoken = [*device.utterances("train"), *device.utterances("test")]
+        for model in _models(device):
+            module = about.module(model).eval()
+            found |= {*evaluation.transcribe(module, spoken, about.features, about.units)}
+    return [text.encode() for text in sorted(found) if " " in text]
+
+
+def _models(device: Speaker) -> Iterator[Tensors]:
+    yield device.store.get(GENERIC)
+    yield device.personal()
+    yield usual(device.store)[0]
+    if device.store.hash(BASE) is not None:
+        yield device.store.get(BASE)
 
 
 def leaks(content: bytes, needles: Iterable[bytes]) -> list[bytes]:

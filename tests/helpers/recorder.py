@@ -1,13 +1,17 @@
 """What stands between a proxy and its SuperLink and writes down every byte, as it is inside TLS."""
 
+import select
 import socket
 import ssl
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from fedspeech.connection import Address
 
 CHUNK = 2**16
+Ways = Mapping[ssl.SSLSocket, tuple[ssl.SSLSocket, str]]
+"""From where, to where, and the name of the file."""
 
 
 class Recorder:
@@ -43,19 +47,31 @@ class Recorder:
         except OSError:
             peer.close()
             return
-        for way, one, other in (("up", near, far), ("down", far, near)):
-            file = self._folder / f"{number:06}.{way}"
-            threading.Thread(target=_copy, args=(one, other, file), daemon=True).start()
-
-
-def _copy(one: ssl.SSLSocket, other: ssl.SSLSocket, file: Path) -> None:
-    with file.open("ab", buffering=0) as record:
+        ways = {near: (far, f"{number:06}.up"), far: (near, f"{number:06}.down")}
         try:
-            while data := one.recv(CHUNK):
-                record.write(data)
-                other.sendall(data)
+            while self._pass_on(ways):
+                pass
         except OSError:
             pass
         finally:
-            for each in (one, other):
-                each.close()
+            near.close()
+            far.close()
+
+    def _pass_on(self, ways: Ways) -> bool:
+        """What has come by now, each way; False where one side has ended. One thread does both:
+        of a TLS connection no two may at once."""
+        for one in [end for end in ways if end.pending()] or select.select(ways, [], [])[0]:
+            other, name = ways[one]
+            one.setblocking(False)
+            try:
+                data = one.recv(CHUNK)
+            except ssl.SSLWantReadError:  # nothing but TLS's own
+                continue
+            finally:
+                one.setblocking(True)
+            if not data:
+                return False
+            with (self._folder / name).open("ab") as record:
+                record.write(data)
+            other.sendall(data)
+        return True

@@ -13,7 +13,7 @@ from owners import hand, rows
 from fedspeech import config, protocol, tensors
 from fedspeech.corpus.partition import pseudonym
 from fedspeech.device.personal import ALPHA, open_store
-from fedspeech.errors import RunError
+from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.tensors import sha256
 from server import fleet, superlink
 from server.app import app as server
@@ -89,6 +89,19 @@ def test_boxes_give_what_simulated_devices_give(corpus, speech, experiment, cloc
     expected = simulated(corpus, tmp_path / "simulated")
     for key in ("generic", "personal", "table", "chosen_alpha", "per_speaker", "failures"):
         assert found[key] == expected[key], key
+    assert not (tmp_path / "run" / "spool").exists()
+
+
+def test_a_run_that_fails_before_it_begins_leaves_nothing_behind(
+    speech, experiment, clock, tmp_path
+):
+    asked = experiment()
+    generic = asked.generic.model_copy(update={"model": "/no/such.safetensors"})
+    with pytest.raises(FedSpeechError, match="/no/such"):
+        deploy(
+            asked.model_copy(update={"generic": generic}), Boxes(speech, tmp_path), tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_each_owner_has_what_the_device_chose(speech, experiment, clock, tmp_path):

@@ -174,7 +174,7 @@ def test_after_its_deadline_a_message_is_answered_with_an_error(link, tmp_path, 
     assert reply.metadata.reply_to_message_id == number
     assert reply.metadata.src_node_id == BEN
     assert reply.error.reason == f"no answer within 0 s, {said}"
-    assert not list((tmp_path / "spool").iterdir())
+    assert not (tmp_path / "spool").exists()
 
 
 def test_a_box_whose_key_was_revoked_is_not_waited_for(grid, link, tmp_path):
@@ -208,6 +208,16 @@ def test_what_is_underway_is_on_disk_only_until_it_is_answered(grid, link, tmp_p
     link.answer("m0", errors=0)
     list(grid.pull_messages(numbers))
     assert len(list((tmp_path / "spool").iterdir())) == 1
+    link.answer("m1", errors=0)
+    list(grid.pull_messages(numbers[1:]))
+    assert not (tmp_path / "spool").exists()
+
+
+def test_what_a_killed_run_had_underway_is_not_kept(link, tmp_path):
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "message-7").write_bytes(b"")
+    FleetGrid(link, "home", tmp_path / "spool", deadline=60.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_arrivals_end_with_enough_boxes_or_with_the_time(grid, link):

@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from fedspeech.errors import RunError
 from server import superlink
 
 
@@ -41,3 +42,39 @@ def test_what_it_refuses_is_refused(patience, status):
     with pytest.raises(httpx.HTTPStatusError):
         patience.invoke(ask)
     assert len(asked) == 1
+
+
+def refusal(error, **how):
+    """What is said of it."""
+    with pytest.raises(RunError) as said, superlink.told("home", **how):
+        raise error
+    return str(said.value)
+
+
+def test_only_what_was_begun_can_be_gone_on_with():
+    lost = httpx.ConnectError("nobody there")
+    assert refusal(lost) == (
+        "SuperLink home: no connection (nobody there); what is finished is kept, go on with "
+        "--resume"
+    )
+    assert refusal(lost, begun=False) == "SuperLink home: no connection (nobody there)"
+
+
+def test_where_nobody_answers_the_address_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    text = '[superlink.home]\naddress = "127.0.0.1:9"\ninsecure = true\n'
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(RunError) as said, superlink.joined("home"):
+        pass
+    assert str(said.value).startswith("SuperLink home (127.0.0.1:9): no connection (")
+    assert "--resume" not in str(said.value)
+
+
+def test_who_is_no_superlink_is_told():
+    request = httpx.Request("POST", "https://here/v1/control/start-run")
+    response = httpx.Response(404, request=request, text="<html>nginx</html>")
+    error = httpx.HTTPStatusError("404", request=request, response=response)
+    assert refusal(error) == (
+        "SuperLink home: HTTP status 404; no SuperLink, or the proxy before it, which is for boxes "
+        "alone"
+    )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import going_on
 from federations import assert_same, journaled, settings, simulate
 from slow import SLOW
 
@@ -130,9 +131,9 @@ def test_killed_ten_times_at_random_moments(corpus, undisturbed, folder):
     moments = [0, *sorted(draw.sample(range(1, total), 9))]
     file = folder.with_name("small.toml")
     file.write_text(config.dump(settings(corpus, engine={"grid": "ray", "workers": 2})))
-    command = ["fedspeech", "run", str(file), "--out", str(folder), "--resume"]
+    command = ["fedspeech", "run", str(file), "--out", str(folder)]
     for number, answers in enumerate(moments):
-        run = Command(command, folder.with_name(f"{number}.log"))
+        run = Command([*command, *going_on(folder)], folder.with_name(f"{number}.log"))
         known = len(journaled(folder))
         run.until(folder, answers)
         time.sleep(draw.uniform(0, 4.0 if answers <= known else 0.05))
@@ -141,6 +142,6 @@ def test_killed_ten_times_at_random_moments(corpus, undisturbed, folder):
         assert run.process.wait(LIMIT) == -signal.SIGKILL
         assert left_running() == []
         assert not (folder / "results.json").exists()
-    last = Command(command, folder.with_name("last.log"))
+    last = Command([*command, "--resume"], folder.with_name("last.log"))
     assert last.process.wait(LIMIT) == 0, last.log.read_text()
     assert_same(folder, undisturbed)

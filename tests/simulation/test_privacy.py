@@ -8,13 +8,17 @@ import pytest
 from federations import LONG, Around, results, settings, simulate
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from needles import SECRET, audio, features, leaks, words
+from needles import SECRET, audio, features, hypotheses, leaks, words
 
 from fedspeech import protocol
 from fedspeech.corpus.partition import pseudonym
 
 GENERIC = ("t00", "t01", "t02")
 CLIENTS = ("Aurelia Vexler", "Bohumil Quist", "Wendeline Zobrist")
+
+
+EPOCHS = 10
+"""Until G hears words at all, right or wrong."""
 
 
 class Wiretap(Around):
@@ -66,22 +70,33 @@ def recorded(secret_corpus, tmp_path_factory) -> tuple[Path, Wiretap]:
 
     folder = tmp_path_factory.mktemp("recorded") / "run"
     experiment = settings(
-        secret_corpus, partition={"generic": GENERIC}, federation=LONG, budget={"personal": "2x"}
+        secret_corpus,
+        partition={"generic": GENERIC},
+        generic={"epochs": EPOCHS},
+        federation=LONG,
+        budget={"personal": "2x"},
     )
     simulate(experiment, folder, around=tap)
     return folder, taps[0]
 
 
-def test_the_search_would_find_a_leak(recorded, secret_corpus, entries):
-    run, tap = recorded
-    for needles in (
-        audio(secret_corpus, entries),
+def all_needles(run, corpus, entries):
+    return [
+        audio(corpus, entries),
         features(run / "devices"),
         words(entries, CLIENTS),
-    ):
+        hypotheses(run / "devices"),
+    ]
+
+
+def test_the_search_would_find_a_leak(recorded, secret_corpus, entries):
+    run, tap = recorded
+    for needles in all_needles(run, secret_corpus, entries):
         assert len(needles) > 5
         planted = tap.up[5] + needles[3] + tap.up[6]
         assert needles[3] in leaks(planted, needles)
+    said = {entry["text"].encode() for entry in entries}
+    assert set(hypotheses(run / "devices")) - said, "what was heard wrong is looked for as well"
 
 
 def test_no_speech_is_in_any_message(recorded, secret_corpus, entries):
@@ -89,11 +104,7 @@ def test_no_speech_is_in_any_message(recorded, secret_corpus, entries):
     assert len(tap.up) == len(tap.down) > 8 * len(CLIENTS)
     everything = b"".join([*tap.up, *tap.down])
     assert len(everything) > 10_000_000  # the models are in there
-    for needles in (
-        audio(secret_corpus, entries),
-        features(run / "devices"),
-        words(entries, CLIENTS),
-    ):
+    for needles in all_needles(run, secret_corpus, entries):
         assert leaks(everything, needles) == []
 
 
@@ -131,8 +142,9 @@ def test_what_the_server_writes_names_nobody(recorded, entries):
     names = {path.name for path in kept}
     assert {"results.json", "ledger.csv", "report.html", "journal.sqlite"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
+    needles = words(entries, CLIENTS) + hypotheses(run / "devices")
     for path in kept:
-        assert leaks(path.read_bytes(), words(entries, CLIENTS)) == [], path
+        assert leaks(path.read_bytes(), needles) == [], path
 
 
 def test_an_error_on_a_device_stays_there(secret_corpus, entries, tmp_path, capfd):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import going_on
 from federations import LONG, Around, assert_same, journaled, results, settings, simulate
 
 from fedspeech import config, protocol
@@ -63,7 +64,7 @@ def start(experiment, folder: Path) -> subprocess.Popen:
     file.write_text(config.dump(experiment))
     with folder.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [COMMAND, "run", file, "--out", folder, "--resume"], stdout=log, stderr=log
+            [COMMAND, "run", file, "--out", folder, *going_on(folder)], stdout=log, stderr=log
         )
 
 
