@@ -10,7 +10,7 @@ from typing import Any
 
 from fedspeech import tensors
 from fedspeech.diff import wire
-from fedspeech.diff.apply import apply_file
+from fedspeech.diff.apply import apply_files
 from fedspeech.errors import DiffError, ModelError
 from fedspeech.tensors import Tensors, sha256, sha256_of, write, write_whole
 
@@ -57,21 +57,23 @@ class Store:
         self._take(names, notes)
         return names
 
-    def update(self, role: str, data: bytes, **notes: Any) -> str:
-        """Put the model that a diff gives in a role, and notes with it; its hash.
+    def update(self, role: str, *diffs: bytes, **notes: Any) -> str:
+        """Put the model that a diff, or a chain of them, gives in a role, and notes with it; its
+        hash.
 
-        The diff is for the model in that role or for another one that is held: M_s may come as a
-        diff from G. G and M_s stay, with what these notes said before, for `rollback`. Raises
-        DiffError where the diff is damaged or for a model that is not held, ModelError where that
-        model is damaged, DiskError where the disk does not take the new one; then nothing changes.
+        The first diff is for the model in that role or for another one that is held: M_s may come
+        as a diff from G. G and M_s stay, with what these notes said before, for `rollback`; what a
+        chain passes through is never held. Raises DiffError where a diff is damaged or for a model
+        that is not held, ModelError where that model is damaged, DiskError where the disk does not
+        take the new one; then nothing changes.
         """
-        base, result = wire.base_of(data), wire.result_of(data)
+        base, result = wire.base_of(diffs[0]), wire.result_of(diffs[-1])
         old, held = self.file(base), self.hash(role)
         if not old.exists():
             here = f"the {role} model here is {held}" if held else f"there is no {role} model here"
             raise DiffError(f"the diff is for the model {base}, and {here}")
         try:
-            write_shared(self.file(result), partial(apply_file, old, data), self._pool(role))
+            write_shared(self.file(result), partial(apply_files, old, diffs), self._pool(role))
         except DiffError:
             self._check(base, role)
             raise
