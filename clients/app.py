@@ -133,12 +133,8 @@ def _take(
         whole(model)
         return
     diffs = protocol.unpack_diffs(record)
-    results, held = [result_of(data) for data in diffs], me.store.hash(role)
-    _check_sent(role, expected, results[-1])
-    # Killed in the middle of a chain, a device is sent it once more.
-    done = results.index(held) + 1 if held in results else 0
-    for data in diffs[done:]:
-        me.store.update(role, data, **notes)
+    _check_sent(role, expected, result_of(diffs[-1]))
+    me.store.update(role, *diffs, **notes)
 
 
 def _check_sent(role: str, expected: str, found: str) -> None:

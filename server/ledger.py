@@ -1,4 +1,8 @@
-"""`ledger.csv`: every byte that was sent, as the journal counted it."""
+"""`ledger.csv`: the bytes of every message's content, as the journal counted them.
+
+A message that is sent again is not counted again, and what Flower and the network put around its
+content is not in it: the ledger of a run that is repeated or resumed is the same.
+"""
 
 import csv
 from pathlib import Path

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedspeech import tensors
 from fedspeech.diff import wire
-from fedspeech.diff.apply import apply_file
+from fedspeech.diff.apply import apply_files
 from fedspeech.errors import DiffError, ModelError
 from fedspeech.tensors import Tensors, sha256, sha256_of, write, write_whole
 
@@ -60,17 +60,19 @@ class Store:
         self._take(names, notes)
         return names
 
-    def update(self, role: str, data: bytes, **notes: Any) -> str:
-        """Put the model that a diff gives in a role, and notes with it; its hash.
+    def update(self, role: str, *diffs: bytes, **notes: Any) -> str:
+        """Put the model that a diff, or a chain of them, gives in a role, and notes with it; its
+        hash.
 
-        The diff is for the model in that role or for another one that is held: M_s may come as a
-        diff from G. What was there of G stays, as `put` has it. Raises DiffError where the diff is
-        damaged or for a model that is not held, ModelError where that model is damaged, DiskError
-        where the disk does not take the new one; then nothing changes.
+        The first diff is for the model in that role or for another one that is held: M_s may come
+        as a diff from G. What was there of G stays, as `put` has it; what a chain passes through is
+        never held. Raises DiffError where a diff is damaged or for a model that is not held,
+        ModelError where that model is damaged, DiskError where the disk does not take the new one;
+        then nothing changes.
         """
-        old, result = self.base_of(role, data), wire.result_of(data)
+        old, result = self.base_of(role, diffs[0]), wire.result_of(diffs[-1])
         try:
-            write_shared(self.file(result), partial(apply_file, old, data), self._pool(role))
+            write_shared(self.file(result), partial(apply_files, old, diffs), self._pool(role))
         except DiffError:
             self._check(old.stem, role)
             raise

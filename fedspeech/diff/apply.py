@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -71,6 +72,22 @@ def apply_file(old: Path, data: bytes, new: Path) -> str:
 
     write_whole(new, save)
     return diff.result
+
+
+def apply_files(old: Path, diffs: Sequence[bytes], new: Path) -> str:
+    """`apply_file` for a chain of diffs, in memory for one of them; the new model's hash.
+
+    The models in between take the place of one more on the disk, and are gone in the end. Raises as
+    `apply_file` does.
+    """
+    between = new.with_name(f".{new.name}.{os.getpid()}.between.part")
+    try:
+        for data in diffs[:-1]:
+            apply_file(old, data, between)
+            old = between
+        return apply_file(old, diffs[-1], new)
+    finally:
+        between.unlink(missing_ok=True)
 
 
 def _layout(old: Layout, diff: Diff) -> Layout:

@@ -216,12 +216,20 @@ def check_fresh(entries: Iterable[Entry], size: int, base: int) -> None:
     `base` is the number of values of its base: what the base does not vouch for is bounded by the
     bytes that there are.
     """
-    fresh = sum(entry.segments[-1].values for entry in entries if entry.change in FROM_ZERO)
-    if fresh > base + FRESH_PER_BYTE * size:
+    if (fresh := _fresh(entries)) > base + FRESH_PER_BYTE * size:
         raise DiffError(
             f"{fresh} values start from zero; a diff of {size} bytes for a model of {base} values "
             f"brings at most {base + FRESH_PER_BYTE * size}"
         )
+
+
+def least_size(entries: Iterable[Entry], base: int) -> int:
+    """The fewest bytes of a diff with which `check_fresh` lets these entries pass."""
+    return max(-(-(_fresh(entries) - base) // FRESH_PER_BYTE), 0)
+
+
+def _fresh(entries: Iterable[Entry]) -> int:
+    return sum(entry.segments[-1].values for entry in entries if entry.change in FROM_ZERO)
 
 
 def extent(shape: Sequence[int]) -> int:

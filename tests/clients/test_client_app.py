@@ -260,8 +260,9 @@ def test_what_is_only_tried_out_changes_nothing(ask, folders, speaker, generic, 
     assert before["description"] == description.to_json() != about
 
 
-def test_a_device_goes_back_to_a_generation_with_its_description(
-    ask, speaker, generic, description
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_device_goes_back_to_what_it_held_with_its_description(
+    ask, speaker, generic, description, chained
 ):
     other = {name: tensor + 1 for name, tensor in generic.items()}
     made, about = budget.make(generic, other), description.to_json()
@@ -274,7 +275,13 @@ def test_a_device_goes_back_to_a_generation_with_its_description(
         "settings": {},
         "start": None,
     }
-    ask(protocol.PERSONALIZE, said, generic=protocol.pack_diffs([made.data]))
+    if chained:
+        between = budget.make(generic, {name: tensor + 2 for name, tensor in generic.items()})
+        made = budget.make(between.result, other)
+        said["generation"] = sha256(made.result)
+    diffs = [between.data, made.data] if chained else [made.data]
+    ask(protocol.PERSONALIZE, said, generic=protocol.pack_diffs(diffs))
+    assert speaker.store.hash("generic") == said["generation"]
     assert speaker.store.state()["description"]["name"] == "tdnn-small"
     assert speaker.store.rollback("generic") == sha256(generic)
     assert speaker.store.state()["description"] == about

@@ -1,5 +1,6 @@
 """Generations that come as diffs: what a device holds then, before, and whatever happens."""
 
+import itertools
 import json
 import os
 
@@ -26,8 +27,9 @@ def chain() -> tuple[list[Tensors], list[bytes]]:
     return models, diffs
 
 
-STRIDE = 1 if os.environ.get("FEDSPEECH_FAULTS") == "all" else 3
-"""Lines from one at which a device is killed to the next."""
+ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
+STRIDES = {"update": 3, "chain": 11, "rollback": 3}
+"""Lines from one at which a device is killed to the next, unless it is killed at all of them."""
 MODELS, DIFFS = chain()
 NAMES = [sha256(model) for model in MODELS]
 
@@ -63,6 +65,14 @@ def test_back_one_step_and_no_further(store):
     with pytest.raises(ModelError, match="device: there is no generic model to go back to"):
         store.rollback(GENERIC)
     assert store.update(GENERIC, DIFFS[1]) == NAMES[2]
+
+
+def test_a_chain_is_one_step(store):
+    assert store.update(GENERIC, *DIFFS, description={"units": 9}) == NAMES[2]
+    assert sha256(store.get(GENERIC)) == NAMES[2]
+    assert held(store) == {NAMES[0], NAMES[2]} and store.previous(GENERIC) == NAMES[0]
+    assert store.rollback(GENERIC) == NAMES[0] == sha256(store.get(GENERIC))
+    assert store.state()["description"] == {"units": 6} and held(store) == {NAMES[0]}
 
 
 def test_notes_come_and_go_with_their_generation(store):
@@ -179,6 +189,14 @@ def test_a_diff_that_does_not_fit_is_refused(store, role, data, told):
     assert store.state() == before and held(store) == {NAMES[0]}
 
 
+@pytest.mark.parametrize("last", [DIFFS[0], DIFFS[1][:-9]])
+def test_of_a_chain_that_breaks_nothing_stays(store, last):
+    before = store.state()
+    with pytest.raises(DiffError, match=f"is for the model {NAMES[0]}, and this one is|damaged"):
+        store.update(GENERIC, DIFFS[0], last)
+    assert store.state() == before and held(store) == {NAMES[0]}
+
+
 def test_a_damaged_model_is_told_apart_from_a_wrong_diff(store):
     flip(store.file(NAMES[0]))
     before = store.state()
@@ -212,6 +230,21 @@ def test_a_full_disk_leaves_the_old_generation(small_disk):
     assert store.update(GENERIC, data) == sha256(new)
 
 
+def test_a_disk_that_is_full_in_the_middle_of_a_chain_leaves_the_old_generation(small_disk):
+    folder, resize = small_disk
+    models = [{"w": torch.full((100_000,), float(value))} for value in range(3)]
+    diffs = [budget.make(*pair).data for pair in itertools.pairwise(models)]
+    resize(1_000_000)
+    store = Store(folder / "device")
+    store.put(GENERIC, models[0])
+    before = store.state()
+    with pytest.raises(DiskError, match=f"write .*/{sha256(models[2])}.safetensors: No space"):
+        store.update(GENERIC, *diffs)
+    assert store.state() == before and held(store) == {sha256(models[0])}
+    resize(2_000_000)
+    assert store.update(GENERIC, *diffs) == sha256(models[2])
+
+
 # Simulated devices on one machine.
 
 
@@ -221,7 +254,7 @@ def test_devices_share_the_file_of_the_next_g(tmp_path, monkeypatch):
         store.put(GENERIC, MODELS[0])
     stores[0].update(GENERIC, DIFFS[0])
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "apply_file", lambda *_: 1 / 0)  # once is enough
+        patch.setattr(store_module, "apply_files", lambda *_: 1 / 0)  # once is enough
         stores[1].update(GENERIC, DIFFS[0])
     pooled = tmp_path / "pool" / f"{NAMES[1]}.safetensors"
     for store in stores:
@@ -247,14 +280,17 @@ from fedspeech.tensors import sha256
 
 folder, act, stride = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 begin, work = folder / "begin", folder / "work"
-models = [{"a": torch.full((50,), float(v)), "b": torch.arange(4.0) + v} for v in range(3)]
-diffs = [budget.make(models[n], models[n + 1]).data for n in (0, 1)]
+models = [{"a": torch.full((50,), float(v)), "b": torch.arange(4.0) + v} for v in range(4)]
+diffs = [budget.make(models[n], models[n + 1]).data for n in range(3)]
 home = fedspeech.__path__[0]
 ours = tuple(f"{home}/{name}" for name in ("device", "tensors", "layout", "diff/apply"))
 
 def run(store):
     if act == "update":
         store.update(GENERIC, diffs[1], release=3)
+    elif act == "chain":
+        # Killed after it had updated, a device is sent the same again.
+        store.update(GENERIC, *diffs[1:], release=4)
     elif store.previous(GENERIC):
         store.rollback(GENERIC)
 
@@ -311,9 +347,9 @@ print(found.count(False), found.count(True))
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("act", ["update", "rollback"])
+@pytest.mark.parametrize("act", STRIDES)
 def test_killed_at_any_line_a_device_holds_the_old_generation_or_the_new_one(child, tmp_path, act):
-    done = child(AT_EVERY_LINE, tmp_path, act, STRIDE)
+    done = child(AT_EVERY_LINE, tmp_path, act, 1 if ALL else STRIDES[act])
     assert done.returncode == 0, done.stderr
     before, after = map(int, done.stdout.split())
     assert before > 10 and after > 3

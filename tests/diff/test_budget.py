@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from slow import slow
 from small_models import generations
 
-from fedspeech.diff import budget, methods, wire
+from fedspeech.diff import methods, wire
 from fedspeech.diff.apply import apply
 from fedspeech.diff.budget import make, parse
+from fedspeech.diff.compare import compare
 from fedspeech.diff.contents import Form
+from fedspeech.diff.search import STEPS, Search
 from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
 from fedspeech.tensors import sha256, size
@@ -118,6 +120,33 @@ def test_the_least_possible_is_told_and_possible(method):
         make(old, new, least - 1, method)
 
 
+@pytest.mark.parametrize("kind", [None, Kind.FP32])
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [(methods.Sparse, 1.0), (methods.Sparse, 0.01), (HASH, 1.0)],
+    ids=["sparse", "equal values", "hash"],
+)
+def test_the_least_possible_is_taken_by_devices(method, steps, kind):
+    """A new tensor takes bytes that nothing else asks for: one for 256 values from zero."""
+    draw = torch.Generator().manual_seed(1)
+    fresh = torch.randn(300, 100, generator=draw)
+    old = {"a": torch.ones(10)}
+    new = {"a": torch.full((10,), 2.0), "b": (fresh * steps).round() if steps < 1 else fresh}
+    new["b"][0, 0] = 2.0
+    needed = math.ceil((30_000 - 10) / 256)
+    for most in (50, 100, needed - 1):
+        with pytest.raises(DiffError) as told:
+            make(old, new, most, method, kind)
+    least = int(re.search(r"too small: the least is (\d+) bytes$", str(told.value))[1])
+    assert least >= needed
+    with pytest.raises(DiffError, match=f"of {least - 1} bytes is too small: the least is {least}"):
+        make(old, new, least - 1, method, kind)
+    for most in (least, least + 1, least + 7):
+        made = make(old, new, most, method, kind)
+        assert needed <= len(made.data) <= most
+        assert sha256(apply(old, made.data)) == sha256(made.result)
+
+
 @slow
 @pytest.mark.parametrize("ratio", [8, 25])
 def test_no_other_precision_loses_much_less(ratio):
@@ -131,8 +160,8 @@ def test_no_other_precision_loses_much_less(ratio):
             one = make(old, new, None, kind=kind, share=float(share))
             if len(one.data) <= most:
                 best = min(best, one.lost)
-    search = budget._Search(old, budget.compare(old, new), methods.Sparse, None, lambda _: None)
-    for precision in budget.STEPS[::4]:
+    search = Search(old, compare(old, new), methods.Sparse, None, lambda _: None)
+    for precision in STEPS[::4]:
         for amount in range(20, search.most, 40):
             diff = search.diff(amount, precision)
             if len(wire.encode(diff)) <= most:
