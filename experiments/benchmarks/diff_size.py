@@ -13,7 +13,8 @@ fedspeech is imported. The bound is
     what is not float32 and differs is sent as it is.
 
 zstd -19 and xz -9 get the same changes as an array of all values, zeros where nothing changes, each
-stored as the diff stores it. The exit status is 1 where the diff is above 1.05 of the bound.
+stored as the diff stores it. The exit status is 1 where the diff is above 1.05 of the bound, 2
+where two models do not tell what was sent: the array of a hashed diff (`diff_sizes` weighs that).
 """
 
 import lzma
@@ -173,7 +174,15 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     old, new, kind = load_file(arguments[0]), load_file(arguments[1]), arguments[3]
-    tensors, more = list(changes(old, new, kind)), verbatim(old, new)
+    try:
+        tensors, more = list(changes(old, new, kind)), verbatim(old, new)
+    except ValueError as error:
+        print(
+            f"{error}; where {arguments[2]} is hashed, weigh it by itself:\n"
+            f"    python -m experiments.benchmarks.diff_sizes {arguments[2]}",
+            file=sys.stderr,
+        )
+        return 2
     size, least = Path(arguments[2]).stat().st_size, bound(tensors, kind) + len(more)
     print(f"{size} bytes, {size / least:.4f} times the bound of {least:.0f}")
     for name, other in compressed(tensors, more).items():
