@@ -27,7 +27,7 @@ def regret(results: DiffResults) -> Table:
 
 
 def minus_blc(results: DiffResults) -> Table:
-    """Each diff beside the model that is itself as small."""
+    """Each diff beside the model that is itself as sparse."""
     rows = _rows(results, [n for n in results.lines if n.startswith(DIFF)], _beside_blc)
     notes = (f"Points that a diff has more than the {BLC} of its method and ratio; paired.",)
     return Table(f"Diff minus {BLC}", ("diff", *_columns(results)), rows, notes=notes)
