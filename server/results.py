@@ -195,8 +195,9 @@ def _budgets(table: Table, outcome: Outcome, config: Config) -> dict[str, Any]:
     return {"budgets": rows}
 
 
-def _took(outcome: Outcome, name: str, speakers: Sequence[str]) -> dict[str, float]:
-    """Bytes of a push, mean and most, and the mean share of the change that was lost."""
+def _took(outcome: Outcome, name: str, speakers: Sequence[str]) -> dict[str, Any]:
+    """Bytes of a push, mean and most, the mean share of the change that was lost, and tensors whose
+    hashed diff fell back to the additive form."""
     took = [
         by_speaker[s] for (base, _), by_speaker in outcome.pushed.items() if base == name
         for s in speakers
@@ -204,7 +205,12 @@ def _took(outcome: Outcome, name: str, speakers: Sequence[str]) -> dict[str, flo
     sizes = [one.bytes for one in took] or [0]
     lost = sum(one.lost for one in took) / max(len(took), 1)
     mean = sum(sizes) / len(sizes)
-    return {**_rounded({"bytes": mean, "lost": lost}), "most_bytes": max(sizes)}
+    additive = sorted({tensor for one in took for tensor in one.additive})
+    return {
+        **_rounded({"bytes": mean, "lost": lost}),
+        "most_bytes": max(sizes),
+        "additive": additive,
+    }
 
 
 def _differences(table: Table, bases: Sequence[str]) -> list[dict[str, Any]]:

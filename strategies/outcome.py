@@ -22,10 +22,12 @@ class Failure:
 class Pushed:
     """What it took to bring a model to one device: the bytes of the diff (of the whole where there
     is no budget; 0 where it is held), and the share of the change's square that the diff lost.
+    `additive` are tensors whose hashed diff fell back to the additive form.
     """
 
     bytes: int
     lost: float = 0.0
+    additive: tuple[str, ...] = ()
 
 
 def at_budget(base: str, budget: str | None) -> str:

@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord
 
 from fedspeech import protocol
 from fedspeech.budgets import BASE, GENERIC, Budgets
+from fedspeech.diff import wire
 from fedspeech.diff.budget import Made, make
 from fedspeech.diff.methods import METHODS
 from fedspeech.errors import BudgetError, DiffError
@@ -105,4 +106,5 @@ class Pushes:
 
 def _as_diff(name: str, made: Made) -> Push:
     records = {"model": protocol.pack_diffs([made.data])}
-    return Push(name, records, Pushed(len(made.data), made.lost))
+    additive = wire.decode(made.data).additive
+    return Push(name, records, Pushed(len(made.data), made.lost, additive))

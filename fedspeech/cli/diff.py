@@ -201,18 +201,19 @@ def apply(
 def inspect(diff: File) -> None:
     """Show what is in a diff: bytes of each tensor, and how far above the bound they are.
 
-    The bound is log2 C(N, n) for n positions among N and the entropy of the values with its tables.
-    Tensors of few codes share a table: the last row has their bytes.
+    The bound is log2 C(N, n) for n positions among N and the entropy of the values with its tables:
+    one for each tensor or one for all, whichever is smaller; a row counts one for itself. Tensors
+    of few codes share one in the diff: the last row has their bytes.
 
     Example: `fedspeech diff inspect new.diff`
     """
     from fedspeech.diff import wire
-    from fedspeech.diff.inspect import costs
+    from fedspeech.diff.inspect import costs, least
 
     data = _read(diff)
     with _named(diff):
         about, rows = wire.decode(data), costs(data)
-    bound = sum(row.bound for row in rows)
+    bound = least(about)
     say(f"base    {about.base}")
     say(f"result  {about.result}")
     hashes = f"; {about.hashes} hash functions of seed {about.seed}" if about.hashes else ""

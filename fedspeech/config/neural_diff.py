@@ -33,7 +33,8 @@ Ratio = Annotated[float, Field(gt=1, strict=True)]
 
 
 class RecognitionSettings(Settings):
-    """Setting 1 of the paper: a recognizer whose training speech grows (CTC, greedily decoded)."""
+    """Setting 1 of the paper: a recognizer whose training speech grows. Its model says by which
+    criterion it is trained and decoded; of the texts the greedy one is taken."""
 
     shares: tuple[Share, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Of the training speech by duration, for each generation; each holds the one before."""

@@ -70,3 +70,12 @@ class Diff:
     entries: tuple[Entry, ...]
     hashes: int = 0
     seed: int = 0
+
+    @property
+    def additive(self) -> tuple[str, ...]:
+        """Tensors that are hashed additively, all of them or in part."""
+        return tuple(
+            entry.name
+            for entry in self.entries
+            if any(segment.form == Form.ADDITIVE for segment in entry.segments)
+        )

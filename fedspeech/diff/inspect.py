@@ -2,7 +2,8 @@
 
 Bytes are those of the container itself: its entries, and the streams of its coded part. What they
 are held against, the bound, is log2 C(N, n) for n positions among N, and the order-0 entropy of the
-stored values with the tables that it needs; values in fp32 count 32 bits.
+stored values with the tables that it needs: one for each segment or one for all, whichever is
+smaller. Values in fp32 count 32 bits; what is sent verbatim counts whole.
 """
 
 import math
@@ -15,8 +16,10 @@ from fedspeech.diff import entropy, wire
 from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
 from fedspeech.diff.fields import Fields, metered
 from fedspeech.diff.streams import LARGE, numbers, streams
-from fedspeech.diff.values import BITS, Kind
+from fedspeech.diff.values import BITS, MOST, Kind
 
+ALPHABETS = {**{kind: 2**bits for kind, bits in BITS.items()}, Kind.INT8: 2 * MOST + 1}
+"""How many different values there are."""
 HEADER, TOGETHER = "(header)", "(small tensors)"
 """Rows that belong to no tensor."""
 
@@ -27,7 +30,8 @@ class Cost:
 
     `entry` says what becomes of the tensor; its first segment has it. `positions` and `values` are
     None where a segment of few codes shares its streams with others of that kind, and then the
-    bound is 0: the row `(small tensors)` has them of all. `count` codes change `among` values.
+    bound is 0: the row `(small tensors)` has them of all. `count` codes change `among` values. A
+    row's bound has the table to itself; `least` is that of the whole diff.
     """
 
     name: str
@@ -110,6 +114,14 @@ def _together(diff: Diff, segments: Sequence[Segment], positions: int, values: i
     )
 
 
+def least(diff: Diff) -> float:
+    """The bound of a whole diff, in bytes."""
+    segments = [segment for entry in diff.entries for segment in entry.segments]
+    apart = sum(bound([segment], diff.kind) for segment in segments)
+    verbatim = sum(len(entry.content) for entry in diff.entries)
+    return verbatim + min(apart, bound(segments, diff.kind))
+
+
 def bound(segments: Sequence[Segment], kind: Kind) -> float:
     """The bound of some segments whose codes share a table, in bytes.
 
@@ -130,7 +142,7 @@ def bound(segments: Sequence[Segment], kind: Kind) -> float:
         return (positions + 32 * number) / 8
     _, counts = np.unique(codes, return_counts=True)
     entropy = float(np.sum(counts * np.log2(number / counts)))
-    table = _choices(1 << BITS[kind], len(counts)) + _choices(number - 1, len(counts) - 1)
+    table = _choices(ALPHABETS[kind], len(counts)) + _choices(number - 1, len(counts) - 1)
     return (positions + entropy + table) / 8
 
 

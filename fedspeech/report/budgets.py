@@ -9,7 +9,7 @@ from fedspeech.report import captions
 from fedspeech.report.canvas import Look, Plot, color, drawing, looks, plot
 from fedspeech.report.results import Budgeted, BudgetedCell, Results
 from fedspeech.report.run_tables import size
-from fedspeech.report.tables import CHOSEN, Estimate, Table
+from fedspeech.report.tables import CHOSEN, Estimate, Table, fallen_back
 
 HEIGHT = 260
 WHOLE = "whole"
@@ -26,6 +26,11 @@ def table(results: Results) -> Table:
         "not fit; change: the paired difference from the same base and alpha in the first row of "
         "the base.",
         CHOSEN_NOTE if chosen else BEST_NOTE,
+        *(
+            fallen_back(f"{row.base} at {row.budget}", row.additive)
+            for row in results.budgets
+            if row.additive
+        ),
     )
     columns = ("base", "budget", "size", "lost %", "WER %", "change")
     return Table("WER against bytes", columns, rows, words=2, notes=notes)

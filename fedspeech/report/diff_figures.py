@@ -19,7 +19,7 @@ def errors(results: DiffResults) -> Plot:
     caption = (
         f"{results.metric} in percent against the generation. In the last one, F_0 that was never "
         f"updated (BL∞) has {never.mean:.2f} %, and a model trained anew (BL) {anew.mean:.2f} %. "
-        "Full lines are diffs, broken ones are models that are themselves as small (BLC)."
+        "Full lines are diffs, broken ones are models that are themselves as sparse (BLC)."
     )
     return _panels(results, f"{results.metric} %", lambda row: row.mean, True, caption)
 

@@ -9,8 +9,9 @@ from fedspeech.report.tables import Estimate
 HOW_TO_READ = (
     "BL is trained anew on all that a generation has, without a limit; its generation 0 is F_0, "
     "with which every line of diffs begins. BL∞ is F_0 for ever. BLC is a model that is itself as "
-    "small as a diff, pruned or hashed. A diff turns the generation before into this one; what is "
-    "judged is the model that a device gets when it applies the diff's bytes.",
+    "sparse as a diff, or hashed to as many cells; the bytes of both are below. A diff turns the "
+    "generation before into this one; what is judged is the model that a device gets when it "
+    "applies the diff's bytes.",
     f"{INTERVALS} Regret and differences are paired.",
     "All numbers but those of time follow from the seeds, the corpus and the settings.",
 )

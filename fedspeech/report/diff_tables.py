@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from fedspeech.report.diff_results import BLC, DIFF, DiffResults, Row
 from fedspeech.report.run_tables import size
-from fedspeech.report.tables import Estimate, Table
+from fedspeech.report.tables import Estimate, Table, fallen_back
 
 
 def every(results: DiffResults) -> list[Table]:
@@ -27,7 +27,7 @@ def regret(results: DiffResults) -> Table:
 
 
 def minus_blc(results: DiffResults) -> Table:
-    """Each diff beside the model that is itself as small."""
+    """Each diff beside the model that is itself as sparse."""
     rows = _rows(results, [n for n in results.lines if n.startswith(DIFF)], _beside_blc)
     notes = (f"Points that a diff has more than the {BLC} of its method and ratio; paired.",)
     return Table(f"Diff minus {BLC}", ("diff", *_columns(results)), rows, notes=notes)
@@ -60,10 +60,8 @@ def _fallen_back(results: DiffResults) -> list[str]:
     """A note for each line of diffs of which some matrix was not sent as it was asked for."""
     found = []
     for name, line in results.lines.items():
-        if matrices := sorted({matrix for row in line for matrix in row.additive}):
-            found.append(
-                f"{name}: additive, for |value| times a sum moves no zeros: {', '.join(matrices)}"
-            )
+        if matrices := [matrix for row in line for matrix in row.additive]:
+            found.append(fallen_back(name, matrices))
     return found
 
 

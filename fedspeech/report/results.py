@@ -121,7 +121,8 @@ class Budgeted(Record):
     """A base as it was pushed within one budget (None: as a whole).
 
     `bytes` of one push, the mean and the most over speakers; `lost` is the share of the squared
-    change that the diff does not bring.
+    change that the diff does not bring; `additive` are tensors whose hashed diff fell back to the
+    additive form.
     """
 
     base: str
@@ -129,6 +130,7 @@ class Budgeted(Record):
     bytes: float
     most_bytes: int
     lost: float
+    additive: tuple[str, ...] = ()
     table: tuple[BudgetedCell, ...]
 
     @property

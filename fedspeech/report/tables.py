@@ -3,7 +3,7 @@
 Tables 1, 2 and 3 are those of Mdhaffar, Tommasi, Estève, SPECOM 2021, for this run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fedspeech.report.results import (
@@ -50,6 +50,12 @@ class Table:
     notes: tuple[str, ...] = ()
     marked: frozenset[int] = frozenset()
     """Rows that stand out: what a device can know for itself."""
+
+
+def fallen_back(what: str, tensors: Iterable[str]) -> str:
+    """A note where hashed diffs were not sent as they were asked for."""
+    names = ", ".join(sorted(set(tensors)))
+    return f"{what}: additive, for |value| times a sum moves no zeros: {names}"
 
 
 def corpus(results: Results) -> Table:

@@ -51,6 +51,7 @@ def test_make_apply_and_inspect(fedspeech, models, tmp_path):
         head.split()
         == " ".join(["tensor change form codes of entry positions values / bound"]).split()
     )
+    assert f"times the bound of {inspection.least(wire.decode(data)):,.0f}" in total
     assert len(rows) == len(inspection.costs(data))
     # Every column begins where its heading does.
     places = [head.index(name) for name in ("entry", "positions", "values", "/ bound", "")]

@@ -128,7 +128,7 @@ def exact(segments: list[Segment], kind: Kind) -> float:
     if kind == Kind.FP32:
         return (bits + 32 * number) / 8
     bits += sum(n * math.log2(number / n) for n in codes.values())
-    alphabet = 2**8 if kind == Kind.INT8 else 2**16
+    alphabet = 255 if kind == Kind.INT8 else 2**16
     bits += math.log2(math.comb(alphabet, len(codes)))
     return (bits + math.log2(math.comb(number - 1, len(codes) - 1))) / 8
 

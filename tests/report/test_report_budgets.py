@@ -46,6 +46,15 @@ def budgeted(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
+def test_tensors_that_fell_back_are_named(budgeted: dict[str, Any]) -> None:
+    before = budgets.table(check(Results, budgeted, "here")).notes
+    budgeted["budgets"][2]["additive"] = ["b.weight", "a.weight"]
+    *notes, last = budgets.table(check(Results, budgeted, "here")).notes
+    assert tuple(notes) == before
+    said = "additive, for |value| times a sum moves no zeros: a.weight, b.weight"
+    assert last == f"mean at 10x: {said}"
+
+
 def test_the_table_tells_what_the_devices_chose(budgeted: dict[str, Any]) -> None:
     table = budgets.table(check(Results, budgeted, "here"))
     assert [row[:2] for row in table.rows] == [

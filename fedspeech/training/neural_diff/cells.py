@@ -11,8 +11,8 @@ class Cell(NamedTuple):
     """One model of one generation.
 
     BL is trained anew on D_t without a limit, and its generation 0 is F_0. BL∞ is F_0 for ever.
-    BLC is the model itself, sparse or hashed, in as many bytes as a diff has. A diff is what makes
-    F_t of F_{t-1}.
+    BLC is the model itself, sparse or hashed by the same ratio as a diff. A diff is what makes F_t
+    of F_{t-1}.
     """
 
     seed: int
