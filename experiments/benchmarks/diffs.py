@@ -29,6 +29,7 @@ from fedspeech.diff import budget, methods, wire
 from fedspeech.diff.apply import apply_file
 from fedspeech.diff.budget import Made
 from fedspeech.diff.compare import compare
+from fedspeech.diff.contents import Form
 from fedspeech.diff.values import Kind, values
 from fedspeech.features import one_thread
 from fedspeech.tensors import Tensors
@@ -113,21 +114,21 @@ class Case:
 
     def hashed(self, ratio: int, kind: Kind) -> tuple[Made, list[Stored], float]:
         """The same for arrays that are fitted by least squares, once for all kinds of values."""
-        seconds, arrays = self._arrays(ratio)
-        way = partial(methods.Learned, arrays=arrays, seed=0)
+        seconds, arrays, additive = self._arrays(ratio)
+        way = partial(methods.Learned, arrays=arrays, seed=0, additive=additive)
         made = budget.make(self.old, self.new, None, way, kind)
         stored = [Stored(as_sent(array, kind), sparse=False) for array in arrays.values()]
         return made, [*stored, *self._changes(made, kind, arrays)], seconds
 
     @cache  # noqa: B019  (there is one case)
-    def _arrays(self, ratio: int) -> tuple[float, dict[str, np.ndarray]]:
+    def _arrays(self, ratio: int) -> tuple[float, dict[str, np.ndarray], list[str]]:
+        """Seconds, the arrays, and the names of those that fell back to the additive form."""
         comparison = compare(self.old, self.new)
         way = methods.Hashed(comparison, seed=0)
         seconds, found = timed(lambda: way.segments(way.amount(1 / ratio), Kind.FP32, 0.0))
-        pairs = zip(comparison.parts, found, strict=True)
-        return seconds, {
-            part.name: values(segment.codes, Kind.FP32, 1.0) for part, segment in pairs if part.rows
-        }
+        pairs = [(p.name, s) for p, s in zip(comparison.parts, found, strict=True) if p.rows]
+        arrays = {name: values(segment.codes, Kind.FP32, 1.0) for name, segment in pairs}
+        return seconds, arrays, [name for name, s in pairs if s.form == Form.ADDITIVE]
 
     def _changes(self, made: Made, kind: Kind, but: Collection[str] = ()) -> list[Stored]:
         """What is sent of each tensor that is sent sparse, by the two models alone."""

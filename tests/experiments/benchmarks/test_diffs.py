@@ -57,6 +57,16 @@ def test_hashed_diffs_have_the_cells_that_are_asked_for(case):
     assert case.hashed(10, Kind.FP32)[2] == case.hashed(10, Kind.FP16)[2]  # fitted once
 
 
+def test_arrays_that_fell_back_are_meant_additively():
+    case = object.__new__(diffs.Case)
+    case.old = {"w": torch.randn(30, 40, generator=torch.Generator().manual_seed(0))}
+    case.old["w"][3] = 0
+    case.new = {"w": case.old["w"] + 0.1}
+    made, _, _ = case.hashed(10, Kind.FP32)
+    assert wire.decode(made.data).additive == ("w",)
+    assert made.lost < 0.05
+
+
 def test_what_is_timed_gives_the_new_model(case):
     made, _, _ = case.sparse(5, Kind.INT8)
     row = case.speed_of(made, 2)
