@@ -80,24 +80,29 @@ def _decoded(data: bytes | memoryview, counts: Sequence[int]) -> list[tuple[np.n
     read = metered(
         decoder,
         (
-            decoder.read(count, table[2]) if table else np.empty(0, np.uint16)
+            _read_symbols(decoder, count, *table) if table else np.empty(0, np.uint16)
             for count, (table, _) in zip(counts, tables, strict=True)
         ),
     )
     decoder.end()
-    words_of = [size for _, size in read]
-    # Symbols go as numbers come: together they would be half as much again.
-    reads = (read.pop(0)[0] for _ in counts)
     numbers = metered(
         fields,
         (
             symbols.take(fields, one, *table[:2]) if table else one
-            for one, (table, _) in zip(reads, tables, strict=True)
+            for (one, _), (table, _) in zip(read, tables, strict=True)
         ),
     )
     fields.end()
-    together = zip(numbers, words_of, tables, strict=True)
-    return [(found, low + words + table) for (found, low), words, (_, table) in together]
+    together = zip(numbers, read, tables, strict=True)
+    return [(found, low + words + table) for (found, low), (_, words), (_, table) in together]
+
+
+def _read_symbols(
+    decoder: rans.Decoder, count: int, kept: int, lowest: int, table: np.ndarray
+) -> np.ndarray:
+    """Of a stream, where its numbers will be: both together would be half as much again."""
+    dtype = symbols.dtype_of(kept, lowest + table.shape[-1] - 1)
+    return decoder.read(count, table, dtype)
 
 
 def _bytes(array: np.ndarray, kind: str) -> bytes:

@@ -107,17 +107,19 @@ class Decoder:
         held = float(np.sum(np.log2(states / LEAST_STATE)))
         return (WORD_BITS * (len(self._words) - self._at) + int(held)) // 8
 
-    def read(self, count: int, frequencies: np.ndarray) -> np.ndarray:
-        """The next stream's symbols, uint16. Raises DiffError where words are missing."""
+    def read(
+        self, count: int, frequencies: np.ndarray, dtype: type[np.unsignedinteger] = np.uint16
+    ) -> np.ndarray:
+        """The next stream's symbols. Raises DiffError where words are missing."""
         tables, width = _Tables(frequencies), len(self._states)
         if frequencies.ndim == 1:
-            symbols = np.empty(count, np.uint16)
+            symbols = np.empty(count, dtype)
             for first in range(0, count, width):
                 block = symbols[first : first + width]
                 block[:] = self._round(tables, len(block), None)
             return symbols
         rounds, used = _runs(count, width)
-        in_rounds = np.zeros((rounds, used), np.uint16)
+        in_rounds = np.zeros((rounds, used), dtype)
         context = None
         for place, row in enumerate(in_rounds):
             still = _still(count, place, rounds)

@@ -66,18 +66,21 @@ def bit_lengths(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return symbols.astype(np.uint8), widths
 
 
+def dtype_of(kept: int, highest: int) -> type[np.unsignedinteger]:
+    """What holds the numbers of all symbols up to the highest: uint16, or uint32."""
+    least = lowest_numbers(kept)
+    short = highest + 1 < len(least) and least[highest + 1] <= 2**16
+    return np.uint16 if short else np.uint32
+
+
 def take(fields: Fields, symbols: np.ndarray, kept: int, lowest: int) -> np.ndarray:
     """The numbers whose symbols, less the lowest, are these; their tails come next.
 
-    uint16, or uint32 where one may be larger.
+    They take the symbols' place, whose dtype has to hold them (`dtype_of`).
     """
-    symbols = symbols + np.uint16(lowest)
-    highest = int(symbols.max(initial=0))
-    if highest < 2 << kept:
-        return symbols
-    least = lowest_numbers(kept)
-    if highest + 1 < len(least) and least[highest + 1] <= 2**16:
-        least = least.astype(np.uint16)
-    numbers: np.ndarray = least[symbols]
-    tails.take(fields, numbers, widths_of(symbols, kept))
-    return numbers
+    symbols += symbols.dtype.type(lowest)
+    if int(symbols.max(initial=0)) >= 2 << kept:
+        least = lowest_numbers(kept)
+        widths = widths_of(np.arange(len(least), dtype=np.uint32), kept)
+        tails.take(fields, symbols, least.astype(symbols.dtype), widths)
+    return symbols

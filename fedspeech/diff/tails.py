@@ -10,8 +10,10 @@ import numpy as np
 
 from fedspeech.diff.fields import Fields
 
-BLOCK = 2**15
+BLOCK = 2**17
 """Numbers that get their tails at a time; they stay in the cache."""
+WIDTHS = 32
+"""A tail has fewer bits."""
 
 
 def pack(numbers: np.ndarray, widths: np.ndarray) -> bytes:
@@ -21,15 +23,24 @@ def pack(numbers: np.ndarray, widths: np.ndarray) -> bytes:
     return b"".join(_packed(some, width) for width, some in groups)
 
 
-def take(fields: Fields, numbers: np.ndarray, widths: np.ndarray) -> None:
-    """Read what `pack` wrote into the lowest bits of the numbers, which are zero there."""
-    for width, which in _groups(widths):
-        tails = _unpacked(fields, int(which.sum()), width).astype(numbers.dtype, copy=False)
-        taken = 0
-        for first in range(0, len(numbers), BLOCK):
-            (places,) = which[first : first + BLOCK].nonzero()
-            numbers[first : first + BLOCK][places] |= tails[taken : taken + len(places)]
-            taken += len(places)
+def take(fields: Fields, symbols: np.ndarray, least: np.ndarray, widths: np.ndarray) -> None:
+    """Turn symbols into numbers where they are, with the tails that `pack` wrote.
+
+    `least` (of the symbols' dtype) is the number of each symbol without its tail, `widths` (uint8)
+    the tail's bits.
+    """
+    blocks = [symbols[first : first + BLOCK] for first in range(0, len(symbols), BLOCK)]
+    counts = np.zeros(WIDTHS, np.int64)
+    for block in blocks:
+        counts += np.bincount(widths[block], minlength=WIDTHS)
+    tails = [_Tails(fields, int(counts[w]), w) for w in range(1, WIDTHS) if counts[w]]
+    for block in blocks:
+        widths_here = widths[block]
+        block[:] = least[block]
+        for one in tails:
+            (places,) = (widths_here == one.width).nonzero()
+            if len(places):
+                block[places] |= one.next(len(places)).astype(block.dtype, copy=False)
 
 
 def _groups(widths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -48,14 +59,28 @@ def _packed(numbers: np.ndarray, width: int) -> bytes:
     return b"".join(parts)
 
 
-def _unpacked(fields: Fields, count: int, width: int) -> np.ndarray:
-    planes, rest = divmod(width, 8)
-    bytes_of = np.zeros((count, 4), np.uint8)
-    for plane in range(planes):
-        bytes_of[:, plane] = np.frombuffer(fields.take(count), np.uint8)
-    if rest:
-        bytes_of[:, planes] = _parted(fields.take(_bytes(count, rest)), count, rest)
-    return bytes_of.view("<u4").reshape(-1)
+class _Tails:
+    """The tails of one width, read some at a time."""
+
+    def __init__(self, fields: Fields, count: int, width: int) -> None:
+        self.width, self._at = width, 0
+        planes, self._bits = divmod(width, 8)
+        self._planes = [np.frombuffer(fields.take(count), np.uint8) for _ in range(planes)]
+        self._rest = fields.take(_bytes(count, self._bits))
+
+    def next(self, count: int) -> np.ndarray:
+        """As many as that, uint32."""
+        first, last = self._at, self._at + count
+        self._at = last
+        bytes_of = np.zeros((count, 4), np.uint8)
+        for place, plane in enumerate(self._planes):
+            bytes_of[:, place] = plane[first:last]
+        if self._bits:
+            # Eight of them begin with a byte.
+            before = first % 8
+            tight = self._rest[first // 8 * self._bits : _bytes(last, self._bits)]
+            bytes_of[:, len(self._planes)] = _parted(tight, before + count, self._bits)[before:]
+        return bytes_of.view("<u4").reshape(-1)
 
 
 def _joined(numbers: np.ndarray, bits: int) -> bytes:

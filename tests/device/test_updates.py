@@ -405,8 +405,10 @@ from fedspeech import models, seeding, tensors
 from fedspeech.device.store import GENERIC, Store
 from fedspeech.diff import budget
 from fedspeech.diff.methods import METHODS
+from fedspeech.diff.values import Kind
 
 folder, share, shape, method = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4]
+kind = Kind[sys.argv[5]]
 
 def drawn(seed):
     with seeding.scoped(seed, 0, "", "a model of 14 million parameters"):
@@ -417,7 +419,7 @@ def drawn(seed):
 old, model = drawn(0), drawn(1)
 Store(folder / "device").put(GENERIC, old)
 way = METHODS[method](tensors.sha256(old))
-made = budget.make(old, model, method=way, share=share)
+made = budget.make(old, model, method=way, kind=kind, share=share)
 (folder / "next.diff").write_bytes(made.data)
 print(tensors.size(model))
 """
@@ -450,19 +452,19 @@ print(memory("VmHWM") - idle)
 
 
 @pytest.mark.parametrize(
-    ("share", "shape", "method", "most"),
+    ("share", "shape", "method", "kind", "most"),
     [
-        (0.1, "layers", "sparse", 0.75),
-        (1.0, "layers", "sparse", 1.5),
-        (0.1, "one tensor", "sparse", 0.75),
-        (0.1, "one tensor", "hash", 0.75),
+        (1.0, "layers", "sparse", "FP16", 1.0),
+        (0.4, "one tensor", "sparse", "FP32", 1.0),
+        (1.0, "one tensor", "sparse", "FP32", 1.5),
+        (0.1, "one tensor", "hash", "FP32", 0.75),
     ],
 )
 def test_an_update_takes_at_most_one_and_a_half_times_the_models_memory(
-    child, tmp_path, share, shape, method, most
+    child, tmp_path, share, shape, method, kind, most
 ):
     """Resident memory at its peak (VmHWM: mapped files count) above that of the idle process."""
-    prepared = child(PREPARED, tmp_path, share, shape, method)
+    prepared = child(PREPARED, tmp_path, share, shape, method, kind)
     assert prepared.returncode == 0, prepared.stderr
     size = int(prepared.stdout)
     done = child(MEASURED, tmp_path)

@@ -87,14 +87,20 @@ def test_every_symbol_has_its_least_number(kept):
     assert int(lowest[-1]) + (1 << int(widths[-1])) == 2**32
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)), max_size=80))
-def test_tails_come_back(pairs):
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 31)), max_size=80),
+    st.integers(1, 80),
+)
+def test_tails_come_back(pairs, block):
     numbers = np.array([n % (1 << w) for n, w in pairs], np.uint32)
     widths = np.array([w for _, w in pairs], np.uint8)
     data = tails.pack(numbers, widths)
-    found = np.zeros_like(numbers)
+    # Each number is its own symbol, whose least number is 0.
+    found, least = np.arange(len(numbers), dtype=np.uint32), np.zeros_like(numbers)
     fields = Fields(data)
-    tails.take(fields, found, widths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tails, "BLOCK", block)  # the bits of a tail begin anywhere in a byte
+        tails.take(fields, found, least, widths)
     fields.end()
     assert_array_equal(found, numbers)
     assert reference_diff.tails(reference_diff.Bytes(data), widths.tolist()) == numbers.tolist()
