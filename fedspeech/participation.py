@@ -37,13 +37,15 @@ class Round:
     number: int
     """Within the stage, from 1."""
     asked: Mapping[str, float]
-    """Who is asked, and after how many simulated seconds each of them is done."""
+    """Who is asked, and after how many seconds each of them is done: simulated, but of boxes."""
     arrived: Mapping[str, int]
     """Whose answer was late in an earlier round and is taken in this one; that round's number."""
     absent: Mapping[str, str]
     """Everybody whose answer is not taken in this round, and why."""
     seconds: float
-    """How long the round lasts, simulated."""
+    """How long the round lasts, likewise."""
+    began: str = ""
+    """Of a round on boxes: when it began, in UTC (ISO 8601)."""
 
     @property
     def in_time(self) -> tuple[str, ...]:
@@ -215,6 +217,7 @@ def _counts(one: Round) -> dict[str, Any]:
         "not_available": why[NOT_AVAILABLE] + why[REVOKED],
         "not_sampled": why[NOT_SAMPLED],
         "seconds": round(one.seconds, DIGITS),
+        **({"began": one.began} if one.began else {}),
     }
 
 
@@ -232,6 +235,7 @@ def record(rounds: Sequence[Round]) -> dict[str, Any]:
             {
                 "stage": one.stage,
                 "round": one.number,
+                **({"began": one.began} if one.began else {}),
                 "seconds": round(one.seconds, DIGITS),
                 "asked": {speaker: round(s, DIGITS) for speaker, s in one.asked.items()},
                 "arrived": dict(one.arrived),

@@ -147,6 +147,8 @@ class _Run:
             members, absent = self._meet(grid)
             recorded = RecordedGrid(grid, self.journal, self.run.path)
             recorded.know(members)
+            if isinstance(grid, FleetGrid):
+                attendance.watch(grid, self.journal, members)
             plan = self.speech.rounds or attendance.everybody(self.settings, members)
             rounds = attendance.of(PERSONALIZATION, plan)
             _warn_of_large_groups(found, len({s for one in rounds for s in one.answers}))

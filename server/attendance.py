@@ -1,8 +1,12 @@
 """Who takes part in the rounds of a run, by the pseudonyms under which the server knows them."""
 
 import json
+import math
 from collections.abc import Sequence, Set
+from datetime import UTC, datetime
 from pathlib import Path
+
+from flwr.app import Metadata
 
 from fedspeech import participation, protocol, traces
 from fedspeech.config import Config
@@ -19,6 +23,7 @@ from fedspeech.participation import (
 )
 from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
+from server.fleet import FleetGrid
 from server.journal import Journal
 from strategies.outcome import Failure
 
@@ -60,12 +65,24 @@ def everybody(settings: Config, members: Sequence[Member]) -> tuple[Round, ...]:
     return participation.plan(ParticipationSettings(), settings.seed, stages, at_once)
 
 
+def watch(grid: FleetGrid, journal: Journal, members: Sequence[Member]) -> None:
+    """Let the journal know when boxes were asked for P_s, and how long they took."""
+    speakers = {member.node: member.speaker for member in members}
+
+    def note(about: Metadata, began: float, seconds: float) -> None:
+        if (kind := about.message_type) == protocol.PERSONALIZE:
+            speaker = speakers[about.dst_node_id]
+            journal.add_time(int(about.group_id), speaker, kind, began, seconds)
+
+    grid.over = note
+
+
 def as_it_was(
     journal: Journal, members: Sequence[Member], failures: Sequence[Failure]
 ) -> tuple[Round, ...]:
     """Who took part in the rounds of a run on boxes, which nobody could plan."""
     reasons = {(one.round, one.speaker): one.reason for one in failures}
-    rows = journal.asked(protocol.PERSONALIZE)
+    rows, times = journal.asked(protocol.PERSONALIZE), journal.times(protocol.PERSONALIZE)
     rounds = []
     for number in dict.fromkeys(round for round, _, _ in rows):
         asked = {speaker: answered for round, speaker, answered in rows if round == number}
@@ -74,9 +91,22 @@ def as_it_was(
             for member in members
             if not asked.get(member.speaker)
         }
-        there = {speaker: 0.0 for speaker in asked if absent.get(speaker) != REVOKED}
-        rounds.append(Round(PERSONALIZATION, number, there, {}, absent, seconds=0.0))
+        there = [speaker for speaker in asked if absent.get(speaker) != REVOKED]
+        took = {s: times.get((number, s), (math.inf, 0.0)) for s in there}
+        began = min((begin for begin, _ in took.values()), default=math.inf)
+        ends = [begin + seconds - began for begin, seconds in took.values() if begin < math.inf]
+        rounds.append(
+            Round(
+                *(PERSONALIZATION, number, {s: seconds for s, (_, seconds) in took.items()}),
+                *({}, absent, max(ends, default=0.0)),
+                began=_moment(began) if ends else "",
+            )
+        )
     return tuple(rounds)
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _why(reason: str) -> str:

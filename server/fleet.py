@@ -10,12 +10,12 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo
@@ -71,6 +71,9 @@ class FleetGrid(WrappedGrid):
         self._ids: dict[str, str] = {}
         """By the SuperLink's number of a message, the id under which it is asked for."""
         self._count = itertools.count()
+        self.over: Callable[[Metadata, float, float], None] = lambda *_: None
+        """Told of each message that is answered or given up: when it was sent (Unix time), and how
+        many seconds ago that is."""
         self._boxes: Mapping[int, NodeInfo] = {}
         self._looked = 0.0
         protocol.cut_into_pieces()
@@ -210,6 +213,9 @@ class FleetGrid(WrappedGrid):
         """Forget a message; where none is left, nothing of them stays on the disk."""
         pending = self._pending.pop(id)
         pending.file.unlink()
+        seconds = time.monotonic() - (pending.due - pending.deadline)
+        began = datetime.now(UTC).timestamp() - seconds
+        self.over(pending.light.metadata, began, seconds)
         if not self._pending:
             self._spool.rmdir()
         return pending

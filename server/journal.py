@@ -22,6 +22,14 @@ CREATE TABLE IF NOT EXISTS messages (
     arrays TEXT
 );
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, state TEXT);
+CREATE TABLE IF NOT EXISTS times (
+    round INTEGER,
+    speaker TEXT,
+    kind TEXT,
+    began REAL,
+    seconds REAL,
+    PRIMARY KEY (round, speaker, kind)
+);
 """
 
 PLACES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -88,6 +96,16 @@ class Journal:
             kind,
         )
         return [(round, speaker, bool(answered)) for round, speaker, answered in rows]
+
+    def add_time(self, round: int, speaker: str, kind: str, began: float, seconds: float) -> None:
+        """When a message was sent (Unix time), and after how many seconds that was over."""
+        values = [(round, speaker, kind, began, seconds)]
+        self._write("INSERT OR REPLACE INTO times VALUES (?, ?, ?, ?, ?)", values)
+
+    def times(self, kind: str) -> dict[tuple[int, str], tuple[float, float]]:
+        """What `add_time` was told of messages of a type, by round and speaker."""
+        rows = self._select("SELECT round, speaker, began, seconds FROM times WHERE kind = ?", kind)
+        return {(round, speaker): (began, seconds) for round, speaker, began, seconds in rows}
 
     def last_round(self) -> dict[str, Any] | None:
         """What `end_round` was told of the last round that ended, or None."""

@@ -175,6 +175,7 @@ class Attended(Record):
     arrived: int
     not_available: int
     seconds: float
+    began: str = ""
 
 
 class Never(Record):

@@ -45,7 +45,9 @@ def stages(results: Results) -> Table:
     by_stage = {name: [one for one in rounds if one.stage == name] for name in names}
     rows = tuple((name, str(len(of)), *_attended(of)) for name, of in by_stage.items())
     notes = ["arrived: late in an earlier round, and taken in a later one; away: not available."]
-    if any(one.seconds for one in rounds):
+    if any(one.began for one in rounds):
+        notes += ["seconds: from the first question of a round to its last answer or its deadline."]
+    elif any(one.seconds for one in rounds):
         notes += ["seconds: simulated, on the devices that federation.participation describes."]
     return Table("Who took part", ("stage", "rounds", *ATTENDED), rows, notes=tuple(notes))
 
@@ -53,8 +55,12 @@ def stages(results: Results) -> Table:
 def rounds(results: Results) -> Table:
     """The same, round by round."""
     found = results.participation.rounds if results.participation else ()
-    rows = tuple((one.stage, str(one.round), *_attended([one])) for one in found)
-    return Table("Who took part in each round", ("stage", "round", *ATTENDED), rows)
+    began = ("began",) if any(one.began for one in found) else ()
+    rows = tuple(
+        (one.stage, str(one.round), *_attended([one]), *([one.began] if began else []))
+        for one in found
+    )
+    return Table("Who took part in each round", ("stage", "round", *ATTENDED, *began), rows)
 
 
 def _attended(rounds: Sequence[Attended]) -> tuple[str, ...]:

@@ -29,20 +29,20 @@ def healthy(fleet: Fleet, box: str) -> bool:
 
 
 def test_only_a_box_that_is_in_is_healthy(fleet, speech):
-    contact = fleet.folder / "devices" / "ben" / "contact"
+    contact = fleet.folder / "devices" / "carla" / "contact"
     contact.parent.mkdir(parents=True)
     contact.touch()
     fleet.start_box("mallory", speech)
     fleet.wait("mallory", lambda: "the SuperNode has ended" in fleet.log("mallory"))
     assert not healthy(fleet, "mallory"), "nobody has registered it"
-    fleet.start_box("ben", speech)
-    fleet.wait("ben", lambda: not healthy(fleet, "ben"))
-    fleet.wait("ben", lambda: healthy(fleet, "ben"))
-    assert fleet.nodes()["ben"][1] == "online"
+    fleet.start_box("carla", speech)
+    fleet.wait("carla", lambda: not healthy(fleet, "carla"))
+    fleet.wait("carla", lambda: healthy(fleet, "carla"))
+    assert fleet.nodes()["carla"][1] == "online"
     fleet.kill(SUPERLINK)
     os.utime(contact, (contact.stat().st_mtime - LATE,) * 2)
-    assert not healthy(fleet, "ben"), "its server is away"
+    assert not healthy(fleet, "carla"), "its server is away"
     fleet.start_superlink()
-    fleet.wait("ben", lambda: healthy(fleet, "ben"))
-    for box in ("ben", "mallory"):
+    fleet.wait("carla", lambda: healthy(fleet, "carla"))
+    for box in ("carla", "mallory"):
         fleet.stop(box)

@@ -179,6 +179,16 @@ def test_who_took_part_is_summed_by_stage(results: dict[str, Any]) -> None:
     )
 
 
+def test_rounds_on_boxes_tell_when_they_began(results: dict[str, Any]) -> None:
+    for number, row in enumerate(results["participation"]["rounds"]):
+        row["began"] = f"2026-11-28T10:0{number}:00+00:00"
+    found = check(Results, results, "here")
+    assert run_tables.rounds(found).columns[-2:] == ("seconds", "began")
+    assert run_tables.rounds(found).rows[1][-2:] == ("60.0", "2026-11-28T10:01:00+00:00")
+    notes = " ".join(run_tables.stages(found).notes)
+    assert "to its last answer or its deadline" in notes and "simulated" not in notes
+
+
 def test_without_participation_there_is_nothing_to_tell(results: dict[str, Any]) -> None:
     del results["participation"]
     found = check(Results, results, "here")

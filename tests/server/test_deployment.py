@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -179,7 +180,7 @@ def test_a_box_that_goes_in_the_middle(
         getattr(boxes, gone).add(LATE)
         return True
 
-    waited = []
+    waited, begin = [], datetime.now(UTC) - timedelta(seconds=1)
     boxes = Boxes(speech, tmp_path / "devices", withheld)
     boxes.idle = lambda: (waited.append(LATE), clock())
     found = deploy(experiment(), boxes, tmp_path / "run")
@@ -192,6 +193,13 @@ def test_a_box_that_goes_in_the_middle(
     (one,) = json.loads((tmp_path / "run" / "participation.json").read_text())["rounds"]
     assert one["absent"] == {LATE: why}
     assert (LATE in one["asked"]) == (gone == "offline")
+    # The clock jumps by an hour where somebody is waited for.
+    assert (one["asked"].get(LATE, 0.0) > 3600.0) == (gone == "offline")
+    others = [seconds for speaker, seconds in one["asked"].items() if speaker != LATE]
+    assert all(0 < seconds <= one["seconds"] for seconds in others)
+    assert row["began"] == one["began"]
+    if not waited:
+        assert begin <= datetime.fromisoformat(one["began"]) <= datetime.now(UTC)
 
 
 def test_of_two_boxes_that_say_they_are_one_none_takes_part(
