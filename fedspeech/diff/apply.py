@@ -15,6 +15,7 @@ import torch
 from fedspeech import layout
 from fedspeech.diff import hashed, sparse, wire
 from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
+from fedspeech.diff.fresh import check_fresh
 from fedspeech.diff.values import values
 from fedspeech.errors import DiffError
 from fedspeech.layout import Layout, Stored
@@ -29,7 +30,7 @@ def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
     """
     diff = wire.decode(data)
     check_base(diff, sha256(old))
-    wire.check_fresh(diff.entries, len(data), sum(tensor.numel() for tensor in old.values()))
+    check_fresh(diff.entries, len(data), sum(tensor.numel() for tensor in old.values()))
     new = dict(update(sorted(old.items()), diff))
     check_result(diff, sha256(new))
     return new
@@ -62,7 +63,7 @@ def apply_file(old: Path, data: bytes, new: Path) -> str:
         hash_values(digest, name, held.dtype, held.shape, (run.data for run in held.runs))
     check_base(diff, digest.hexdigest())
     values = sum(math.prod(shape) for _, shape in before.tensors.values())
-    wire.check_fresh(diff.entries, len(data), values)
+    check_fresh(diff.entries, len(data), values)
 
     def save(part: Path) -> None:
         digest = hashlib.sha256()

@@ -14,6 +14,7 @@ import torch
 from fedspeech.diff import wire
 from fedspeech.diff.apply import update
 from fedspeech.diff.compare import Comparison, compare, equal
+from fedspeech.diff.fresh import check_fresh
 from fedspeech.diff.methods import Method, Sparse
 from fedspeech.diff.search import OTHERS, STEPS, Precision, Search
 from fedspeech.diff.values import Kind
@@ -75,7 +76,7 @@ def make(
         if tensor.dtype == torch.float32 and not bool(torch.isfinite(tensor).all()):
             raise DiffError(f"tensor {name} would get values that a float32 does not hold")
     data = wire.encode(replace(diff, result=sha256(result)))
-    wire.check_fresh(diff.entries, len(data), sum(tensor.numel() for tensor in old.values()))
+    check_fresh(diff.entries, len(data), sum(tensor.numel() for tensor in old.values()))
     return Made(data, result, search.lost(diff))
 
 

@@ -16,6 +16,7 @@ from fedspeech.diff import wire
 from fedspeech.diff.apply import segment_values
 from fedspeech.diff.compare import Comparison
 from fedspeech.diff.contents import Diff, Segment
+from fedspeech.diff.fresh import check_fresh, least_size
 from fedspeech.diff.methods import Method
 from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
@@ -124,7 +125,7 @@ class Search:
 
     def _least_taken(self) -> int:
         """Bytes that a diff must have for a device to start so many values from zero."""
-        return wire.least_size(self._comparison.entries, self._values)
+        return least_size(self._comparison.entries, self._values)
 
     def _smallest_taken(self, precisions: Sequence[Precision]) -> Diff | None:
         """The smallest diff that a device takes, where the one that sends least is too small.
@@ -140,7 +141,7 @@ class Search:
                 amount = self._most(least - 1, precision, self.least + 1, 0.0, self._size) + 1
                 return self.diff(amount, precision)
         diff = self.diff(self.most, precisions[-1])
-        wire.check_fresh(diff.entries, len(wire.encode(diff)), self._values)
+        check_fresh(diff.entries, len(wire.encode(diff)), self._values)
         return None
 
     def _within(self, budget: int, precision: Precision) -> tuple[float, int]:

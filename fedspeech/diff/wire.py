@@ -29,8 +29,6 @@ CHECKSUM = struct.Struct("<I")
 SCALE = struct.Struct("<f")
 MOST_VALUES = 2**32 - 1
 """Of one tensor; positions are hashed in 32 bits."""
-FROM_ZERO = Change.FRESH, Change.GROWN
-"""Whose last segment starts from zero."""
 LONGEST_NAME = 1023
 """Bytes."""
 DTYPES = (
@@ -40,9 +38,6 @@ DTYPES = (
 """Of what is sent verbatim; the container says the place in this row."""
 ITEM_SIZES = (8, 2, 2, 8, 4, 2, 1, 1, 1, 2, 4, 8, 8, 1, 1)
 """Bytes of a value."""
-
-FRESH_PER_BYTE = 256
-"""Values that start from zero: as many as the base has, and so many more for each byte."""
 
 
 def encode(diff: Diff) -> bytes:
@@ -208,28 +203,6 @@ def _check_hashes(entries: Iterable[Entry], hashes: int) -> None:
     for entry in entries:
         if not hashes and any(segment.form != Form.SPARSE for segment in entry.segments):
             raise damaged(f"{entry.name!r}: hashed, and there are no hash functions")
-
-
-def check_fresh(entries: Iterable[Entry], size: int, base: int) -> None:
-    """Raise DiffError where a diff of `size` bytes starts more values from zero than it may.
-
-    `base` is the number of values of its base: what the base does not vouch for is bounded by the
-    bytes that there are.
-    """
-    if (fresh := _fresh(entries)) > base + FRESH_PER_BYTE * size:
-        raise DiffError(
-            f"{fresh} values start from zero; a diff of {size} bytes for a model of {base} values "
-            f"brings at most {base + FRESH_PER_BYTE * size}"
-        )
-
-
-def least_size(entries: Iterable[Entry], base: int) -> int:
-    """The fewest bytes of a diff with which `check_fresh` lets these entries pass."""
-    return max(-(-(_fresh(entries) - base) // FRESH_PER_BYTE), 0)
-
-
-def _fresh(entries: Iterable[Entry]) -> int:
-    return sum(entry.segments[-1].values for entry in entries if entry.change in FROM_ZERO)
 
 
 def extent(shape: Sequence[int]) -> int:

@@ -368,6 +368,9 @@ models = [{f"{n}": torch.full((200_000,), float(v)) for n in range(4)} for v in 
 whole = [sha256(model) for model in models]
 diffs = [budget.make(*pair).data for pair in (models, models[::-1])]
 store.put(GENERIC, models[0], number=0)
+began = time.perf_counter()
+store.update(GENERIC, diffs[0], number=1)
+taken = time.perf_counter() - began
 moments = random.Random(0)
 unfinished = 0
 for _ in range(20):
@@ -376,7 +379,7 @@ for _ in range(20):
         while True:
             number = whole.index(store.hash(GENERIC))
             store.update(GENERIC, diffs[number], number=1 - number)
-    time.sleep(moments.uniform(0, 0.15))
+    time.sleep(moments.uniform(0, 3 * taken))
     os.kill(device, signal.SIGKILL)
     os.waitpid(device, 0)
     found = sha256(store.get(GENERIC))
