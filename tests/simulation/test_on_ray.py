@@ -205,7 +205,8 @@ def test_a_message_that_kills_its_worker_does_not_fail_its_neighbours(grid, hand
     assert max(handed) == 4
     assert [reply.has_error() for reply in replies] == [i == 2 for i in range(len(texts))]
     assert replies[2].error.reason == "its worker died 2 times"
-    assert grid.deaths == before + 3  # once in company, and then it was alone
+    # Twice alone; and once in company, unless a slow worker broke its batch off before.
+    assert grid.deaths - before in (2, 3)
 
 
 def test_tensors_travel_once_and_whole(grid, monkeypatch):
