@@ -137,17 +137,19 @@ class _Cell:
         return first, epoch
 
     def _take_in(self, able: list[int]) -> None:
-        """Those who can go on, and who is ready to join them, with a model of theirs."""
-        newcomers = [n for n, waited in self._joining.items() if _is_ready(waited)]
+        """Those who can go on, and who can join them, with a model of theirs."""
+        parallel = self.training.settings.parallel
+        ready = [n for n, waited in self._joining.items() if _is_ready(waited)]
+        together = self._method.able(sorted([*able, *ready]), parallel)
         state = self.crew.actor(able[0]).state.remote()
-        for number in newcomers:
+        for number in sorted(set(together) - set(able)):
             del self._joining[number]
             try:
                 gotten(self.crew.actor(number).adopt.remote(state))
-                able = [*able, number]
             except ray.exceptions.RayError:  # it died again, or who has the model did
                 self.crew.bury(number)
-        self._members = sorted(able)
+                together.remove(number)
+        self._members = self._method.able(together, parallel)
         log.warning("learners %s go on together", ", ".join(map(str, self._members)))
 
     def _prepare(self, numbers: list[int]) -> None:

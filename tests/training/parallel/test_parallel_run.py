@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -192,12 +193,14 @@ def test_stopped_and_killed_and_gone_on_with(
     [
         *("allreduce", "ad-psgd"),
         *(pytest.param(way, marks=SLOW) for way in ("bmuf", "ring", "parameter-server")),
+        pytest.param("hierarchical", marks=SLOW),
     ],
 )
 def test_a_learner_that_is_killed_ends_no_run(train, table, tmp_path, method):
     """Synchronous methods begin again with the last checkpoint, the others go on without it."""
     long = {"epochs": 40, "batch_size": 2}
-    out, run = train(table(long, method=method, learners=3), tmp_path)
+    count = 4 if method == "hierarchical" else 3
+    out, run = train(table(long, method=method, learners=count), tmp_path)
     until(lambda: list(out.glob("cells/*.epochs.json")) or run.poll(), 400)
     assert run.poll() is None, finished(run)
     os.kill(learners()[1], signal.SIGKILL)
@@ -211,7 +214,12 @@ def test_a_learner_that_is_killed_ends_no_run(train, table, tmp_path, method):
         assert utterances == [36] * 40
     else:
         # The parts that were underway are lost, and those that were left over at the end.
-        assert sum(utterances) > 36 * 40 - 3 * 2 * 3
+        assert sum(utterances) > 36 * 40 - 3 * 2 * count
+    if method == "hierarchical":
+        # The rest of its node cannot go on without it.
+        together = re.findall(r"learners ([0-9, ]+) go on together", said)
+        assert together[0] in ("0, 1", "2, 3")
+        assert set(together) <= {"0, 1", "2, 3", "0, 1, 2, 3"}
 
 
 @pytest.mark.parametrize(
