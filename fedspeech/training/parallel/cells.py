@@ -78,14 +78,13 @@ def finish(crew: Crew, task: Task, each: Cell, run: RunFolder, shown: Stage) -> 
     module = task.description.module(trained.model)
     figures = {
         "parameters": models.parameters(module),
-        "losses": [epoch["loss"] for epoch in trained.epochs],
+        "losses": [epoch["loss"] for epoch in trained.went["epochs"]],
         **counted(task.errors(module)),
     }
     path = each.model(run)
     task.description.write(path.with_suffix(".json"))
     tensors.write(path, trained.model)
-    went = {"cell": each.name, "deaths": trained.deaths, "epochs": trained.epochs}
-    _write(each.timing(run), went)
+    _write(each.timing(run), {"cell": each.name, **trained.went})
     _write(record(run.path, each), figures)
     cell.forget(training)
 
@@ -100,7 +99,7 @@ def _give_up(task: Task, each: Cell, run: RunFolder, error: DivergedError) -> No
         "diverged": str(error),
         **counted({s: Counts(own.words, own.words) for s, own in counts.items()}),
     }
-    _write(each.timing(run), {"cell": each.name, "deaths": 0, "epochs": []})
+    _write(each.timing(run), {"cell": each.name, "epochs": []})
     _write(record(run.path, each), figures)
 
 
