@@ -36,8 +36,9 @@ class Trained:
     """A model, and how it came about."""
 
     model: Tensors
-    went: dict[str, Any]
-    """Its `epochs`, and how often each of `EVENTS` happened."""
+    epochs: list[dict[str, Any]]
+    happened: dict[str, int]
+    """How often each of `EVENTS` did."""
 
 
 def train(crew: Crew, task: Task, training: Training, shown: Stage) -> Trained:
@@ -80,7 +81,7 @@ class _Cell:
             self._count(outcome)
             first, epoch = self._mend(outcome)
             self._close_epochs()
-        return Trained(self._average(), self._went)
+        return Trained(self._average(), self.epochs.told, self._counts)
 
     def _run(self, first: int, epoch: int | None) -> Outcome:
         settings = self.training.settings
@@ -107,11 +108,11 @@ class _Cell:
                 self.shown.advance(f"{self.training.name}: {said(epoch)}")
 
     @property
-    def _went(self) -> dict[str, Any]:
-        return {"epochs": self.epochs.told, **{name: self.happened[name] for name in EVENTS}}
+    def _counts(self) -> dict[str, int]:
+        return {name: self.happened[name] for name in EVENTS}
 
     def _write_down(self) -> None:
-        text = json.dumps(self._went) + "\n"
+        text = json.dumps({"epochs": self.epochs.told, **self._counts}) + "\n"
         write_whole(self._record, partial(Path.write_text, data=text, encoding="utf-8"))
 
     def _learns(self, number: int) -> bool:

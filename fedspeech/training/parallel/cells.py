@@ -78,13 +78,14 @@ def finish(crew: Crew, task: Task, each: Cell, run: RunFolder, shown: Stage) -> 
     module = task.description.module(trained.model)
     figures = {
         "parameters": models.parameters(module),
-        "losses": [epoch["loss"] for epoch in trained.went["epochs"]],
+        "losses": [epoch["loss"] for epoch in trained.epochs],
         **counted(task.errors(module)),
     }
     path = each.model(run)
     task.description.write(path.with_suffix(".json"))
     tensors.write(path, trained.model)
-    _write(each.timing(run), {"cell": each.name, **trained.went})
+    went = {"cell": each.name, **trained.happened, "epochs": trained.epochs}
+    _write(each.timing(run), went)
     _write(record(run.path, each), figures)
     cell.forget(training)
 
