@@ -38,7 +38,7 @@ def body(results: ParallelResults, run: RunFolder) -> str:
         ),
         Section("Learning", _learning(results, times)),
         Section("Pace", [*_pace(results, times), _measured(results, times)]),
-        Section("With a straggler", [frame.tables(tables.stragglers(results, times))]),
+        Section("Stragglers and deaths", [_disturbed(results, times)]),
         Section(f"Many learners ({SIMULATED})", _simulated(results, times)),
         Section("Time", [frame.time(run, stages_alone=True)]),
     ]
@@ -68,6 +68,11 @@ def _pace(results: ParallelResults, times: Went) -> list[str]:
 
 def _measured(results: ParallelResults, times: Went) -> str:
     return frame.tables(parallel_tables.pace(results, times), parallel_tables.talk(results, times))
+
+
+def _disturbed(results: ParallelResults, times: Went) -> str:
+    tables = parallel_tables
+    return frame.tables(tables.stragglers(results, times), tables.deaths(results, times))
 
 
 def _simulated(results: ParallelResults, times: Went) -> list[str]:

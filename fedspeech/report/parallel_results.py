@@ -97,7 +97,10 @@ class Cell(Record):
     """How a row's training with one seed went."""
 
     cell: str
-    deaths: int
+    deaths: int = 0
+    restarts: int = 0
+    """How often all learners went back to a checkpoint."""
+    rejoins: int = 0
     epochs: tuple[Epoch, ...]
 
 

@@ -18,6 +18,7 @@ def every(results: ParallelResults, went: Went) -> list[Table]:
         talk(results, went),
         largest(results),
         stragglers(results, went),
+        deaths(results, went),
         beside(results, went),
         many(went),
     ]
@@ -170,6 +171,22 @@ def _undisturbed(results: ParallelResults, row: Row) -> Row | None:
         ),
         None,
     )
+
+
+def deaths(results: ParallelResults, went: Went) -> Table:
+    """The rows of which a learner died, and what became of it."""
+    rows = []
+    for row in results.table:
+        counts = [(cell.deaths, cell.restarts, cell.rejoins) for cell in went.of(row)]
+        sums = [sum(of_seeds) for of_seeds in zip(*counts, strict=True)]
+        if any(sums):
+            rows.append((row.label, str(row.joined), *map(str, sums)))
+    columns = ("method, learners", "batch", "died", "restarts", "joined again")
+    notes = (
+        "Over all seeds. restarts: all learners went back to the last checkpoint. joined again: "
+        "learners that took over another one's model while the others went on.",
+    )
+    return Table("Learners that died", columns, tuple(rows), notes=notes)
 
 
 def beside(results: ParallelResults, went: Went) -> Table:

@@ -59,7 +59,7 @@ def cell(name: str, seed: int) -> dict[str, Any]:
             "consensus": number * 0.25 if name.startswith("ad") else 0.0,
         }
 
-    return {"cell": f"{name}.seed-{seed}", "deaths": 0, "epochs": [epoch(i) for i in range(3)]}
+    return {"cell": f"{name}.seed-{seed}", "epochs": [epoch(i) for i in range(3)]}
 
 
 @pytest.fixture
@@ -148,6 +148,24 @@ def test_a_straggler_stands_beside_the_same_learners_without_one(results, times)
     )
 
 
+def test_rows_of_which_a_learner_died_are_told(results, timing, times, made_up, tmp_path):
+    assert parallel_tables.deaths(results, times).rows == ()
+    for cell_ in timing["cells"]:
+        if cell_["cell"] == "all.4.big.seed-3":
+            cell_ |= {"deaths": 2, "restarts": 1}
+        if cell_["cell"].startswith("ad.4"):
+            cell_ |= {"deaths": 1, "rejoins": 2}
+    assert parallel_tables.deaths(results, went(timing)).rows == (
+        ("ad-psgd <random>, 4", "32", "2", "0", "4"),
+        ("allreduce, 4", "128", "2", "1", "0"),
+    )
+    console = Console(file=io.StringIO(), width=120)
+    show(made_up, console, timing)
+    page = write(leave(tmp_path, made_up, timing)).read_text()
+    for said in (console.file.getvalue(), page):
+        assert "Learners that died" in said and "joined again" in said
+
+
 def test_simulated_seconds_are_called_so_and_stand_beside_measured_ones(results, times):
     beside = parallel_tables.beside(results, times)
     assert beside.rows == (
@@ -199,6 +217,7 @@ def test_the_page_is_whole_escaped_and_the_same_each_time(made_up, timing, tmp_p
     assert text.count("<svg") == text.count("</svg>") == 7
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
+    assert "Learners that died" not in text
     for part in ("Speed-up", "Consensus", "With a straggler", "not measured", "12.0 s"):
         assert part in text
 

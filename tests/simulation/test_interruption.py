@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from commands import going_on
 from federations import assert_same, journaled, settings, simulate
+from processes import left_running, marked, started_here
 from slow import SLOW
 
 from fedspeech import config
@@ -20,31 +21,6 @@ from fedspeech import config
 BIN = Path(sys.executable).parent
 LIMIT = 120
 ALL = os.environ.get("FEDSPEECH_FAULTS") == "all"
-MARK = "FEDSPEECH_INTERRUPTION_TEST"
-AGENTS = (
-    "ray::DashboardA",
-    "ray::RuntimeEnv",
-    "ray/dashboard/agent.py",
-    "runtime_env/agent/main.py",
-)
-"""Ray's agents by the names that they take, and by their files as long as they have not."""
-
-
-def started_here() -> dict[int, str]:
-    """The processes that this test started, and theirs: what carries its mark, with their names."""
-    found = {}
-    for path in Path("/proc").iterdir():
-        if not path.name.isdigit():
-            continue
-        try:
-            environment = (path / "environ").read_bytes().split(b"\0")
-            command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            name = f"{(path / 'comm').read_text().strip()} {command}"
-        except OSError:
-            continue
-        if f"{MARK}={os.getpid()}".encode() in environment:
-            found[int(path.name)] = name
-    return found
 
 
 class Command:
@@ -52,7 +28,7 @@ class Command:
 
     def __init__(self, arguments: list[str], log: Path) -> None:
         self.log = log
-        environment = {**os.environ, MARK: str(os.getpid())}
+        environment = {**os.environ, **marked()}
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 [str(BIN / arguments[0]), *arguments[1:]],
@@ -68,19 +44,6 @@ class Command:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.005)
-
-
-def left_running() -> list[str]:
-    """What still runs a minute later and could write to the run; empty as soon as nothing does.
-
-    Two idle agents of Ray's can outlive a raylet that is killed; that is Ray's own defect.
-    """
-    deadline = time.monotonic() + 60
-    while busy := [n for n in started_here().values() if not any(a in n for a in AGENTS)]:
-        if time.monotonic() > deadline:
-            return busy
-        time.sleep(0.1)
-    return []
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,9 @@ log = logging.getLogger("fedspeech")
 
 MOST_DEATHS = 3
 """Learners that die within one epoch before the run is given up."""
+EVENTS = ("deaths", "restarts", "rejoins")
+"""What is counted: learners that died, returns of all of them to a checkpoint, learners that joined
+again."""
 
 
 @dataclass
@@ -33,7 +37,8 @@ class Trained:
 
     model: Tensors
     epochs: list[dict[str, Any]]
-    deaths: int
+    happened: dict[str, int]
+    """How often each of `EVENTS` did."""
 
 
 def train(crew: Crew, task: Task, training: Training, shown: Stage) -> Trained:
@@ -52,7 +57,7 @@ class _Cell:
     training: Training
     shown: Stage
     epochs: Epochs = field(default_factory=Epochs)
-    deaths: int = 0
+    happened: Counter[str] = field(default_factory=Counter)
     _joining: dict[int, ray.ObjectRef] = field(default_factory=dict)
     _members: list[int] = field(default_factory=list)
     _generation: int = 0
@@ -76,7 +81,7 @@ class _Cell:
             self._count(outcome)
             first, epoch = self._mend(outcome)
             self._close_epochs()
-        return Trained(self._average(), self.epochs.told, self.deaths)
+        return Trained(self._average(), self.epochs.told, self._counts)
 
     def _run(self, first: int, epoch: int | None) -> Outcome:
         settings = self.training.settings
@@ -97,11 +102,18 @@ class _Cell:
         now = time.monotonic()
         while epoch := self.epochs.close(learners, now - self._since):
             self._since, self._recent = now, 0
-            text = json.dumps(self.epochs.told) + "\n"
-            write_whole(self._record, partial(Path.write_text, data=text, encoding="utf-8"))
+            self._write_down()
             if len(self.epochs.told) > self._shown:
                 self._shown += 1
                 self.shown.advance(f"{self.training.name}: {said(epoch)}")
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        return {name: self.happened[name] for name in EVENTS}
+
+    def _write_down(self) -> None:
+        text = json.dumps({"epochs": self.epochs.told, **self._counts}) + "\n"
+        write_whole(self._record, partial(Path.write_text, data=text, encoding="utf-8"))
 
     def _learns(self, number: int) -> bool:
         return number < self.training.settings.parallel.learners
@@ -109,8 +121,9 @@ class _Cell:
     def _count(self, outcome: Outcome) -> None:
         for number, why in outcome.dead.items():
             log.warning("learner %d died: %s", number, why)
-            self.deaths += 1
+            self.happened["deaths"] += 1
             self._recent += 1
+            self._write_down()
             if self._recent > MOST_DEATHS:
                 raise RunError(
                     f"{self.training.name}: learner {number} died, the {self._recent}th in one "
@@ -131,23 +144,29 @@ class _Cell:
     def _restart(self) -> tuple[int, int | None]:
         """All learners begin again with the last checkpoint; who died is replaced."""
         first, epoch = self._from_disk()
+        self.happened["restarts"] += 1
+        self._write_down()
         log.warning("all learners go on from the end of epoch %d", epoch or 0)
         self._joining.clear()
         self._prepare(self._all)
         return first, epoch
 
     def _take_in(self, able: list[int]) -> None:
-        """Those who can go on, and who is ready to join them, with a model of theirs."""
-        newcomers = [n for n, waited in self._joining.items() if _is_ready(waited)]
+        """Those who can go on, and who can join them, with a model of theirs."""
+        parallel = self.training.settings.parallel
+        ready = [n for n, waited in self._joining.items() if _is_ready(waited)]
+        together = self._method.able(sorted([*able, *ready]), parallel)
         state = self.crew.actor(able[0]).state.remote()
-        for number in newcomers:
+        for number in sorted(set(together) - set(able)):
             del self._joining[number]
             try:
                 gotten(self.crew.actor(number).adopt.remote(state))
-                able = [*able, number]
             except ray.exceptions.RayError:  # it died again, or who has the model did
                 self.crew.bury(number)
-        self._members = sorted(able)
+                together.remove(number)
+        self._members = self._method.able(together, parallel)
+        self.happened["rejoins"] += len(set(self._members) - set(able))
+        self._write_down()
         log.warning("learners %s go on together", ", ".join(map(str, self._members)))
 
     def _prepare(self, numbers: list[int]) -> None:
@@ -162,7 +181,10 @@ class _Cell:
 
     def _from_disk(self) -> tuple[int, int | None]:
         """The first part after the last epoch that was told of and that was kept."""
-        told = json.loads(self._record.read_text(encoding="utf-8")) if self._record.exists() else []
+        text = self._record.read_text(encoding="utf-8") if self._record.exists() else "{}"
+        went = json.loads(text)
+        told = went.pop("epochs", [])
+        self.happened = Counter(went)
         epoch = len(told)
         while epoch and not self._is_kept(epoch):
             epoch -= 1

@@ -84,7 +84,7 @@ def finish(crew: Crew, task: Task, each: Cell, run: RunFolder, shown: Stage) -> 
     path = each.model(run)
     task.description.write(path.with_suffix(".json"))
     tensors.write(path, trained.model)
-    went = {"cell": each.name, "deaths": trained.deaths, "epochs": trained.epochs}
+    went = {"cell": each.name, **trained.happened, "epochs": trained.epochs}
     _write(each.timing(run), went)
     _write(record(run.path, each), figures)
     cell.forget(training)
@@ -100,7 +100,7 @@ def _give_up(task: Task, each: Cell, run: RunFolder, error: DivergedError) -> No
         "diverged": str(error),
         **counted({s: Counts(own.words, own.words) for s, own in counts.items()}),
     }
-    _write(each.timing(run), {"cell": each.name, "deaths": 0, "epochs": []})
+    _write(each.timing(run), {"cell": each.name, "epochs": []})
     _write(record(run.path, each), figures)
 
 

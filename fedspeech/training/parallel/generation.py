@@ -60,8 +60,8 @@ class Generation:
     ) -> Outcome:
         """Raises the FedSpeechError of a learner, when all have come back.
 
-        The group has so many seconds to form; where one of those who are `joining` is ready, the
-        others come back.
+        The group has so many seconds to form; where all who are `joining` are ready, the others
+        come back.
         """
         for number in self._members:
             seat = Seat(number, self._members, self._name, seconds, self._crew.own_gpus)
@@ -79,7 +79,8 @@ class Generation:
                     self._take(each)
                 else:
                     waiting.remove(each)
-                    self._stop()
+                    if not waiting:
+                        self._stop()
         if self._error is not None:
             raise self._error
         return self._outcome

@@ -1,15 +1,20 @@
 """Whole runs of `fedspeech train` on Ray: what they leave, and what happens when learners die."""
 
+import functools
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tomli_w
 from commands import command, until
+from processes import left_running, marked, started_here
 from slow import SLOW
 from typer.testing import CliRunner
 
@@ -18,12 +23,12 @@ from fedspeech.cli import app
 from fedspeech.config import Config, DataParallelConfig
 from fedspeech.corpus import load
 from fedspeech.models import description
-from fedspeech.tensors import read, sha256
+from fedspeech.tensors import read
 from fedspeech.training.parallel.task import Task
 from server import generic
 
 QUICK = {
-    "epochs": 2,
+    "epochs": 3,
     "batch_size": 4,
     "precision": "fp32",
     "augmentation": {"speeds": [1.0]},
@@ -56,15 +61,26 @@ def table(tones) -> Callable[..., dict]:
 
 
 @pytest.fixture(scope="module")
-def train(environment) -> Callable[..., tuple[Path, subprocess.Popen]]:
+def start(environment) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a command in a process group of its own, as a terminal does."""
+
+    def begin(line: list[str]) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(line, env=environment | marked(), process_group=0, **pipes)
+
+    yield begin
+    for number in started_here():
+        os.kill(number, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def train(start) -> Callable[..., tuple[Path, subprocess.Popen]]:
     """Begin a run in a folder; where it lies, and its process."""
 
     def begin(what: dict, folder: Path, *more: str) -> tuple[Path, subprocess.Popen]:
         file, out = folder / "small.toml", folder / "run"
         file.write_text(tomli_w.dumps(what))
-        line = command("train", file, out, *more)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return out, subprocess.Popen(line, env=environment, **pipes)
+        return out, start(command("train", file, out, *more))
 
     return begin
 
@@ -75,40 +91,32 @@ def finished(run: subprocess.Popen) -> str:
     return out + err
 
 
-def learners(run: subprocess.Popen) -> list[int]:
-    """The processes of the learners of a run, which are its children's."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            name = status.read_bytes()
-            parents = _parents(int(status.parent.name))
-        except OSError:
-            continue
-        if name.startswith(b"ray::Learner") and run.pid in parents:
-            found.append(int(status.parent.name))
-    return sorted(found)
-
-
-def _parents(process: int) -> list[int]:
-    found = []
-    while process > 1:
-        stat = Path(f"/proc/{process}/stat").read_text()
-        process = int(stat.rpartition(")")[2].split()[1])
-        found.append(process)
-    return found
+def learners() -> list[int]:
+    """The processes of the learners of the run that goes on."""
+    return sorted(number for number, name in started_here().items() if "ray::Learner" in name)
 
 
 @pytest.fixture(scope="module")
-def whole(train, table, tmp_path_factory) -> Path:
-    """The run that nothing happened to: two learners, synchronous."""
-    out, run = train(table(method="allreduce"), tmp_path_factory.mktemp("whole"))
-    said = finished(run)
-    assert "utterances/s" in said and "consensus 0" in said
-    return out
+def undisturbed(train, table, tmp_path_factory) -> Callable[[str], Path]:
+    """The run that nothing happens to: two learners, by a method."""
+
+    @functools.cache
+    def whole(method: str) -> Path:
+        out, run = train(table(method=method), tmp_path_factory.mktemp(method))
+        assert "utterances/s" in finished(run)
+        return out
+
+    return whole
 
 
-def test_a_run_leaves_a_generic_model(whole, table, tmp_path):
-    out = whole
+def assert_same(run: Path, other: Path) -> None:
+    """The same results and the same model, to the byte."""
+    for name in ("results.json", "models/generic.safetensors", "models/generic.json"):
+        assert (run / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_run_leaves_a_generic_model(undisturbed, table, tmp_path):
+    out = undisturbed("allreduce")
     results = json.loads((out / "results.json").read_text())
     (row,) = results["table"]
     assert (row["way"], row["learners"], results["kind"]) == ("allreduce", 2, "data-parallel")
@@ -120,7 +128,7 @@ def test_a_run_leaves_a_generic_model(whole, table, tmp_path):
     assert row["seeds"] == [pytest.approx(evaluation.pooled_rate([counts.errors], [counts.words]))]
     timing = json.loads((out / "timing.json").read_text())
     (cell,) = timing["cells"]
-    assert [epoch["utterances"] for epoch in cell["epochs"]] == [36, 36]
+    assert [epoch["utterances"] for epoch in cell["epochs"]] == [36, 36, 36]
     size = tensors.size(dict(about.module(read(path)).named_parameters()))
     assert cell["epochs"][0]["bytes"] > 2 * 5 * size  # two learners, five steps, a model each
     personalization = {
@@ -132,18 +140,51 @@ def test_a_run_leaves_a_generic_model(whole, table, tmp_path):
     generic.check(Config.model_validate(personalization))
 
 
+def kept(out: Path, epoch: int, checkpoints: int) -> bool:
+    """Whether all who keep something have kept what to go on from after so many epochs."""
+    found = list(out.glob(f"cells/*.epoch-{epoch}.checkpoint"))
+    return len(found) == checkpoints and len(told(out)) >= epoch
+
+
+def told(out: Path) -> list[dict]:
+    """The epochs that are over."""
+    paths = out.glob("cells/*.epochs.json")
+    return [epoch for path in paths for epoch in json.loads(path.read_text())["epochs"]]
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_killed_and_resumed_it_is_the_same_to_the_byte(whole, train, table, tmp_path):
-    out, run = train(table(method="allreduce"), tmp_path)
-    until(lambda: list(out.glob("cells/*.checkpoint")) or run.poll(), 400)
+@pytest.mark.parametrize(
+    ("method", "checkpoints"),
+    [("allreduce", 1), *(pytest.param(way, 2, marks=SLOW) for way in ("ring", "bmuf"))],
+)
+def test_stopped_and_killed_and_gone_on_with(
+    undisturbed, start, train, table, tmp_path, method, checkpoints
+):
+    """Synchronous methods come to the same bytes; no process is left in between."""
+    out, run = train(table(method=method), tmp_path)
+    until(lambda: kept(out, 1, checkpoints) or run.poll(), 400)
+    os.killpg(run.pid, signal.SIGINT)
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, said
+    assert left_running() == []
+    assert "Traceback" not in said
+    *_, last, going_on = said.splitlines()
+    assert last == "stopped; what is finished is kept. Go on with:"
+    first = told(out)[0]
+
+    program, *arguments = shlex.split(going_on)
+    line = [str(Path(sys.executable).with_name(program)), *arguments]
+    run = start(line)
+    until(lambda: kept(out, 2, checkpoints) or run.poll(), 400)
     run.send_signal(signal.SIGKILL)
-    run.wait()
+    assert run.wait() == -signal.SIGKILL
+    assert left_running() == []
     assert not (out / "results.json").exists()
-    finished(train(table(method="allreduce"), tmp_path, "--resume")[1])
-    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
-    name = Path("models") / "generic.safetensors"
-    assert sha256(read(out / name)) == sha256(read(whole / name))
+
+    finished(start(line))
+    assert told(out)[0] == first  # with its seconds: it was not learned again
+    assert_same(out, undisturbed(method))
 
 
 @pytest.mark.faults
@@ -153,26 +194,37 @@ def test_killed_and_resumed_it_is_the_same_to_the_byte(whole, train, table, tmp_
     [
         *("allreduce", "ad-psgd"),
         *(pytest.param(way, marks=SLOW) for way in ("bmuf", "ring", "parameter-server")),
+        pytest.param("hierarchical", marks=SLOW),
     ],
 )
 def test_a_learner_that_is_killed_ends_no_run(train, table, tmp_path, method):
-    """Synchronous methods begin again with the last checkpoint, the others go on without it."""
+    """Synchronous methods begin again with the last checkpoint, the others go on without it until
+    another one is there.
+    """
     long = {"epochs": 40, "batch_size": 2}
-    out, run = train(table(long, method=method, learners=3), tmp_path)
+    count = 4 if method == "hierarchical" else 3
+    out, run = train(table(long, method=method, learners=count), tmp_path)
     until(lambda: list(out.glob("cells/*.epochs.json")) or run.poll(), 400)
     assert run.poll() is None, finished(run)
-    os.kill(learners(run)[1], signal.SIGKILL)
+    os.kill(learners()[1], signal.SIGKILL)
     said = finished(run)
-    timing = json.loads((out / "timing.json").read_text())
-    assert timing["cells"][0]["deaths"] == 1
-    assert len(timing["cells"][0]["epochs"]) == 40
-    assert "learner " in said and " died" in said
-    utterances = [epoch["utterances"] for epoch in timing["cells"][0]["epochs"]]
-    if method in ("allreduce", "bmuf"):
+    (cell,) = json.loads((out / "timing.json").read_text())["cells"]
+    begins_again = method in ("allreduce", "bmuf")
+    assert (cell["deaths"], cell["restarts"]) == (1, int(begins_again))
+    assert begins_again or cell["rejoins"]
+    assert len(cell["epochs"]) == 40
+    assert "learner " in said and " died" in said and "Learners that died" in said
+    utterances = [epoch["utterances"] for epoch in cell["epochs"]]
+    if begins_again:
         assert utterances == [36] * 40
     else:
         # The parts that were underway are lost, and those that were left over at the end.
-        assert sum(utterances) > 36 * 40 - 3 * 2 * 3
+        assert sum(utterances) > 36 * 40 - 3 * 2 * count
+    if method == "hierarchical":
+        # The rest of its node cannot go on without it.
+        together = re.findall(r"learners ([0-9, ]+) go on together", said)
+        assert together[0] in ("0, 1", "2, 3")
+        assert set(together) <= {"0, 1", "2, 3", "0, 1, 2, 3"}
 
 
 @pytest.mark.parametrize(
