@@ -27,7 +27,20 @@ File = Annotated[Path, typer.Argument(metavar="X.diff", help="The diff.")]
 SPARSE, HASH = "sparse", "hash"
 SHOWN = 3
 """Tensors that a remark names."""
-COLUMNS = ("tensor", "change", "form", "codes", "of", "entry", "positions", "values", "/ bound")
+COLUMNS = (
+    *(
+        "tensor",
+        "dtype",
+        "change",
+        "form",
+        "codes",
+        "of",
+        "entry",
+        "positions",
+        "values",
+        "/ bound",
+    ),
+)
 
 
 @app.command()
@@ -60,7 +73,8 @@ def make(
 ) -> None:
     """Write what turns OLD into NEW, as near as it can within the budget.
 
-    Without a budget everything is sent in fp32, unless sparsity, cells or values say otherwise.
+    Without a budget everything is sent in fp32, unless sparsity, cells or values say otherwise, and
+    tensors in half precision that mostly change are sent as they are.
 
     Example: `fedspeech diff make old.safetensors new.safetensors --budget 500kB -o new.diff`
     """
@@ -108,14 +122,17 @@ def _apart(out: Path, **inputs: Path) -> None:
 def _remarks(diff: "Diff", old: "Tensors", new: "Tensors", asked_additive: bool) -> Iterator[str]:
     """What a user would not expect of what was made."""
     from fedspeech.diff.contents import Change, Form
+    from fedspeech.diff.floats import HALVES
 
     def of_form(form: Form) -> "list[Entry]":
         return [e for e in diff.entries if any(s.form == form for s in e.segments)]
 
-    verbatim = [entry for entry in diff.entries if entry.change == Change.VERBATIM]
-    if verbatim:
-        size = sum(len(entry.content) for entry in verbatim)
-        yield f"{size:,} bytes as they are, for they are not float32: {_some(verbatim)}"
+    for halves, why in ((False, "their dtype is sent whole"), (True, "most of them changes")):
+        verbatim = [e for e in diff.entries if e.change == Change.VERBATIM]
+        verbatim = [entry for entry in verbatim if (entry.dtype in HALVES) == halves]
+        if verbatim:
+            size = sum(len(entry.content) for entry in verbatim)
+            yield f"{size:,} bytes as they are, for {why}: {_some(verbatim)}"
     fallen = of_form(Form.ADDITIVE)
     if fallen and not asked_additive:
         yield f"additive, for |value| times a sum moves no zeros: {_some(fallen)}"
@@ -227,7 +244,7 @@ def _cells(row: "Cost") -> list[str]:
     numbers = (row.count, row.among, row.entry, row.positions, row.values)
     texts = ["" if number is None else f"{number:,}" for number in numbers]
     ratio = f"{(row.size - row.entry) / row.bound:.4f}" if row.bound else ""
-    return [row.name, row.change, row.form, *texts, ratio]
+    return [row.name, row.dtype, row.change, row.form, *texts, ratio]
 
 
 def _read(path: Path) -> bytes:

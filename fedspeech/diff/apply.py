@@ -14,12 +14,14 @@ import torch
 
 from fedspeech import layout
 from fedspeech.diff import hashed, sparse, wire
+from fedspeech.diff.compare import Part
 from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
+from fedspeech.diff.floats import narrowed, rounded, widened
 from fedspeech.diff.fresh import check_fresh
 from fedspeech.diff.values import values
 from fedspeech.errors import DiffError
 from fedspeech.layout import Layout, Stored
-from fedspeech.tensors import Tensors, TensorStream, hash_values, sha256, write_whole
+from fedspeech.tensors import Tensors, TensorStream, hash_values, raw, sha256, write_whole
 
 
 def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
@@ -164,40 +166,43 @@ def _merged(
 
 def _tensor(diff: Diff, entry: Entry, old: torch.Tensor | None) -> torch.Tensor:
     """The entry's new tensor."""
-    if entry.change == Change.VERBATIM:
-        return _verbatim(entry)
-    runs: Iterable[np.ndarray] = ()
-    if old is not None and entry.change != Change.FRESH:
-        _check_shape(entry, old.dtype, tuple(old.shape))
-        runs = _blocks(old.detach().cpu().contiguous().reshape(-1).numpy())
-    flat = _gathered(_new_runs(diff, entry, runs), math.prod(entry.shape))
-    return torch.from_numpy(flat).reshape(entry.shape)
+    held = None if old is None else Stored(old.dtype, tuple(old.shape), _runs(old))
+    dtype, shape, runs = _stored(diff, entry, held)
+    flat = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+    _gather(runs, flat.numpy())
+    return flat.view(dtype).reshape(shape)
+
+
+def _runs(tensor: torch.Tensor) -> Iterator[np.ndarray]:
+    """A tensor's values as a file has them."""
+    return _blocks(np.frombuffer(raw(tensor), np.uint8), tensor.element_size())
 
 
 def _stored(diff: Diff, entry: Entry, old: Stored | None) -> Stored:
     """The entry's new tensor, whose runs are computed as they are asked for."""
+    dtype: torch.dtype = getattr(torch, entry.dtype)
     if entry.change == Change.VERBATIM:
-        content = np.frombuffer(entry.content, np.uint8)
-        return Stored(getattr(torch, entry.dtype), entry.shape, [content])
+        return Stored(dtype, entry.shape, [np.frombuffer(entry.content, np.uint8)])
     runs: Iterable[np.ndarray] = ()
     if old is not None and entry.change != Change.FRESH:
         _check_shape(entry, old.dtype, old.shape)
-        runs = (run.view(np.float32) for run in old.runs)
+        runs = (widened(run, entry.dtype) for run in old.runs)
     new = _new_runs(diff, entry, runs)
-    return Stored(torch.float32, entry.shape, (run.view(np.uint8) for run in new))
+    return Stored(dtype, entry.shape, (narrowed(run, entry.dtype) for run in new))
 
 
 def _check_shape(entry: Entry, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     before = (entry.rows, *entry.shape[1:]) if entry.change == Change.GROWN else entry.shape
-    if dtype != torch.float32 or shape != before:
+    found = str(dtype).removeprefix("torch.")
+    if found != entry.dtype or shape != before:
         raise DiffError(
-            f"the diff changes tensor {entry.name!r} of float32 {before}; the model has "
-            f"{str(dtype).removeprefix('torch.')} {shape}"
+            f"the diff changes tensor {entry.name!r} of {entry.dtype} {before}; the model has "
+            f"{found} {shape}"
         )
 
 
 def _new_runs(diff: Diff, entry: Entry, old: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The entry's new values, float32, run by run; `old` are those of the base's tensor."""
+    """The entry's new values, in float32, run by run; `old` are those of the base's tensor."""
     for number, segment in enumerate(entry.segments):
         fresh = number or entry.change == Change.FRESH
         base = _zeros(segment.values) if fresh else old
@@ -216,32 +221,26 @@ def _segment_runs(
     return hashed.apply(base, array, keys, segment.form == Form.ADDITIVE)
 
 
-def segment_values(
-    diff: Diff, name: str, number: int, base: np.ndarray, segment: Segment
-) -> np.ndarray:
-    """The new values of a tensor's segment (0: the first, 1: the new rows), float32."""
-    return _gathered(_segment_runs(diff, name, number, _blocks(base), segment), len(base))
+def segment_values(diff: Diff, part: Part, segment: Segment) -> np.ndarray:
+    """The new values of the part that a segment changes: those of its dtype, in float32."""
+    runs = _segment_runs(diff, part.name, part.number, _blocks(part.base), segment)
+    new = np.empty_like(part.base)
+    _gather((rounded(run, part.dtype) for run in runs), new)
+    return new
 
 
-def _blocks(flat: np.ndarray) -> Iterator[np.ndarray]:
-    return (flat[first:last] for first, last in hashed.blocks(len(flat)))
+def _blocks(flat: np.ndarray, size: int = 1) -> Iterator[np.ndarray]:
+    """Runs of values, each of which takes `size` places."""
+    return (flat[first:last] for first, last in hashed.blocks(len(flat), size * hashed.BLOCK))
 
 
 def _zeros(count: int) -> Iterator[np.ndarray]:
     return (np.zeros(last - first, np.float32) for first, last in hashed.blocks(count))
 
 
-def _gathered(runs: Iterable[np.ndarray], count: int) -> np.ndarray:
-    """Some runs as one array, float32 of shape (count,)."""
-    flat, first = np.empty(count, np.float32), 0
+def _gather(runs: Iterable[np.ndarray], flat: np.ndarray) -> None:
+    """Fill an array with one run after another."""
+    first = 0
     for run in runs:
         flat[first : first + len(run)] = run
         first += len(run)
-    return flat
-
-
-def _verbatim(entry: Entry) -> torch.Tensor:
-    dtype = getattr(torch, entry.dtype)
-    if not entry.content:
-        return torch.empty(entry.shape, dtype=dtype)
-    return torch.frombuffer(bytearray(entry.content), dtype=dtype).reshape(entry.shape)

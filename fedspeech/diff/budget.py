@@ -13,7 +13,7 @@ import torch
 
 from fedspeech.diff import wire
 from fedspeech.diff.apply import update
-from fedspeech.diff.compare import Comparison, compare, equal
+from fedspeech.diff.compare import Comparison, compare, equal, mostly_changed
 from fedspeech.diff.fresh import check_fresh
 from fedspeech.diff.methods import Method, Sparse
 from fedspeech.diff.search import OTHERS, STEPS, Precision, Search
@@ -55,26 +55,31 @@ def make(
     method: Callable[[Comparison], Method] = Sparse,
     kind: Kind | None = None,
     share: float | None = None,
-    fresh: Collection[str] = (),
+    whole: Collection[str] = (),
     tried: Callable[[str], object] = lambda _: None,
 ) -> Made:
     """The diff from old to new of at most `budget` bytes that loses least.
 
     `share` fixes the share of values that are sent (1 - sparsity), or of cells. `kind` fixes how
-    values are stored; without a budget it is fp32, and without a share everything is sent. Tensors
-    that `fresh` names start from zero. `tried` is told the best so far after each precision. Raises
-    DiffError where the budget is too small, a value is NaN or infinite, or more values start from
-    zero than devices take from so few bytes.
+    values are stored; without a budget it is fp32, and without a share everything is sent: then
+    tensors in half precision that mostly change go as they are, which takes less. Tensors that
+    `whole` names do not start from the old ones (`compare`). `tried` is told the best so far after
+    each precision. Raises DiffError where the budget is too small, a value is NaN or infinite, or
+    more values start from zero than devices take from so few bytes.
     """
-    search = Search(old, compare(old, new, fresh), method, share, tried)
+    if budget is None and share is None and kind is None:
+        whole = {*whole, *mostly_changed(old, new)}
+    search = Search(old, compare(old, new, whole), method, share, tried)
     if budget is None:
         diff = search.diff(search.most, Precision(Kind.FP32 if kind is None else kind))
     else:
         diff = search.best(budget, [p for p in (*STEPS, *OTHERS) if kind in (None, p.kind)])
     result = dict(update(sorted(old.items()), diff))
-    for name, tensor in result.items():
-        if tensor.dtype == torch.float32 and not bool(torch.isfinite(tensor).all()):
-            raise DiffError(f"tensor {name} would get values that a float32 does not hold")
+    for entry in diff.entries:
+        if entry.segments and not bool(torch.isfinite(result[entry.name]).all()):
+            raise DiffError(
+                f"tensor {entry.name} would get values that a {entry.dtype} does not hold"
+            )
     data = wire.encode(replace(diff, result=sha256(result)))
     check_fresh(diff.entries, len(data), sum(tensor.numel() for tensor in old.values()))
     return Made(data, result, search.lost(diff))
@@ -83,13 +88,14 @@ def make(
 def exact(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> bytes | None:
     """A diff that gives the new model to the bit, or None where there is none.
 
-    w + (v - w) is not v for every pair of float32 values. Tensors in which it is not start from
-    zero, and only a zero with a minus cannot be had from there.
+    w + (v - w) is not v for every pair of values. Tensors in which it is not go as they are where
+    they are in half precision. Those in float32 start from zero, and only a zero with a minus
+    cannot be had from there.
     """
-    fresh: list[str] = []
+    whole: list[str] = []
     for _ in range(2):
-        made = make(old, new, fresh=fresh)
-        fresh = [name for name, tensor in new.items() if not equal(made.result[name], tensor)]
-        if not fresh:
+        made = make(old, new, whole=whole)
+        whole = [name for name, tensor in new.items() if not equal(made.result[name], tensor)]
+        if not whole:
             return made.data
     return None

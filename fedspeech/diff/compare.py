@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fedspeech.diff.contents import Change, Entry, Segment
+from fedspeech.diff.floats import FLOATS, HALVES
 from fedspeech.diff.wire import DTYPES, MOST_VALUES, extent
 from fedspeech.errors import DiffError
 from fedspeech.tensors import raw
@@ -17,12 +18,12 @@ TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A run of a float32 tensor's values that changes: what it was and what has to be added.
+    """A run of a tensor's values that changes: what it was and what has to be added.
 
-    `base` and `change` are float32 of shape (values,). `number` is 1 for rows that the old model
-    does not have, else 0. `unit` is the root mean square of the new values, or of the change where
-    that is larger: errors are counted in it, so that a layer of large values weighs no more than
-    one of small values.
+    `base` and `change` are float32 of shape (values,), whatever `dtype` the tensor has. `number` is
+    1 for rows that the old model does not have, else 0. `unit` is the root mean square of the new
+    values, or of the change where that is larger: errors are counted in it, so that a layer of
+    large values weighs no more than one of small values.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Part:
     base: np.ndarray
     change: np.ndarray
     unit: float
+    dtype: str
     rows: int
     """Of a matrix, runs of equally many values; 0 where a tensor has fewer than two dimensions."""
 
@@ -46,7 +48,7 @@ class Comparison:
     entries: tuple[Entry, ...]
     parts: tuple[Part, ...]
     values: int
-    """All float32 values of the new model, changed or not."""
+    """All values of the new model that can change in part, changed or not."""
 
     def filled(self, segments: Sequence[Segment]) -> tuple[Entry, ...]:
         """The entries with a segment for each part; those that change nothing are left out."""
@@ -64,14 +66,14 @@ def _idle(entry: Entry) -> bool:
 def compare(
     old: Mapping[str, torch.Tensor],
     new: Mapping[str, torch.Tensor],
-    fresh: Collection[str] = (),
+    whole: Collection[str] = (),
 ) -> Comparison:
     """Every tensor that differs. Raises DiffError where a value is NaN or infinite.
 
-    A float32 tensor of the same shape has one part. One whose first dimension has grown has two:
-    the old rows, and the new ones, whose base is zero. Any other float32 tensor that is new, has
-    another shape or dtype, or is named in `fresh`, starts from zero. Whatever is not float32 is
-    sent verbatim.
+    A float32, float16 or bfloat16 tensor of the same shape has one part. One whose first dimension
+    has grown has two: the old rows, and the new ones, whose base is zero. Any other of them that is
+    new, or has another shape or dtype, starts from zero, and so does a float32 tensor that is named
+    in `whole`. Other dtypes, and half precision that is named there, are sent verbatim.
     """
     entries: list[Entry] = []
     parts: list[Part] = []
@@ -79,11 +81,28 @@ def compare(
         if name not in new:
             entries.append(Entry(name, Change.REMOVED))
         elif name not in old or not equal(old[name], new[name]):
-            entry, found = _compare(name, None if name in fresh else old.get(name), new[name])
+            entry, found = _compare(name, old.get(name), new[name], name in whole)
             entries.append(entry)
             parts += found
-    values = sum(tensor.numel() for tensor in new.values() if tensor.dtype == torch.float32)
+    values = sum(tensor.numel() for tensor in new.values() if tensor.dtype in FLOATS)
     return Comparison(tuple(entries), tuple(parts), values)
+
+
+def mostly_changed(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> set[str]:
+    """Tensors in half precision more than half of whose values change.
+
+    To be given to the bit, a changed value takes at least as many bytes as two that are sent as
+    they are.
+    """
+
+    def changed(name: str, tensor: torch.Tensor) -> bool:
+        before = old.get(name)
+        if before is None or before.dtype != tensor.dtype or before.shape != tensor.shape:
+            return True
+        return 2 * int(torch.count_nonzero(before != tensor)) > tensor.numel()
+
+    halves = [name for name, tensor in new.items() if FLOATS.get(tensor.dtype) in HALVES]
+    return {name for name in halves if changed(name, new[name])}
 
 
 def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -92,24 +111,29 @@ def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
     return same and raw(left) == raw(right)
 
 
-def _compare(name: str, old: torch.Tensor | None, new: torch.Tensor) -> tuple[Entry, list[Part]]:
+def _compare(
+    name: str, old: torch.Tensor | None, new: torch.Tensor, whole: bool
+) -> tuple[Entry, list[Part]]:
     shape = tuple(new.shape)
     if extent(shape) > MOST_VALUES:
         raise DiffError(f"tensor {name}: shape {shape}, expected at most {MOST_VALUES} values")
-    if new.dtype != torch.float32:
+    dtype = FLOATS.get(new.dtype)
+    if dtype is None:
         return _verbatim(name, new), []
     values = _finite("new", name, new)
-    if old is None or old.dtype != torch.float32 or not _has_rows_of(old, new):
+    if whole and dtype in HALVES:
+        return _verbatim(name, new), []
+    if whole or old is None or old.dtype != new.dtype or not _has_rows_of(old, new):
         parts = [_part(name, 0, np.zeros_like(values), values, new)]
-        return Entry(name, Change.FRESH, shape, (Segment(len(values)),)), parts
+        return Entry(name, Change.FRESH, shape, (Segment(len(values)),), dtype=dtype), parts
     before = _finite("old", name, old)
     parts = [_part(name, 0, before, values[: len(before)], new)]
     if old.shape == new.shape:
-        return Entry(name, Change.CHANGED, shape, (Segment(len(values)),)), parts
+        return Entry(name, Change.CHANGED, shape, (Segment(len(values)),), dtype=dtype), parts
     rows = values[len(before) :]
     parts.append(_part(name, 1, np.zeros_like(rows), rows, new))
     segments = tuple(Segment(len(part.base)) for part in parts)
-    return Entry(name, Change.GROWN, shape, segments, old.shape[0]), parts
+    return Entry(name, Change.GROWN, shape, segments, old.shape[0], dtype), parts
 
 
 def _has_rows_of(old: torch.Tensor, new: torch.Tensor) -> bool:
@@ -129,7 +153,7 @@ def _part(
     unit = float(np.float32(max(_root_mean_square(values), _root_mean_square(change))))
     unit = max(unit, TINY) if unit else 1.0
     rows = len(base) // math.prod(tensor.shape[1:]) if tensor.dim() > 1 and len(base) else 0
-    return Part(name, number, base, change, unit, rows)
+    return Part(name, number, base, change, unit, FLOATS[tensor.dtype], rows)
 
 
 def _root_mean_square(values: np.ndarray) -> float:
@@ -137,8 +161,8 @@ def _root_mean_square(values: np.ndarray) -> float:
 
 
 def _finite(which: str, name: str, tensor: torch.Tensor) -> np.ndarray:
-    """The values of a float32 tensor, flat. Raises DiffError where one is NaN or infinite."""
-    values: np.ndarray = tensor.detach().cpu().contiguous().reshape(-1).numpy()
+    """The tensor's values in float32, flat. Raises DiffError where one is NaN or infinite."""
+    values: np.ndarray = tensor.detach().cpu().contiguous().reshape(-1).float().numpy()
     if wrong := int(values.size - np.count_nonzero(np.isfinite(values))):
         raise DiffError(
             f"the {which} model: {wrong} of {values.size} values of tensor {name} are NaN or "

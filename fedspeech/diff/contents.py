@@ -31,7 +31,7 @@ class Form(IntEnum):
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of a float32 tensor's values: the whole tensor, its old rows, or its new rows.
+    """A run of a tensor's values: the whole tensor, its old rows, or its new rows.
 
     Sparse: `gaps` (uint32) are the numbers of unchanged values before each changed one, `codes`
     (uint32) what is added there; with a code for every value there are no gaps. Hashed: `codes` are
@@ -47,7 +47,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its shape in the new model and what becomes of it."""
+    """One tensor: its shape and dtype in the new model and what becomes of it."""
 
     name: str
     change: Change

@@ -35,6 +35,7 @@ class Cost:
     """
 
     name: str
+    dtype: str = ""
     change: str = ""
     form: str = ""
     count: int = 0
@@ -81,6 +82,7 @@ def _of_entries(
                 positions, values = alone.get((place, "gaps"), 0), alone[place, "codes"]
             yield Cost(
                 f"{entry.name} (new rows)" if part else entry.name,
+                entry.dtype,
                 entry.change.name.lower(),
                 segment.form.name.lower(),
                 len(segment.codes),
@@ -97,9 +99,9 @@ def _unsegmented(entry: Entry, size: int) -> Cost:
     """A tensor that is sent verbatim, or removed."""
     change, content = entry.change.name.lower(), len(entry.content)
     if entry.change == Change.REMOVED:
-        return Cost(entry.name, change, entry=size)
+        return Cost(entry.name, change=change, entry=size)
     count = math.prod(entry.shape)
-    return Cost(entry.name, change, entry.dtype, count, count, size, 0, content, content)
+    return Cost(entry.name, entry.dtype, change, "", count, count, size, 0, content, content)
 
 
 def _together(diff: Diff, segments: Sequence[Segment], positions: int, values: int) -> Cost:

@@ -54,12 +54,23 @@ class Sparse(Method):
         self._typical = _root_mean_square(self._magnitudes)
 
     def segments(self, amount: int, kind: Kind, step: float) -> list[Segment]:
-        """The `amount` largest changes; more where several are as large as the last."""
-        least = self._ranked[-amount] if amount else np.inf
+        """The `amount` largest changes; of some as large as the last, the first ones."""
         return [
-            sparse.segment(part, np.flatnonzero(sizes >= least), kind, step * self._typical)
-            for part, sizes in zip(self._parts, self._magnitudes, strict=True)
+            sparse.segment(part, places, kind, step * self._typical)
+            for part, places in zip(self._parts, self._places(amount), strict=True)
         ]
+
+    def _places(self, amount: int) -> list[np.ndarray]:
+        """Of the largest changes, in each part, ascending."""
+        least = self._ranked[-amount] if amount else np.inf
+        found = [np.flatnonzero(sizes >= least) for sizes in self._magnitudes]
+        more = sum(map(len, found)) - amount
+        for number in reversed(range(len(found))):
+            if more:  # in half precision changes are few steps, and many are as large
+                (last,) = (self._magnitudes[number][found[number]] == least).nonzero()
+                found[number] = np.delete(found[number], last[-more:])
+                more -= len(last[-more:])
+        return found
 
     def amount(self, share: float) -> int:
         """Of all float32 values that the model has."""

@@ -84,7 +84,7 @@ class Search:
         lost = 0.0
         for part in self._comparison.parts:
             segment = segments.get((part.name, part.number), Segment(len(part.base)))
-            new = segment_values(diff, part.name, part.number, part.base, segment)
+            new = segment_values(diff, part, segment)
             left = (part.base.astype(float) + part.change - new) / part.unit
             lost += float(np.sum(left * left))
         return lost / self._square if self._square else 0.0
@@ -118,7 +118,7 @@ class Search:
 
     def _too_small(self, budget: int, least: int) -> DiffError:
         whole = sum(len(entry.content) for entry in self._comparison.entries)
-        told = f", {whole} of them tensors that are not float32 and go as they are" if whole else ""
+        told = f", {whole} of them tensors that go as they are" if whole else ""
         return DiffError(
             f"a budget of {budget} bytes is too small: the least is {least} bytes{told}"
         )

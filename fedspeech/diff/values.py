@@ -8,6 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from fedspeech.diff import floats
 from fedspeech.errors import DiffError
 
 
@@ -22,8 +23,7 @@ class Kind(IntEnum):
 
 BITS = {Kind.FP32: 32, Kind.FP16: 16, Kind.BF16: 16, Kind.INT8: 8}
 """Codes are below two to the power of this."""
-LARGEST_FP16 = np.float32(65504)
-LARGEST_BF16 = np.array(0x7F7F0000, np.uint32).view(np.float32)
+HALF = {Kind.FP16: "float16", Kind.BF16: "bfloat16"}
 MOST = 127
 """int8 is -127 ... 127."""
 LARGEST_SCALE = float(np.finfo(np.float32).max) / MOST
@@ -45,13 +45,8 @@ def codes(values: np.ndarray, kind: Kind, scale: float) -> np.ndarray:
     if kind == Kind.INT8:
         whole = np.clip(np.rint(values / np.float32(scale)), -MOST, MOST).astype(np.int32)
         return (np.abs(whole) * 2 - (whole < 0)).astype(np.uint32)
-    if kind == Kind.FP16:
-        short = np.clip(values, -LARGEST_FP16, LARGEST_FP16).astype(np.float16)
-        return _sign_last(short.view(np.uint16).astype(np.uint32), 16)
-    if kind == Kind.BF16:
-        patterns = np.clip(values, -LARGEST_BF16, LARGEST_BF16).view(np.uint32)
-        patterns = patterns + np.uint32(0x7FFF) + (patterns >> 16 & 1)
-        return _sign_last(patterns >> 16, 16)
+    if kind in HALF:
+        return _sign_last(floats.patterns(values, HALF[kind]).astype(np.uint32), 16)
     return _sign_last(values.view(np.uint32), 32)
 
 
@@ -68,11 +63,11 @@ def values(codes: np.ndarray, kind: Kind, scale: float) -> np.ndarray:
         half = (codes + np.uint32(1) >> 1).astype(np.float32)
         return np.where(codes & 1, -half, half) * np.float32(scale)
     width = BITS[kind]
-    patterns = codes >> 1
-    patterns |= (codes & 1) << width - 1
+    found = codes >> 1
+    found |= (codes & 1) << width - 1
     if kind == Kind.FP16:
-        return patterns.astype(np.uint16).view(np.float16).astype(np.float32)
-    return (patterns << 32 - width).view(np.float32)
+        return found.astype(np.uint16).view(np.float16).astype(np.float32)
+    return (found << 32 - width).view(np.float32)
 
 
 def _sign_last(patterns: np.ndarray, width: int) -> np.ndarray:

@@ -16,12 +16,15 @@ import numpy as np
 from fedspeech.diff import entropy
 from fedspeech.diff.contents import MOST_HASHES, Change, Diff, Entry, Form, Segment
 from fedspeech.diff.fields import Fields, damaged, varint
+from fedspeech.diff.floats import FLOATS, HALVES
 from fedspeech.diff.streams import numbers, streams
 from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
 
 MAGIC = b"\x89FSDIFF\n"
-VERSION = 2
+VERSION = 3
+BEFORE = 2
+"""The version of what has no tensors in half precision that change in part."""
 FIXED = struct.Struct("<8sHQ32s32sBBQ")
 """Magic, version, length, base, result, kind of values, hash functions, seed."""
 PREFIX = struct.Struct("<8sHQ")
@@ -31,6 +34,10 @@ MOST_VALUES = 2**32 - 1
 """Of one tensor; positions are hashed in 32 bits."""
 LONGEST_NAME = 1023
 """Bytes."""
+IN_PART = tuple(FLOATS.values())
+"""Dtypes of what changes in part; the container says the place in this row."""
+PLACES = 8
+"""The byte of what becomes of a tensor says this many times the place besides."""
 DTYPES = (
     *("float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
     *("uint16", "uint32", "uint64", "complex64", "float8_e4m3fn", "float8_e5m2"),
@@ -48,9 +55,14 @@ def encode(diff: Diff) -> bytes:
     body += [entropy.encode(numbers(segments))]
     size = FIXED.size + sum(map(len, body)) + CHECKSUM.size
     hashes = bytes.fromhex(diff.base), bytes.fromhex(diff.result)
-    fixed = FIXED.pack(MAGIC, VERSION, size, *hashes, diff.kind, diff.hashes, diff.seed)
+    version = VERSION if any(map(_needs_this_version, diff.entries)) else BEFORE
+    fixed = FIXED.pack(MAGIC, version, size, *hashes, diff.kind, diff.hashes, diff.seed)
     content = b"".join([fixed, *body])
     return content + CHECKSUM.pack(zlib.crc32(content))
+
+
+def _needs_this_version(entry: Entry) -> bool:
+    return entry.change != Change.VERBATIM and entry.dtype in HALVES
 
 
 def about(diff: Diff) -> int:
@@ -67,7 +79,7 @@ def _entries(diff: Diff) -> Iterator[bytes]:
         name = _name(entry)
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, name, strict=False))
         shared = len(list(same))
-        yield varint(shared) + varint(len(name) - shared) + name[shared:] + bytes([entry.change])
+        yield varint(shared) + varint(len(name) - shared) + name[shared:] + bytes([_what(entry)])
         before = name
         if entry.change == Change.REMOVED:
             continue
@@ -79,6 +91,11 @@ def _entries(diff: Diff) -> Iterator[bytes]:
         for segment in entry.segments:
             scale = SCALE.pack(segment.scale) if _has_scale(diff.kind, len(segment.codes)) else b""
             yield varint(len(segment.codes)) + bytes([segment.form]) + scale
+
+
+def _what(entry: Entry) -> int:
+    """What becomes of a tensor, and its dtype where it changes in part."""
+    return entry.change + (PLACES * IN_PART.index(entry.dtype) if entry.segments else 0)
 
 
 def _name(entry: Entry) -> bytes:
@@ -96,11 +113,13 @@ def decode(data: bytes) -> Diff:
     """What the container says. Raises DiffError where it is damaged, or newer than this program."""
     fixed = _checked(data)
     fields = Fields(memoryview(data)[FIXED.size : -CHECKSUM.size])
-    base, result, kind, hashes, seed = fixed
+    version, base, result, kind, hashes, seed = fixed
     if kind not in list(Kind) or hashes > MOST_HASHES:
         raise damaged(f"values of kind {kind}, {hashes} hash functions")
     entries = list(read_entries(fields, Kind(kind), fields.varint()))
     _check_hashes(entries, hashes)
+    if version == BEFORE and any(map(_needs_this_version, entries)):
+        raise damaged(f"format version {BEFORE}, and half precision that changes in part")
     entries = [
         replace(entry, content=bytes(fields.take(_content_size(entry)))) for entry in entries
     ]
@@ -110,16 +129,16 @@ def decode(data: bytes) -> Diff:
 
 def base_of(data: bytes) -> str:
     """The hash of the model that a diff is for. Raises DiffError where the diff is damaged."""
-    return _checked(data)[0].hex()
+    return _checked(data)[1].hex()
 
 
 def result_of(data: bytes) -> str:
     """The hash of the model that a diff gives. Raises DiffError where the diff is damaged."""
-    return _checked(data)[1].hex()
+    return _checked(data)[2].hex()
 
 
-def _checked(data: bytes) -> tuple[bytes, bytes, int, int, int]:
-    """The fixed fields after the length; what comes first says whether the rest is whole."""
+def _checked(data: bytes) -> tuple[int, bytes, bytes, int, int, int]:
+    """The fixed fields but for magic and length, which say whether the rest is whole."""
     if data[: len(MAGIC)] != MAGIC or len(data) < PREFIX.size:
         raise DiffError("this is not a diff: it does not begin as one")
     _, version, size = PREFIX.unpack_from(data)
@@ -128,14 +147,14 @@ def _checked(data: bytes) -> tuple[bytes, bytes, int, int, int]:
             f"the diff has format version {version}, and this program knows versions up to "
             f"{VERSION}; update it"
         )
-    if version < VERSION:
+    if version < BEFORE:
         raise damaged(f"format version {version}")
     if size != len(data) or size < FIXED.size + CHECKSUM.size:
         raise damaged(f"{len(data)} bytes, and its header says {size}")
     (checksum,) = CHECKSUM.unpack_from(data, size - CHECKSUM.size)
     if zlib.crc32(memoryview(data)[: -CHECKSUM.size]) != checksum:
         raise damaged("its checksum does not fit its content")
-    return FIXED.unpack_from(data)[3:]
+    return version, *FIXED.unpack_from(data)[3:]
 
 
 def read_entries(fields: Fields, kind: Kind, count: int) -> Iterator[Entry]:
@@ -160,9 +179,9 @@ def _text(name: bytes) -> str:
 
 
 def _read_entry(fields: Fields, kind: Kind, name: str) -> Entry:
-    number = fields.byte()
-    if number not in list(Change):
-        raise damaged(f"{name!r}: change of kind {number}")
+    part, number = divmod(fields.byte(), PLACES)
+    if number not in list(Change) or part >= (len(IN_PART) if number < Change.VERBATIM else 1):
+        raise damaged(f"{name!r}: change of kind {number + PLACES * part}")
     change = Change(number)
     if change == Change.REMOVED:
         return Entry(name, change)
@@ -182,7 +201,7 @@ def _read_entry(fields: Fields, kind: Kind, name: str) -> Entry:
             raise damaged(f"{name!r}: grown from {rows} rows to shape {shape}")
         runs = [rows * math.prod(shape[1:]), (shape[0] - rows) * math.prod(shape[1:])]
     segments = tuple(_read_segment(fields, kind, name, run) for run in runs)
-    return Entry(name, change, shape, segments, rows)
+    return Entry(name, change, shape, segments, rows, IN_PART[part])
 
 
 def _read_segment(fields: Fields, kind: Kind, name: str, values: int) -> Segment:

@@ -31,7 +31,7 @@ def test_make_apply_and_inspect(fedspeech, models, tmp_path):
     status, out, err = fedspeech("diff", "make", "old", "new", "--budget", "0.8kB", "-o", "x.diff")
     assert status == 0, err
     made, whole, gives = out.splitlines()
-    assert whole == "8 bytes as they are, for they are not float32: norm.count"
+    assert whole == "8 bytes as they are, for their dtype is sent whole: norm.count"
     data = (tmp_path / "x.diff").read_bytes()
     assert 750 < len(data) <= 800
     ratio, lost = size(models[1]) / len(data), float(re.search(r"; ([\d.]+) % of", made)[1])
@@ -49,7 +49,7 @@ def test_make_apply_and_inspect(fedspeech, models, tmp_path):
     assert (values, total.split(",")[0]) == ("values  int8", f"bytes   {len(data)}")
     assert (
         head.split()
-        == " ".join(["tensor change form codes of entry positions values / bound"]).split()
+        == " ".join(["tensor dtype change form codes of entry positions values / bound"]).split()
     )
     assert f"times the bound of {inspection.least(wire.decode(data)):,.0f}" in total
     assert len(rows) == len(inspection.costs(data))
@@ -107,7 +107,9 @@ def test_in_a_terminal_it_is_a_table(fedspeech, models, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     _, out, _ = fedspeech("diff", "inspect", "x.diff")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out)
-    assert re.search(r"│ output.weight \(new rows\) +│ grown +│ sparse +│ 48 +│ 48 +│ 0 ", plain)
+    assert re.search(
+        r"│ output.weight \(new rows\) +│ float32 +│ grown +│ sparse +│ 48 +│ 48 +│ 0 ", plain
+    )
 
 
 # What is refused: one line, status 2, nothing written.
@@ -189,17 +191,49 @@ def test_a_diff_is_written_where_a_link_leads(fedspeech, models, tmp_path):
     assert (tmp_path / "link").is_symlink()
 
 
-def test_tensors_that_are_not_float32_are_named(fedspeech, tmp_path, monkeypatch):
+def test_tensors_that_are_sent_whole_are_named(fedspeech, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    old = {f"w{i}": torch.zeros(40, dtype=torch.bfloat16) for i in range(5)}
+    old = {f"w{i}": torch.zeros(40, dtype=torch.int16) for i in range(5)}
+    old["h"] = torch.zeros(50, dtype=torch.bfloat16)
     old["v"] = torch.zeros(100)
     write(tmp_path / "old", old)
     write(tmp_path / "new", {name: tensor + 1 for name, tensor in old.items()})
     _, out, _ = fedspeech("diff", "make", "old", "new", "-o", "x.diff")
-    said = "400 bytes as they are, for they are not float32: w0, w1, w2 and 2 more"
-    assert out.splitlines()[1] == said
+    assert out.splitlines()[1:3] == [
+        "400 bytes as they are, for their dtype is sent whole: w0, w1, w2 and 2 more",
+        "100 bytes as they are, for most of them changes: h",
+    ]
     _, _, err = fedspeech("diff", "make", "old", "new", "-o", "x.diff", "--budget", "300")
-    assert err.endswith(", 400 of them tensors that are not float32 and go as they are\n")
+    assert err.endswith(", 400 of them tensors that go as they are\n")
+
+
+@pytest.mark.parametrize("method", ["sparse", "hash"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_one_value_of_a_model_in_half_precision(fedspeech, tmp_path, monkeypatch, dtype, method):
+    monkeypatch.chdir(tmp_path)
+    draw = torch.Generator().manual_seed(1)
+    old = {name: torch.randn(200, 200, generator=draw).to(dtype) for name in ("a", "b")}
+    new = {name: tensor.clone() for name, tensor in old.items()}
+    new["b"][7, 9] += 1
+    write(tmp_path / "old", old)
+    write(tmp_path / "new", new)
+    for most in ([], ["--budget", "10x"])[method == "hash" :]:
+        making = ("diff", "make", "old", "new", "--method", method, *most, "-o", "x.diff")
+        status, out, err = fedspeech(*making)
+        assert status == 0, err
+        assert "as they are" not in out
+        assert len((tmp_path / "x.diff").read_bytes()) <= size(new) // 10
+        status, out, _ = fedspeech("diff", "inspect", "x.diff")
+        row = out.splitlines()[6].split()
+        assert (status, row[:2]) == (0, ["b", str(dtype).removeprefix("torch.")])
+        assert fedspeech("diff", "apply", "old", "x.diff", "-o", "result")[0] == 0
+        assert {n: t.dtype for n, t in read(tmp_path / "result").items()} == {
+            "a": dtype,
+            "b": dtype,
+        }
+        if method == "sparse":
+            assert sha256(read(tmp_path / "result")) == sha256(new)
+            assert len((tmp_path / "x.diff").read_bytes()) < 140
 
 
 def test_matrices_with_a_row_of_zeros_are_additive_and_named(fedspeech, tmp_path, monkeypatch):
@@ -296,8 +330,8 @@ DAMAGE = {
     "truncated": (lambda data: data[:-7], r"the diff is damaged: \d+ bytes, and its header says"),
     "flipped": (lambda d: d[:200] + bytes([d[200] ^ 4]) + d[201:], "its checksum does not fit"),
     "newer": (
-        lambda d: d[:8] + b"\3" + d[9:],
-        "the diff has format version 3, and this program knows versions up to 2; update it",
+        lambda d: d[:8] + b"\4" + d[9:],
+        "the diff has format version 4, and this program knows versions up to 3; update it",
     ),
     "other": (lambda data: b"PK" + data, "this is not a diff: it does not begin as one"),
     "empty": (lambda data: b"", "this is not a diff"),

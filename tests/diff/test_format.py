@@ -8,6 +8,7 @@ import pytest
 import reference_diff
 import torch
 from numpy.testing import assert_array_equal
+from small_models import arrays
 
 from fedspeech.diff import budget, entropy, hashed, methods, wire
 from fedspeech.diff.apply import apply
@@ -17,7 +18,7 @@ from fedspeech.tensors import sha256
 
 TEXT = (Path(wire.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
 VECTORS = TEXT.split("## Test vectors")[1]
-STREAM, SPARSE, HASHED = (
+STREAM, SPARSE, HASHED, HALF = (
     bytes.fromhex(block) for block in re.findall(r"(?:^    (?:[0-9a-f]{2} ?)+$\n?)+", VECTORS, re.M)
 )
 BASE = {
@@ -29,6 +30,16 @@ NEW = {
     "b": torch.tensor([0.5, 0]),
     "n": torch.tensor(4),
     "w": torch.tensor([[1, -2.5, 3], [-0.5, 0.25, 9]]),
+}
+HALF_BASE = {
+    "b": torch.zeros(2),
+    "h": BASE["w"].to(torch.float16),
+    "k": torch.tensor([258, 1, -3], dtype=torch.bfloat16),
+}
+HALF_NEW = {
+    "b": NEW["b"],
+    "h": NEW["w"].to(torch.float16),
+    "k": torch.tensor([260, 1, -4, 0.75], dtype=torch.bfloat16),
 }
 
 
@@ -53,8 +64,8 @@ def test_the_stream():
     assert (kept, frequencies) == (0, {0: 109, 1: 37, 2: 73, 9: 37})
 
 
-def test_the_base():
-    assert sha256(BASE) in VECTORS
+def test_the_bases():
+    assert sha256(BASE) in VECTORS and sha256(HALF_BASE) in VECTORS
 
 
 @pytest.mark.parametrize("data", [SPARSE, HASHED], ids=["sparse", "hashed"])
@@ -85,3 +96,17 @@ def test_the_hashed_diff_is_what_the_text_says():
     assert (segment.form, len(segment.codes)) == (Form.MULTIPLICATIVE, 2)
     made = budget.make(BASE, NEW, None, lambda c: methods.Hashed(c, 1, 2), Kind.FP16, 0.34)
     assert made.data == HASHED
+
+
+def test_the_diff_in_half_precision_is_what_the_text_says():
+    wanted = {**HALF_NEW, "h": HALF_NEW["h"].clone()}
+    wanted["h"][0, 1] = -2.50390625
+    assert wanted["h"].view(torch.uint16)[0, 1] == 0xC102
+    assert sha256(apply(HALF_BASE, HALF)) == sha256(wanted)
+    plain = reference_diff.apply(arrays(HALF_BASE), HALF)
+    assert {n: a.tobytes() for n, a in plain.items()} == {
+        n: a.tobytes() for n, a in arrays(wanted).items()
+    }
+    assert budget.make(HALF_BASE, HALF_NEW, kind=Kind.INT8).data == HALF
+    entries = [(entry.name, entry.dtype) for entry in wire.decode(HALF).entries]
+    assert entries == [("b", "float32"), ("h", "float16"), ("k", "bfloat16")]

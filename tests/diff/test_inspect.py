@@ -90,9 +90,9 @@ def test_what_rows_say_of_every_kind_of_change():
     old, new = generations()
     data = budget.make(old, new, None, HASH, share=0.5).data
     rows = by_name(data)
-    assert rows["gone"] == inspect.Cost("gone", "removed", entry=rows["gone"].entry)
+    assert rows["gone"] == inspect.Cost("gone", change="removed", entry=rows["gone"].entry)
     count = rows["norm.count"]
-    assert (count.change, count.form, count.count, count.among) == ("verbatim", "int64", 1, 1)
+    assert (count.change, count.dtype, count.count, count.among) == ("verbatim", "int64", 1, 1)
     assert (count.positions, count.values, count.bound) == (0, 8, 8)
     grown, more = rows["output.weight"], rows["output.weight (new rows)"]
     assert (grown.change, grown.form, grown.count, grown.among) == (

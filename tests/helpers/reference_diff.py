@@ -1,15 +1,20 @@
 """FORMAT.md read by somebody who wants it slow and plain: one number at a time, Python integers.
 
-Imports nothing of ours. Models are dicts of NumPy arrays; only float32 and int64 are known.
+Imports nothing of ours. Models are dicts of NumPy arrays; only float32, float16, bfloat16 and int64
+are known. NumPy has no bfloat16: it is a bit pattern with a field of that name.
 """
 
 import hashlib
+import math
 import struct
 import zlib
+from fractions import Fraction
 
 import numpy as np
 
-DTYPES = {3: np.int64}
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])
+DTYPES = {1: np.float16, 2: BFLOAT16, 3: np.int64}
+IN_PART = [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16]
 
 
 class Bytes:
@@ -38,7 +43,8 @@ def model_hash(model) -> str:
     digest = hashlib.sha256()
     for name in sorted(model):
         array = np.asarray(model[name])
-        digest.update(f"{name}\0torch.{array.dtype}\0{array.shape}\0".encode() + array.tobytes())
+        dtype = "bfloat16" if array.dtype == BFLOAT16 else array.dtype
+        digest.update(f"{name}\0torch.{dtype}\0{array.shape}\0".encode() + array.tobytes())
     return digest.hexdigest()
 
 
@@ -131,7 +137,9 @@ def streams(data: Bytes, counts: list[int]) -> list[list[int]]:
 
 def read(file: bytes) -> dict:
     data = Bytes(file)
-    assert data.take(8) == b"\x89FSDIFF\n" and data.number(2) == 2
+    assert data.take(8) == b"\x89FSDIFF\n"
+    version = data.number(2)
+    assert version in (2, 3)
     assert data.number(8) == len(file)
     assert zlib.crc32(file[:-4]) == int.from_bytes(file[-4:], "little")
     diff = {"base": data.take(32).hex(), "result": data.take(32).hex(), "kind": data.number(1)}
@@ -141,6 +149,7 @@ def read(file: bytes) -> dict:
         shared = data.varint()
         name = name[:shared] + data.take(data.varint())
         entries.append(entry(data, name.decode(), diff["kind"]))
+    assert version == 3 or all(one["dtype"] == 0 for one in entries if one["segments"])
     for one in entries:
         if one["change"] == 3:
             dtype = np.dtype(DTYPES[one["dtype"]])
@@ -152,11 +161,13 @@ def read(file: bytes) -> dict:
 
 
 def entry(data: Bytes, name: str, kind: int) -> dict:
-    found = {"name": name, "change": data.number(1), "segments": []}
-    if found["change"] == 4:
+    what = data.number(1)
+    found = {"name": name, "change": what % 8, "dtype": what // 8, "segments": []}
+    if what == 4:
         return found
-    if found["change"] == 3:
+    if what == 3:
         found["dtype"] = data.number(1)
+    assert what < 5 or (found["change"] < 3 and found["dtype"] < 3)
     found["shape"] = tuple(data.varint() for _ in range(data.number(1)))
     values = int(np.prod(found["shape"]))
     runs = [values]
@@ -235,6 +246,46 @@ def changed(diff: dict, name: str, part: int, base: np.ndarray, segment: dict) -
     return new
 
 
+def widened(array: np.ndarray) -> np.ndarray:
+    """Flat, in float32."""
+    if array.dtype == BFLOAT16:
+        return (array.reshape(-1).view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return array.reshape(-1).astype(np.float32)
+
+
+def rounded(number: float, dtype: np.dtype) -> int:
+    """The bit pattern of the nearest finite value: of two as near, the even one.
+
+    Patterns of values that are not negative are in the order of the values.
+    """
+    largest = 0x7BFF if dtype == np.float16 else 0x7F7F
+    low, high, wanted = 0, largest, Fraction(abs(number))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if exactly(middle, dtype) <= wanted else (low, middle - 1)
+    above = exactly(min(low + 1, largest), dtype) - wanted
+    below = wanted - exactly(low, dtype)
+    if low < largest and (above, (low + 1) % 2) < (below, low % 2):
+        low += 1
+    return low + (0x8000 if math.copysign(1, number) < 0 else 0)
+
+
+def exactly(pattern: int, dtype: np.dtype) -> Fraction:
+    """What a bit pattern of 16 bits without sign stands for."""
+    bits, bias = (10, 15) if dtype == np.float16 else (7, 127)
+    exponent, fraction = divmod(pattern, 1 << bits)
+    if exponent:
+        fraction += 1 << bits
+    return Fraction(fraction) * Fraction(2) ** (max(exponent, 1) - bias - bits)
+
+
+def narrowed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Of a dtype, from float32."""
+    if dtype == np.float32:
+        return values
+    return np.array([rounded(float(v), dtype) for v in values], "<u2").view(dtype)
+
+
 def apply(old: dict[str, np.ndarray], file: bytes) -> dict[str, np.ndarray]:
     diff = read(file)
     assert model_hash(old) == diff["base"]
@@ -247,12 +298,14 @@ def apply(old: dict[str, np.ndarray], file: bytes) -> dict[str, np.ndarray]:
         elif one["change"] != 4:
             starts = np.zeros(int(np.prod(one["shape"])), np.float32)
             if one["change"] != 2:
-                starts[: before.size] = before.reshape(-1)
+                assert before.dtype == IN_PART[one["dtype"]]
+                starts[: before.size] = widened(before)
             runs, at = [], 0
             for part, segment in enumerate(one["segments"]):
                 base = starts[at : at + segment["values"]]
                 runs.append(changed(diff, name, part, base, segment))
                 at += segment["values"]
-            new[name] = np.concatenate(runs).reshape(one["shape"])
+            values = narrowed(np.concatenate(runs), IN_PART[one["dtype"]])
+            new[name] = values.reshape(one["shape"])
     assert model_hash(new) == diff["result"]
     return new

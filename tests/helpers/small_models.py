@@ -4,6 +4,7 @@ models that have learned nothing."""
 from pathlib import Path
 
 import numpy as np
+import reference_diff
 import torch
 
 from fedspeech import models, tensors
@@ -45,8 +46,43 @@ def generations(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch
     return old, new
 
 
+HALVES = {
+    "dense": torch.float16,
+    "fresh": torch.bfloat16,
+    "norm.running_var": torch.bfloat16,
+    "output": torch.bfloat16,
+    "same": torch.float16,
+    "zero": torch.float16,
+}
+"""dtypes of tensors whose names begin so."""
+
+
+def half_generations(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The same in half precision of both kinds, beside float32 and int64."""
+
+    def halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        dtype = next((HALVES[begin] for begin in HALVES if name.startswith(begin)), tensor.dtype)
+        return tensor.to(dtype)
+
+    old, new = generations(seed)
+    for model in (old, new):
+        model["a.weight"], model["z.bias"] = (
+            model["dense.weight"].clone(),
+            model["dense.bias"].clone(),
+        )
+    old, new = ({n: halved(n, t) for n, t in model.items()} for model in (old, new))
+    return old, new
+
+
 def arrays(model: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in model.items()}
+    """As the plain reader of diffs knows them."""
+    return {name: _array(tensor) for name, tensor in model.items()}
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(reference_diff.BFLOAT16)
+    return tensor.numpy()
 
 
 def untrained(path: Path, model: str) -> None:
