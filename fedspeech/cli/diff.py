@@ -28,18 +28,16 @@ SPARSE, HASH = "sparse", "hash"
 SHOWN = 3
 """Tensors that a remark names."""
 COLUMNS = (
-    *(
-        "tensor",
-        "dtype",
-        "change",
-        "form",
-        "codes",
-        "of",
-        "entry",
-        "positions",
-        "values",
-        "/ bound",
-    ),
+    "tensor",
+    "dtype",
+    "change",
+    "form",
+    "codes",
+    "of",
+    "entry",
+    "positions",
+    "values",
+    "/ bound",
 )
 
 
