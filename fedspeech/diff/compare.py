@@ -84,15 +84,15 @@ def compare(
             entry, found = _compare(name, old.get(name), new[name], name in whole)
             entries.append(entry)
             parts += found
-    values = sum(tensor.numel() for tensor in new.values() if tensor.dtype in FLOATS)
+    values = sum(tensor.numel() for tensor in new.values() if _dtype(tensor) in FLOATS)
     return Comparison(tuple(entries), tuple(parts), values)
 
 
 def mostly_changed(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> set[str]:
     """Tensors in half precision more than half of whose values change.
 
-    To be given to the bit, a changed value takes at least as many bytes as two that are sent as
-    they are.
+    To be given to the bit, a changed value takes about as many bytes as two that are sent as they
+    are.
     """
 
     def changed(name: str, tensor: torch.Tensor) -> bool:
@@ -101,7 +101,7 @@ def mostly_changed(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tens
             return True
         return 2 * int(torch.count_nonzero(before != tensor)) > tensor.numel()
 
-    halves = [name for name, tensor in new.items() if FLOATS.get(tensor.dtype) in HALVES]
+    halves = [name for name, tensor in new.items() if _dtype(tensor) in HALVES]
     return {name for name in halves if changed(name, new[name])}
 
 
@@ -117,8 +117,8 @@ def _compare(
     shape = tuple(new.shape)
     if extent(shape) > MOST_VALUES:
         raise DiffError(f"tensor {name}: shape {shape}, expected at most {MOST_VALUES} values")
-    dtype = FLOATS.get(new.dtype)
-    if dtype is None:
+    dtype = _dtype(new)
+    if dtype not in FLOATS:
         return _verbatim(name, new), []
     values = _finite("new", name, new)
     if whole and dtype in HALVES:
@@ -153,7 +153,7 @@ def _part(
     unit = float(np.float32(max(_root_mean_square(values), _root_mean_square(change))))
     unit = max(unit, TINY) if unit else 1.0
     rows = len(base) // math.prod(tensor.shape[1:]) if tensor.dim() > 1 and len(base) else 0
-    return Part(name, number, base, change, unit, FLOATS[tensor.dtype], rows)
+    return Part(name, number, base, change, unit, _dtype(tensor), rows)
 
 
 def _root_mean_square(values: np.ndarray) -> float:
@@ -172,8 +172,13 @@ def _finite(which: str, name: str, tensor: torch.Tensor) -> np.ndarray:
 
 
 def _verbatim(name: str, tensor: torch.Tensor) -> Entry:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    dtype = _dtype(tensor)
     if dtype not in DTYPES:
         raise DiffError(f"tensor {name} is {dtype}; expected float32 or one of {', '.join(DTYPES)}")
     content = raw(tensor).tobytes()
     return Entry(name, Change.VERBATIM, tuple(tensor.shape), dtype=dtype, content=content)
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    """Its name, as the container has it."""
+    return str(tensor.dtype).removeprefix("torch.")

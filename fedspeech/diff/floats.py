@@ -5,15 +5,10 @@ be infinite then becomes the largest value of its sign. NumPy has no bfloat16: i
 """
 
 import numpy as np
-import torch
 
-FLOATS = {
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
-"""With their names, in the order in which the container numbers them."""
-HALVES = ("float16", "bfloat16")
+FLOATS = ("float32", "float16", "bfloat16")
+"""The container says the place in this row."""
+HALVES = FLOATS[1:]
 LARGEST_FP16 = np.float32(65504)
 LARGEST_BF16 = np.array(0x7F7F0000, np.uint32).view(np.float32)
 

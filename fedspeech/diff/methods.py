@@ -73,7 +73,7 @@ class Sparse(Method):
         return found
 
     def amount(self, share: float) -> int:
-        """Of all float32 values that the model has."""
+        """Of all values of the model that can change in part."""
         return min(round(share * self._values), self.most)
 
 

@@ -34,10 +34,8 @@ MOST_VALUES = 2**32 - 1
 """Of one tensor; positions are hashed in 32 bits."""
 LONGEST_NAME = 1023
 """Bytes."""
-IN_PART = tuple(FLOATS.values())
-"""Dtypes of what changes in part; the container says the place in this row."""
-PLACES = 8
-"""The byte of what becomes of a tensor says this many times the place besides."""
+DTYPE_STEP = 8
+"""What the byte of what becomes of a tensor has more for each place in `FLOATS`."""
 DTYPES = (
     *("float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
     *("uint16", "uint32", "uint64", "complex64", "float8_e4m3fn", "float8_e5m2"),
@@ -95,7 +93,7 @@ def _entries(diff: Diff) -> Iterator[bytes]:
 
 def _what(entry: Entry) -> int:
     """What becomes of a tensor, and its dtype where it changes in part."""
-    return entry.change + (PLACES * IN_PART.index(entry.dtype) if entry.segments else 0)
+    return entry.change + (DTYPE_STEP * FLOATS.index(entry.dtype) if entry.segments else 0)
 
 
 def _name(entry: Entry) -> bytes:
@@ -179,9 +177,10 @@ def _text(name: bytes) -> str:
 
 
 def _read_entry(fields: Fields, kind: Kind, name: str) -> Entry:
-    part, number = divmod(fields.byte(), PLACES)
-    if number not in list(Change) or part >= (len(IN_PART) if number < Change.VERBATIM else 1):
-        raise damaged(f"{name!r}: change of kind {number + PLACES * part}")
+    what = fields.byte()
+    dtype, number = divmod(what, DTYPE_STEP)
+    if number not in list(Change) or dtype >= (len(FLOATS) if number < Change.VERBATIM else 1):
+        raise damaged(f"{name!r}: change of kind {what}")
     change = Change(number)
     if change == Change.REMOVED:
         return Entry(name, change)
@@ -201,7 +200,7 @@ def _read_entry(fields: Fields, kind: Kind, name: str) -> Entry:
             raise damaged(f"{name!r}: grown from {rows} rows to shape {shape}")
         runs = [rows * math.prod(shape[1:]), (shape[0] - rows) * math.prod(shape[1:])]
     segments = tuple(_read_segment(fields, kind, name, run) for run in runs)
-    return Entry(name, change, shape, segments, rows, IN_PART[part])
+    return Entry(name, change, shape, segments, rows, FLOATS[dtype])
 
 
 def _read_segment(fields: Fields, kind: Kind, name: str, values: int) -> Segment:

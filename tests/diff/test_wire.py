@@ -16,6 +16,7 @@ from small_models import arrays, generations, half_generations
 from fedspeech.diff import budget, methods, wire
 from fedspeech.diff.apply import apply
 from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
+from fedspeech.diff.floats import FLOATS
 from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
 from fedspeech.tensors import sha256
@@ -59,7 +60,7 @@ def entries(draw, name: str, kind: Kind) -> Entry:
             st.binary(min_size=8 * int(np.prod(shape)), max_size=8 * int(np.prod(shape)))
         )
         return Entry(name, change, shape, dtype="int64", content=content)
-    dtype = draw(st.sampled_from(wire.IN_PART))
+    dtype = draw(st.sampled_from(FLOATS))
     if change == Change.GROWN:
         shape = (draw(st.integers(1, 5)), *shape)
         rows, stride = draw(st.integers(0, shape[0] - 1)), int(np.prod(shape[1:]))
@@ -101,7 +102,7 @@ def test_what_is_encoded_comes_back(diff):
     for entry, found in zip(diff.entries, plain["entries"], strict=True):
         assert (found["name"], found["change"]) == (entry.name, entry.change)
         if entry.segments:
-            assert wire.IN_PART[found["dtype"]] == entry.dtype
+            assert FLOATS[found["dtype"]] == entry.dtype
         for segment, read in zip(entry.segments, found["segments"], strict=True):
             assert read["codes"] == segment.codes.tolist()
             assert read["gaps"] == segment.gaps.tolist()
