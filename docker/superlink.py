@@ -49,8 +49,7 @@ def make_known(home: Path, port: int, ca: str) -> None:
 
 
 if __name__ == "__main__":
-    told = os.environ
-    made_known = check_free(told["LISTEN"])
-    make_known(Path(told["FLWR_HOME"]), made_known, f"{told['KEYS']}/ca.crt")
+    port = check_free(os.environ["LISTEN"])
+    make_known(Path(os.environ["FLWR_HOME"]), port, f"{os.environ['KEYS']}/ca.crt")
     be_patient()
     sys.exit(flower_superlink())

@@ -8,7 +8,6 @@ from flwr.app import ArrayRecord
 
 from fedspeech import protocol
 from fedspeech.budgets import BASE, GENERIC, Budgets
-from fedspeech.diff import wire
 from fedspeech.diff.budget import Made, make
 from fedspeech.diff.methods import METHODS
 from fedspeech.errors import BudgetError, DiffError
@@ -106,5 +105,4 @@ class Pushes:
 
 def _as_diff(name: str, made: Made) -> Push:
     records = {"model": protocol.pack_diffs([made.data])}
-    additive = wire.decode(made.data).additive
-    return Push(name, records, Pushed(len(made.data), made.lost, additive))
+    return Push(name, records, Pushed(len(made.data), made.lost, made.additive))

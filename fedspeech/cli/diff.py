@@ -125,12 +125,11 @@ def _remarks(diff: "Diff", old: "Tensors", new: "Tensors", asked_additive: bool)
     def of_form(form: Form) -> "list[Entry]":
         return [e for e in diff.entries if any(s.form == form for s in e.segments)]
 
+    verbatim = [entry for entry in diff.entries if entry.change == Change.VERBATIM]
     for halves, why in ((False, "their dtype is sent whole"), (True, "most of them changes")):
-        verbatim = [e for e in diff.entries if e.change == Change.VERBATIM]
-        verbatim = [entry for entry in verbatim if (entry.dtype in HALVES) == halves]
-        if verbatim:
-            size = sum(len(entry.content) for entry in verbatim)
-            yield f"{size:,} bytes as they are, for {why}: {_some(verbatim)}"
+        if some := [entry for entry in verbatim if (entry.dtype in HALVES) == halves]:
+            size = sum(len(entry.content) for entry in some)
+            yield f"{size:,} bytes as they are, for {why}: {_some(some)}"
     fallen = of_form(Form.ADDITIVE)
     if fallen and not asked_additive:
         yield f"additive, for |value| times a sum moves no zeros: {_some(fallen)}"

@@ -26,11 +26,13 @@ UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "Mi
 
 @dataclass(frozen=True)
 class Made:
-    """A diff, the model that it gives, and the share of the change's square that it loses."""
+    """A diff, the model that it gives, and the share of the change's square that it loses;
+    `additive` are tensors that are hashed additively."""
 
     data: bytes
     result: Tensors
     lost: float
+    additive: tuple[str, ...]
 
 
 def parse(text: str, full: int) -> int:
@@ -82,7 +84,7 @@ def make(
             )
     data = wire.encode(replace(diff, result=sha256(result)))
     check_fresh(diff.entries, len(data), sum(tensor.numel() for tensor in old.values()))
-    return Made(data, result, search.lost(diff))
+    return Made(data, result, search.lost(diff), diff.additive)
 
 
 def exact(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> bytes | None:

@@ -222,9 +222,9 @@ def test_of_two_boxes_that_say_they_are_one_none_takes_part(
     ]
 
 
-def test_a_resumed_run_keeps_the_box_that_it_began_with(
-    speech, experiment, clock, tmp_path, caplog
-):
+def begin(settings, speech, folder):
+    """A run that is stopped when every box has sent its P_s."""
+
     class Stopped(Exception):
         pass
 
@@ -233,9 +233,14 @@ def test_a_resumed_run_keeps_the_box_that_it_began_with(
             raise Stopped
         return False
 
-    boxes = Boxes(speech, tmp_path / "devices", stop)
     with pytest.raises(Stopped):
-        deploy(experiment(), boxes, tmp_path / "run")
+        deploy(settings, Boxes(speech, folder / "devices", stop), folder / "run")
+
+
+def test_a_resumed_run_keeps_the_box_that_it_began_with(
+    speech, experiment, clock, tmp_path, caplog
+):
+    begin(experiment(), speech, tmp_path)
     boxes = Boxes(speech, tmp_path / "devices")
     node = boxes.node(LATE)
     boxes.clone(LATE)
@@ -261,17 +266,7 @@ def test_a_resumed_run_is_with_the_boxes_of_its_beginning(
     """One is gone for good after it has sent its P_s, and a stranger has come."""
     some = {name: path for name, path in speech.items() if name != NAMES["t03"]}
 
-    class Stopped(Exception):
-        pass
-
-    def stop(speaker, message):
-        if message.metadata.message_type == protocol.EVALUATE:
-            raise Stopped
-        return False
-
-    first = Boxes(some, tmp_path / "devices", stop)
-    with pytest.raises(Stopped):
-        deploy(experiment({"boxes": 3}), first, tmp_path / "run")
+    begin(experiment({"boxes": 3}), some, tmp_path)
     second = Boxes(speech, tmp_path / "devices")
     second.offline = {LATE}
     second.idle = clock
