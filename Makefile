@@ -11,11 +11,11 @@ export RAY_USAGE_STATS_ENABLED := 0
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml docker/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("fedspeech needs Python 3.11 or newer, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on -e '.[synthetic,dev]'
+	$(BIN)/python -m pip install --progress-bar on -c docker/constraints.txt -e '.[synthetic,dev]'
 	@touch $@
 
 venv: $(VENV)/.installed ## A virtual environment in .venv with everything installed
