@@ -1,6 +1,7 @@
 """The versions that `make venv` and the images install are ones that pyproject.toml allows."""
 
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -15,7 +16,7 @@ def pins() -> dict[str, str]:
 
 def test_what_the_project_asks_for_is_pinned_within_its_bounds():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    asked = list(chain(project["dependencies"], *project["optional-dependencies"].values()))
     wrong = [
         (line, pins().get(requirement.name))
         for line in asked
