@@ -82,7 +82,8 @@ class _Bench:
         table["parallel"] |= {"method": method, "learners": learners, **parallel}
         settings = DataParallelConfig.model_validate(table)
         name = f"{method}-{next(self._numbers)}"
-        training = Training(settings, settings.seed, self._folder, name)
+        agreed = self.task.fingerprint(settings, settings.seed)
+        training = Training(settings, settings.seed, self._folder, name, agreed)
         with stage(settings.training.epochs) as shown:
             shown.start(name)
             epochs = cell.train(self.crew, self.task, training, shown).epochs[1:]

@@ -110,8 +110,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train G data-parallel. Example: `fedspeech train experiments/data-parallel.toml
-    --set parallel.method=ad-psgd --set parallel.learners=4`.
+    """Train G data-parallel, with the first of the seeds. Example: `fedspeech train
+    experiments/data-parallel.toml --set parallel.method=ad-psgd --set parallel.learners=4`.
 
     The model is written as models/generic.safetensors, which `generic.model` of a personalization
     takes.
@@ -123,7 +123,8 @@ def train(
     settings = config.load(file, overrides)
     if not isinstance(settings, DataParallelConfig):
         raise ConfigError(f"{file}: kind = {settings.kind}, expected data-parallel")
-    _run(settings.model_copy(update={"comparison": None}), out, resume)
+    one = {"comparison": None, "seeds": settings.seeds[:1]}
+    _run(settings.model_copy(update=one), out, resume)
 
 
 @app.command()

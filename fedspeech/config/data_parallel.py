@@ -50,7 +50,7 @@ class ParallelSettings(Settings):
     learners: Positive = 2
     hook: Literal["none", "fp16", "powersgd"] = "none"
     """How `allreduce` packs gradients: as they are, in half the bits, or as matrices of rank 2
-    (Vogels et al. 2019)."""
+    (Vogels et al. 2019), whose error feedback begins anew where a run is gone on with."""
     staleness: Count | None = None
     """The most updates by others between a learner's pull from the parameter server and its push;
     None: as many as there are. At least learners - 1: so many there are if all take turns."""
@@ -110,8 +110,8 @@ class DataParallelConfig(Settings):
     """Of the run, and of its folder `runs/NAME`."""
     kind: Literal["data-parallel"] = "data-parallel"
     seeds: tuple[Whole, ...] = (0,)
-    """G is trained with each of them; the intervals' draws follow from the first, and its G is the
-    run's."""
+    """`fedspeech run` trains G with each of them, `fedspeech train` with the first one; the
+    intervals' draws follow from the first, and its G is the run's."""
     corpus: CorpusSettings = CorpusSettings()
     test: HeldOut = HeldOut(speakers=8)
     features: FeatureSettings = FeatureSettings()

@@ -22,8 +22,6 @@ class Loop:
         accumulated: int = 1,
     ) -> None:
         self.model = model.to(place())
-        self.hears: torch.nn.Module = self.model
-        """What minibatches go through: the model, or what stands around it."""
         self.course, self.settings = course, course.settings
         self.criterion = criteria.of(model)
         thrift.settle(self.model, *course.largest_batch)
@@ -59,7 +57,7 @@ class Loop:
     def losses(self, update: Update) -> torch.Tensor:
         """Of each utterance (batch,)."""
         batch = update.batch.to(place())
-        output, lengths = self.hears(batch.features, batch.lengths)
+        output, lengths = self.model(batch.features, batch.lengths)
         return self.criterion(output, lengths, update.references)
 
     def _step(self) -> None:

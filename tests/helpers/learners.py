@@ -95,8 +95,13 @@ class Job:
     """How far the learners' first models are from each other."""
     spoiled: int | None = None
     """The rank whose model has a value that is no number."""
+    leaps: int | None = None
+    """The rank whose step leads to a value that is no number, from a gradient that is sound."""
+    deafened: int | None = None
+    """The rank whose speech is no numbers."""
     slowed: float = 1.0
-    fingerprint: str = ""
+    late: float = 0.0
+    """Seconds that the last rank rests before its first part."""
     seconds: float = 60.0
     members: tuple[int, ...] | None = None
     leaves: int | None = None
@@ -116,9 +121,11 @@ class Told:
 
 
 def shared(job: Job) -> Share:
-    return Share(
-        job.training, FEATURES, Letters(), spoken(job.utterances), 0, job.parallel.learners
-    )
+    utterances = spoken(job.utterances)
+    if job.deafened == job.rank:
+        for utterance in utterances:
+            utterance.log_mel[1.0][0] = float("nan")
+    return Share(job.training, FEATURES, Letters(), utterances, 0, job.parallel.learners)
 
 
 def first_model(job: Job) -> TDNN:
@@ -134,6 +141,11 @@ def vector(module: torch.nn.Module) -> np.ndarray:
     return torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy().copy()
 
 
+def spoil(module: torch.nn.Module) -> None:
+    """Leave a value that is no number."""
+    next(module.parameters()).data.view(-1)[0] = float("nan")
+
+
 def warm() -> None:
     """Keep a process busy until all of them are there, with everything imported."""
     time.sleep(0.5)
@@ -146,17 +158,21 @@ def learn(job: Job) -> Told:
     watch = Watch(Pace(job.slowed))
     loop = ParallelLoop(first_model(job), shared(job), watch, f"learner {job.rank}")
     loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=0.0)
+    if job.leaps == job.rank:
+        loop.optimizer.register_step_post_hook(lambda *_: spoil(loop.model))
     told = Told([], [], {}, watch.measured)
     group = method = None
     try:
-        seat = Seat(job.rank, members, job.generation, job.seconds, fingerprint=job.fingerprint)
+        seat = Seat(job.rank, members, job.generation, job.seconds)
         group = form(join(LOOPBACK, job.port), seat, watch, threading.Event())
         method = method_of(job.parallel)(loop, group, job.parallel)
         for number in method.parts(0):
             if job.leaves == len(told.numbers) and job.rank == members[-1]:
                 raise Lost("leaves")
+            if job.rank == members[-1] and not told.numbers:
+                time.sleep(job.late)
             if job.spoiled == job.rank:
-                next(loop.model.parameters()).data.view(-1)[0] = float("nan")
+                spoil(loop.model)
             if not method.serves:
                 loop.learn(method, number)
             told.numbers.append(number)

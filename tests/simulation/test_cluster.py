@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from federations import assert_same, settings
+from nodes import Node, cluster
 from ray.cluster_utils import Cluster
 
 from fedspeech import config
@@ -20,15 +21,8 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture
 def two_nodes() -> Iterator[Cluster]:
-    """Two Ray nodes on this machine with one processor each; nothing else of Ray is touched."""
-    nodes = Cluster()
-    try:
-        nodes.add_node(num_cpus=1, include_dashboard=False)
-        nodes.add_node(num_cpus=1)
-        nodes.wait_for_nodes()
-        yield nodes
-    finally:
-        nodes.shutdown()
+    with cluster(Node(), Node()) as found:
+        yield found
 
 
 def test_workers_on_the_nodes_of_a_cluster(corpus, undisturbed, two_nodes, tmp_path):

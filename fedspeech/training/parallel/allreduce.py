@@ -43,10 +43,6 @@ class Allreduce(Method):
         """DDP takes the mean over learners of what are shares of one sum."""
         return self.group.size / part.joined
 
-    def begin(self, part: Part) -> None:
-        """The hook says which part is no number."""
-        self._joined.part = part
-
     def exchange(self, part: Part) -> None:
         """Gradients are averaged already."""
         self.group.check()
@@ -70,7 +66,6 @@ class Joined:
         hook: str = "none",
         learners: dist.ProcessGroup | None = None,
     ) -> None:
-        self.part: Part | None = None
         self._loop, self._group, self._learners = loop, group, learners
         self._size = group.size if learners is None else learners.size()
         self._pack: Callable[[GradBucket], torch.futures.Future[torch.Tensor]]
@@ -81,7 +76,7 @@ class Joined:
 
     def part_ways(self) -> None:
         """Take from the model what joins it to others."""
-        self._loop.hears = self._loop.model
+        self._loop.hears = self._loop.alone
         for norm in _norms(self._loop.model):
             norm.gathered = None
 
@@ -89,10 +84,13 @@ class Joined:
         device = place()
         with losing():
             wrapped = DistributedDataParallel(
-                self._loop.model,
+                self._loop.alone,
                 device_ids=[device] if device.type == "cuda" else None,
                 process_group=self._learners,
                 broadcast_buffers=False,
+                # Nor does it change the order in which it sums after the first step: a training
+                # that is gone on with would round otherwise.
+                find_unused_parameters=True,
             )
         wrapped.register_comm_hook(None, self._average)
         self._loop.hears = wrapped
@@ -109,8 +107,7 @@ class Joined:
             model.recomputes = bool(wish)
 
     def _average(self, state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-        assert self.part is not None
-        self._loop.check(float(bucket.buffer().sum()), self.part)
+        self._loop.sound([bucket.buffer()])
         packed = self._pack(bucket)
         self._group.watch.ready()
         return packed
@@ -134,6 +131,9 @@ class Joined:
         def of_low_rank(bucket: GradBucket) -> Any:
             before = state.total_numel_after_compression
             found = powerSGD_hook.powerSGD_hook(state, bucket)
+            # Its sums follow each other in threads of their own. Only one after the other do they
+            # come in the same order everywhere, as they have to.
+            found.wait()
             packed = state.total_numel_after_compression - before
             some = bucket.buffer()[:packed] if packed else bucket.buffer()
             watch.sent(summed_bytes(some, self._size))
@@ -142,7 +142,7 @@ class Joined:
         return {"none": whole, "fp16": halved, "powersgd": of_low_rank}[hook]
 
     def _gather(self, own: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = _Gather.apply(own, self._group, self._learners)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = _Gather.apply(own, self._loop, self._group, self._learners)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -151,9 +151,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, own: torch.Tensor, group: Group, learners: dist.ProcessGroup | None
+        ctx: Any,
+        own: torch.Tensor,
+        loop: ParallelLoop,
+        group: Group,
+        learners: dist.ProcessGroup | None,
     ) -> torch.Tensor:
-        ctx.group, ctx.learners = group, learners
+        loop.sound([own])
+        ctx.loop, ctx.group, ctx.learners = loop, group, learners
         ctx.rank, size = dist.get_rank(learners), dist.get_world_size(learners)
         rows = own.new_zeros(size, *own.shape)
         rows[ctx.rank] = own
@@ -161,10 +166,11 @@ class _Gather(torch.autograd.Function):
         return rows
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        ctx.loop.sound(gradients)
         summed = gradients[0].clone()
         ctx.group.sum(summed, ctx.learners)
-        return summed[ctx.rank], None, None
+        return summed[ctx.rank], None, None, None
 
 
 def _norms(model: torch.nn.Module) -> list[MaskedBatchNorm]:

@@ -158,8 +158,9 @@ class _Cell:
         together = self._method.able(sorted([*able, *ready]), parallel)
         state = self.crew.actor(able[0]).state.remote()
         for number in sorted(set(together) - set(able)):
-            del self._joining[number]
+            prepared = self._joining.pop(number)
             try:
+                gotten(prepared)
                 gotten(self.crew.actor(number).adopt.remote(state))
             except ray.exceptions.RayError:  # it died again, or who has the model did
                 self.crew.bury(number)

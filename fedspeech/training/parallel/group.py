@@ -7,8 +7,10 @@ learner to another (`send`, `receive`) travels by gloo from everywhere: NCCL has
 learners that send to each other at once would wait for ever.
 """
 
+import fcntl
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,14 +22,18 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import distributed_c10d
 
 from fedspeech.accelerator import place
 from fedspeech.errors import RunError
 from fedspeech.training.parallel.watch import Watch
 
 LOOPBACK = "127.0.0.1"
+SIOCGIFADDR = 0x8915
 STORE_SECONDS = 60.0
 LOOK_SECONDS = 0.01
+NEWS_SECONDS = 10.0
+"""So soon the run's process has noticed that a learner died, and said so to the others."""
 PATIENCE = timedelta(hours=2)
 """How long a learner waits for others who are alive, but slow."""
 AT_ONCE = timedelta(milliseconds=1)
@@ -55,12 +61,40 @@ def serve(host: str = LOOPBACK) -> tuple[TCPStore, int]:
     return store, port
 
 
-def join(host: str, port: int) -> TCPStore:
-    """The store that another process serves."""
-    if host == LOOPBACK:
-        names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
-    return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+def join(host: str, port: int, seconds: float = STORE_SECONDS) -> TCPStore:
+    """The store that another process serves. Raises RunError where it does not answer in time."""
+    if (name := _towards(host)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    try:
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=seconds))
+    except dist.DistError:
+        raise RunError(
+            f"the process group did not form in {seconds:g} s: the run's store at {host}:{port} "
+            f"cannot be reached from {socket.gethostname()} (parallel.form_seconds)"
+        ) from None
+    store.set_timeout(timedelta(seconds=STORE_SECONDS))
+    return store
+
+
+def _towards(host: str) -> str | None:
+    """The network interface by which this machine talks to a host; None where it is not known.
+
+    Gloo itself would take that of this machine's name, which may be the loopback's address.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked, suppress(OSError):
+        asked.connect((host, 9))  # which sends nothing
+        own = asked.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                if _address(asked, name) == own:
+                    return name
+    return None
+
+
+def _address(asked: socket.socket, interface: str) -> str:
+    """The IPv4 address of an interface, as Linux tells it (netdevice(7), SIOCGIFADDR)."""
+    request = struct.pack("256s", interface.encode()[:15])
+    return socket.inet_ntoa(fcntl.ioctl(asked.fileno(), SIOCGIFADDR, request)[20:24])
 
 
 @dataclass(frozen=True)
@@ -76,8 +110,6 @@ class Seat:
     """How long to wait for the others."""
     own_gpu: bool = False
     """Whether each learner has a GPU of its own: NCCL takes no two that share one."""
-    fingerprint: str = ""
-    """Of what all of them have to agree upon: corpus, share and settings."""
 
 
 class Message(NamedTuple):
@@ -90,7 +122,7 @@ class Message(NamedTuple):
         """The tensor, when it is there, or has gone. Raises Lost where it never will."""
         assert self.work is not None
         with losing():
-            self.work.wait()
+            self.work.wait(PATIENCE)
         return self.tensor
 
 
@@ -183,21 +215,31 @@ class Group:
 def form(store: Store, seat: Seat, watch: Watch, stopped: threading.Event) -> Group:
     """The group of a generation, as soon as all its members are there.
 
-    Raises RunError where one does not come in time (who is named), or where one has another
-    fingerprint; Lost where `stopped` is set meanwhile.
+    Raises RunError where one does not come in time (who is named), or cannot be talked to; Lost
+    where `stopped` is set meanwhile.
     """
     own = PrefixStore(seat.generation, store)
-    own.set(f"here/{seat.learner}", seat.fingerprint or "-")
     _meet(own, seat, stopped)
-    _compare(own, seat)
     rank, size = seat.members.index(seat.learner), len(seat.members)
     backend = "cpu:gloo,cuda:nccl" if seat.own_gpu and place().type == "cuda" else "gloo"
-    with losing():
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
+    try:
+        soon = timedelta(seconds=seat.seconds)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=soon)
+    except RuntimeError as error:
+        # Who died meanwhile is replaced, and all others are told to come back.
+        if stopped.wait(NEWS_SECONDS):
+            raise Lost("stopped") from error
+        raise RunError(
+            f"the process group did not form in {seat.seconds:g} s: learner {seat.learner} on "
+            f"{socket.gethostname()} has no connection to all others (parallel.form_seconds): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    distributed_c10d._set_pg_timeout(PATIENCE)
     return Group(rank, size, own, watch, stopped)
 
 
 def _meet(store: Store, seat: Seat, stopped: threading.Event) -> None:
+    store.set(f"here/{seat.learner}", "")
     deadline = time.monotonic() + seat.seconds
     missing = list(seat.members)
     while missing := [m for m in missing if not store.check([f"here/{m}"])]:
@@ -210,17 +252,6 @@ def _meet(store: Store, seat: Seat, stopped: threading.Event) -> None:
                 f"there is no {' and no '.join(map(str, missing))} (parallel.form_seconds)"
             )
         time.sleep(LOOK_SECONDS)
-
-
-def _compare(store: Store, seat: Seat) -> None:
-    said = {m: store.get(f"here/{m}").decode() for m in seat.members}
-    first = seat.members[0]
-    for member, fingerprint in said.items():
-        if fingerprint != said[first]:
-            raise RunError(
-                f"learner {member} has another corpus or other settings than learner {first}: "
-                f"fingerprint {fingerprint[:12]} there, {said[first][:12]} here"
-            )
 
 
 @contextmanager

@@ -72,12 +72,6 @@ class Hierarchical(ADPSGD):
         together = sum(len(share.part(first + i).chosen) for i in range(self._size))
         return self._size / together
 
-    def begin(self, part: Part) -> None:
-        """The first one sends the node's model."""
-        if self._joined is not None:
-            self._joined.part = part
-        super().begin(part)
-
     def exchange(self, part: Part) -> None:
         """Gradients are the node's already; the mean goes to its learners, and all step."""
         with self.mixed():

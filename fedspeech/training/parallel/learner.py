@@ -1,8 +1,9 @@
 """One learner: a process that learns its parts, with others, as often as a group is formed."""
 
+import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 from fedspeech import corpus
 from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.errors import RunError
 from fedspeech.run_folder import cache_folder
 from fedspeech.tensors import Tensors, state
 from fedspeech.training import checkpoint
@@ -29,6 +31,8 @@ class Training(NamedTuple):
     run: Path
     name: str
     """Of its files."""
+    fingerprint: str
+    """Of what the learners and the run have to agree upon: corpus and settings."""
 
     def checkpoint(self, learner: int, epoch: int) -> Path:
         """What a learner goes on from after so many epochs."""
@@ -78,14 +82,24 @@ class Learner:
         self._stopped: dict[str, threading.Event] = {}
 
     def prepare(self, training: Training) -> None:
-        """Begin a training with its freshly drawn model."""
+        """Begin a training with its freshly drawn model.
+
+        Raises RunError where this learner has another corpus than the run.
+        """
         settings, number = training.settings, self._number
+        own = self._task.fingerprint(settings, training.seed)
+        if own != training.fingerprint:
+            raise RunError(
+                f"learner {number} on {socket.gethostname()} has another corpus or other settings "
+                f"than the run: fingerprint {own[:12]} there, {training.fingerprint[:12]} here"
+            )
         parallel = settings.parallel
         slowed = dict(enumerate(parallel.slowed)).get(number, 1.0)
         self._training, self._watch = training, Watch(Pace(slowed, parallel.processor))
         share = self._task.share(settings, training.seed)
         model = self._task.model(training.seed)
-        self._loop = ParallelLoop(model, share, self._watch, f"learner {number}")
+        name = f"learner {number}" if number < parallel.learners else "the parameter server"
+        self._loop = ParallelLoop(model, share, self._watch, name)
         self._epoch = 0
         self._kept: dict[str, Any] = {}
 
@@ -100,9 +114,8 @@ class Learner:
         lost: str | None = None
         reached = order.first
         try:
-            agreed = self._task.fingerprint(self._training.settings, self._training.seed)
-            seat = replace(order.seat, fingerprint=agreed)
-            group = form(join(*order.store), seat, self._watch, self._stop(order))
+            store = join(*order.store, order.seat.seconds)
+            group = form(store, order.seat, self._watch, self._stop(order))
             method = method_of(self._settings)(self._loop, group, self._settings)
             method.resume(self._kept)
             for number in method.parts(order.first):

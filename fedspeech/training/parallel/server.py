@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from fedspeech.errors import DivergedError
 from fedspeech.training.parallel.group import Group, Lost
 from fedspeech.training.parallel.loop import ParallelLoop
 
@@ -29,14 +30,14 @@ class Server:
         self._turn = threading.Condition()
         self._version = 0
         self._pulled: dict[int, int] = {}
-        self._news: queue.Queue[int | Lost] = queue.Queue()
+        self._news: queue.Queue[int | Lost | DivergedError] = queue.Queue()
         self._closing = False
 
     def pushed(self) -> Iterator[int]:
         """The number of each part whose step was taken, until all learners have said goodbye.
 
         The model is not changed while whoever asks has a number. Raises Lost where a learner is
-        gone.
+        gone, DivergedError where a step led to what is no number.
         """
         left = self._group.size - 1
         for rank in range(left):
@@ -45,7 +46,7 @@ class Server:
             while left:
                 self._group.check()
                 news = self._next()
-                if isinstance(news, Lost):
+                if isinstance(news, Exception):
                     raise news
                 left -= news == BYE
                 if news >= 0:
@@ -56,7 +57,7 @@ class Server:
                 self._closing = True
                 self._turn.notify_all()
 
-    def _next(self) -> int | Lost:
+    def _next(self) -> int | Lost | DivergedError:
         try:
             return self._news.get(timeout=LOOK_SECONDS)
         except queue.Empty:
@@ -73,22 +74,23 @@ class Server:
                 number, stale = int(said), 0
                 if number >= 0:
                     self._group.receive(gradient, rank).arrived()
-                    stale = self._update(rank, rate, gradient)
+                    stale = self._update(rank, rate, gradient, number)
                 if number in (DONE, BYE):
                     self._forget(rank)
                 else:
                     self._give(rank, stale)
                 self._news.put(number)
-        except Lost as lost:
-            self._news.put(lost)
+        except (Lost, DivergedError) as error:
+            self._news.put(error)
 
-    def _update(self, rank: int, rate: float, gradient: torch.Tensor) -> int:
-        """Take the step of a gradient when its turn has come; how stale it was."""
+    def _update(self, rank: int, rate: float, gradient: torch.Tensor, number: int) -> int:
+        """Take the step of a part's gradient when its turn has come; how stale it was."""
         with self._turn:
             self._turn.wait_for(lambda: self._closing or self._may(rank))
             if self._closing:
                 raise Lost("the server is closing")
             stale = self._version - self._pulled[rank]
+            self._loop.begins(number)
             self._step(rate, gradient.to(self._model.device))
             self._version += 1
             self._pulled[rank] = self._version

@@ -52,6 +52,7 @@ class Watch:
     def __init__(self, pace: Pace | None = None) -> None:
         self._pace = pace or Pace()
         self._ready: float | None = None
+        self._steps = 0.0, 0.0
         self._lock = threading.Lock()
         self.measured = Measured()
 
@@ -76,10 +77,24 @@ class Watch:
         if self._ready is not None:
             self.measured.waiting += time.monotonic() - self._ready
             self._ready = None
+        (before, taken_before), self._steps = self._steps, (0.0, 0.0)
         seconds = time.monotonic() - started - (self.measured.waiting - waited)
-        self._pace.rest(seconds, time.process_time() - taken)
+        self._pace.rest(before + seconds, taken_before + time.process_time() - taken)
         waited = self.measured.waiting - waited
         self.measured.computing += time.monotonic() - started - waited
+
+    @contextmanager
+    def steps(self) -> Iterator[None]:
+        """The optimizer steps in the block.
+
+        What that takes of the learner's pace it rests after the next gradient: now others may wait
+        for the model.
+        """
+        started, taken = time.monotonic(), time.process_time()
+        yield
+        seconds = time.monotonic() - started
+        self._steps = self._steps[0] + seconds, self._steps[1] + time.process_time() - taken
+        self.measured.computing += seconds
 
     def ready(self) -> None:
         """What is computed in the block is there: whatever it still does is waiting."""

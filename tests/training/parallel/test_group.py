@@ -1,8 +1,16 @@
 """What is wrong between learners is told, and nothing spreads."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 from learners import training
+from torch._C._distributed_c10d import PrefixStore
+
+from fedspeech.errors import RunError
+from fedspeech.training.parallel.group import LOOPBACK, Lost, Seat, form, join, serve
+from fedspeech.training.parallel.watch import Watch
 
 
 def test_who_is_missing_is_named(together):
@@ -15,16 +23,29 @@ def test_who_is_missing_is_named(together):
         )
 
 
-def test_another_corpus_is_named_with_both_fingerprints(together):
-    told = together(
-        {"method": "allreduce", "learners": 3}, fingerprint=lambda rank: "b" if rank == 2 else "a"
-    )
-    for each in told:
-        assert each.error == (
-            "RunError: learner 2 has another corpus or other settings than learner 0: "
-            "fingerprint b there, a here"
-        )
-        assert each.numbers == []
+def test_who_dies_while_the_group_forms_is_waited_for_a_while_only(free_tcp_port):
+    """Learner 1 said that it is there, and was never heard of again."""
+    store, port = serve()
+    PrefixStore("a", store).set("here/1", "")
+    started = time.monotonic()
+    with pytest.raises(RunError, match=r"did not form in 1 s: learner 0 on .* has no connection"):
+        form(join(LOOPBACK, port), Seat(0, (0, 1), "a", 1.0), Watch(), threading.Event())
+    stopped = threading.Event()
+    stopped.set()
+    PrefixStore("b", store).set("here/1", "")
+    with pytest.raises(Lost, match="stopped"):
+        form(join(LOOPBACK, port), Seat(0, (0, 1), "b", 1.0), Watch(), stopped)
+    assert time.monotonic() - started < 60
+    with pytest.raises(
+        RunError, match=f"store at 127.0.0.1:{free_tcp_port} cannot be reached from"
+    ):
+        join(LOOPBACK, free_tcp_port, 1.0)
+
+
+def test_messages_may_come_later_than_a_group_forms(together):
+    """Forming has two seconds, and the slow learner takes longer for a part."""
+    told = together({"method": "ring", "learners": 2}, seconds=2.0, late=5.0, utterances=6)
+    assert [each.error for each in told] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +69,44 @@ def test_no_number_is_stopped_where_it_is(together, settings):
         if rank != spoiled:
             assert np.isfinite(each.models[-1]).all()
             assert each.error.startswith("Lost: ")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "allreduce", "learners": 2},
+        {"method": "ring", "learners": 2},
+        {"method": "ad-psgd", "learners": 2},
+        {"method": "ad-psgd", "learners": 2, "partner": "delay-by-one"},
+        {"method": "hierarchical", "learners": 2, "node_size": 1},
+        {"method": "bmuf", "learners": 2, "block": 1},
+        {"method": "parameter-server", "learners": 1},
+    ],
+    ids=lambda settings: f"{settings['method']}-{settings.get('partner', '')}",
+)
+def test_a_step_to_no_number_is_the_last_one(together, settings):
+    """Its gradient was sound; what it made of the model reaches nobody."""
+    told = together(settings, leaps=1, training=training(epochs=1))
+    assert told[1].error.startswith("DivergedError: learner 1: training diverged in epoch 1, part")
+    assert np.isfinite(told[0].models[-1]).all()
+    assert told[0].error.startswith("Lost: ")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "allreduce", "learners": 2},
+        {"method": "hierarchical", "learners": 2, "node_size": 2},
+    ],
+    ids=lambda settings: settings["method"],
+)
+def test_statistics_that_are_no_numbers_are_kept(together, settings):
+    """Batch statistics are sums over all learners, before anyone has a loss."""
+    told = together(settings, deafened=1, training=training(epochs=1))
+    assert told[1].error.startswith("DivergedError: learner 1: training diverged in epoch 1, part")
+    assert np.isfinite(told[0].models[-1]).all()
+    assert all(np.isfinite(buffer).all() for buffer in told[0].buffers.values())
+    assert told[0].error.startswith("Lost: ")
 
 
 @pytest.mark.parametrize(

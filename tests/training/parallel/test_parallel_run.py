@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 from commands import command, until
+from nodes import Node, cluster
 from processes import left_running, marked, started_here
-from slow import SLOW
+from slow import SLOW, slow
 from typer.testing import CliRunner
 
 from fedspeech import evaluation, tensors
@@ -64,9 +66,10 @@ def table(tones) -> Callable[..., dict]:
 def start(environment) -> Iterator[Callable[..., subprocess.Popen]]:
     """Start a command in a process group of its own, as a terminal does."""
 
-    def begin(line: list[str]) -> subprocess.Popen:
+    def begin(line: list[str], where: Path | None = None) -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(line, env=environment | marked(), process_group=0, **pipes)
+        variables = environment | marked()
+        return subprocess.Popen(line, env=variables, cwd=where, process_group=0, **pipes)
 
     yield begin
     for number in started_here():
@@ -77,10 +80,10 @@ def start(environment) -> Iterator[Callable[..., subprocess.Popen]]:
 def train(start) -> Callable[..., tuple[Path, subprocess.Popen]]:
     """Begin a run in a folder; where it lies, and its process."""
 
-    def begin(what: dict, folder: Path, *more: str) -> tuple[Path, subprocess.Popen]:
+    def begin(what: dict, folder: Path, where: Path | None = None) -> tuple[Path, subprocess.Popen]:
         file, out = folder / "small.toml", folder / "run"
         file.write_text(tomli_w.dumps(what))
-        return out, start(command("train", file, out, *more))
+        return out, start(command("train", file, out), where)
 
     return begin
 
@@ -225,6 +228,42 @@ def test_a_learner_that_is_killed_ends_no_run(train, table, tmp_path, method):
         together = re.findall(r"learners ([0-9, ]+) go on together", said)
         assert together[0] in ("0, 1", "2, 3")
         assert set(together) <= {"0, 1", "2, 3", "0, 1, 2, 3"}
+
+
+@slow
+@pytest.mark.timeout(600)
+def test_learners_on_two_nodes(undisturbed, train, table, tones, tmp_path):
+    """Each node has its own speech and its own features; they have to be the same."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        shutil.copytree(tones, folder / "tones")
+    each = [Node(f, {"FEDSPEECH_CACHE": str(f / "cache")} | marked()) for f in folders]
+    with cluster(*each) as nodes:
+        here = {
+            "corpus": {"path": "/proc/self/cwd/tones"},
+            "engine": {"ray_address": nodes.address},
+        }
+        out, run = train(table(method="allreduce") | here, tmp_path, folders[0])
+        until(lambda: len(learners()) == 2 or run.poll(), 200)
+        assert {Path(f"/proc/{number}/cwd").readlink() for number in learners()} == {*folders}
+        finished(run)
+        assert_same(out, undisturbed("allreduce"))
+
+        manifest = folders[1] / "tones" / "manifest.jsonl"
+        first, *rest = manifest.read_text().splitlines()
+        changed = json.loads(first) | {"text": "ba di gu"}
+        manifest.write_text("\n".join([json.dumps(changed), *rest]) + "\n")
+        (tmp_path / "other").mkdir()
+        out, run = train(table(method="allreduce") | here, tmp_path / "other", folders[0])
+        said = run.communicate(timeout=200)[1]
+        assert run.returncode == 2
+        assert re.search(
+            "fedspeech: learner 1 has another corpus or other settings than learner 0: "
+            "fingerprint [0-9a-f]{12} there, [0-9a-f]{12} here\n$",
+            said,
+        )
+        assert not (out / "results.json").exists()
+        assert not any(node.dead_processes() for node in nodes.list_all_nodes())
 
 
 @pytest.mark.parametrize(
