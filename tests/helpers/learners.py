@@ -6,7 +6,7 @@ dropout and augmentation, by SGD, so that it can be computed again by hand.
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from fedspeech.config.data_parallel import ParallelSettings, ParallelTraining
 from fedspeech.config.model import FeatureSettings
 from fedspeech.features import Normalization, Utterance, batch
+from fedspeech.models.rnnt import RNNT, Shape
 from fedspeech.models.tdnn import TDNN, Layer
 from fedspeech.training.parallel import method_of
 from fedspeech.training.parallel.group import LOOPBACK, Lost, Seat, form, join
@@ -63,6 +64,12 @@ def model(seed: int = 0) -> TDNN:
     return TDNN(DIMENSION, 4, WIDTH, (Layer(1), Layer(3, 1))).double()
 
 
+def transducer() -> RNNT:
+    """A layer each, in double precision."""
+    torch.manual_seed(0)
+    return RNNT(DIMENSION, 4, Shape(1, WIDTH, 1, WIDTH, embedding=3, joint=4)).double()
+
+
 def training(**changed: Any) -> ParallelTraining:
     """A constant rate, and nothing drawn."""
     return ParallelTraining(
@@ -91,6 +98,12 @@ class Job:
     parallel: ParallelSettings
     training: ParallelTraining = field(default_factory=training)
     utterances: int = 12
+    transducer: bool = False
+    """Learn that, and not the TDNN; the first utterance has more units than there are steps."""
+    begins: int = 0
+    """The first part."""
+    parameters: np.ndarray | None = None
+    """To begin with."""
     apart: float = 0.0
     """How far the learners' first models are from each other."""
     spoiled: int | None = None
@@ -122,15 +135,19 @@ class Told:
 
 def shared(job: Job) -> Share:
     utterances = spoken(job.utterances)
+    if job.transducer:
+        utterances[0] = replace(utterances[0], text="abc" * 10)
     if job.deafened == job.rank:
         for utterance in utterances:
             utterance.log_mel[1.0][0] = float("nan")
     return Share(job.training, FEATURES, Letters(), utterances, 0, job.parallel.learners)
 
 
-def first_model(job: Job) -> TDNN:
-    made = model()
+def first_model(job: Job) -> torch.nn.Module:
+    made = transducer() if job.transducer else model()
     draw = np.random.default_rng(job.rank)
+    if job.parameters is not None:
+        torch.nn.utils.vector_to_parameters(torch.tensor(job.parameters), made.parameters())
     with torch.no_grad():
         for parameter in made.parameters():
             parameter += job.apart * torch.tensor(draw.normal(size=tuple(parameter.shape)))
@@ -166,7 +183,7 @@ def learn(job: Job) -> Told:
         seat = Seat(job.rank, members, job.generation, job.seconds)
         group = form(join(LOOPBACK, job.port), seat, watch, threading.Event())
         method = method_of(job.parallel)(loop, group, job.parallel)
-        for number in method.parts(0):
+        for number in method.parts(job.begins):
             if job.leaves == len(told.numbers) and job.rank == members[-1]:
                 raise Lost("leaves")
             if job.rank == members[-1] and not told.numbers:

@@ -1,10 +1,15 @@
 """Every method beside plain sums in NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from learners import Job, Plain, shared, training
+import torch
+from learners import FEATURES, Job, Letters, Plain, shared, training, transducer, vector
 
 from fedspeech.config.data_parallel import ParallelSettings
+from fedspeech.features import batch
+from fedspeech.training.criteria import rnnt
 from fedspeech.training.parallel.server import leaves_time
 
 RATE = 0.05
@@ -37,6 +42,39 @@ def test_allreduce_is_one_learner_on_the_joined_batch(together, learners):
     for name, buffer in plain.model.named_buffers():
         np.testing.assert_allclose(told[0].buffers[name], buffer.numpy(), atol=1e-7)
     assert np.abs(expected - plain.start).max() > 1e-3
+
+
+def test_allreduce_goes_on_to_the_same_bits(together):
+    """Of more than two learners' gradients the sum depends on the order."""
+    settings = {"method": "allreduce", "learners": 3}
+    whole = together(settings, utterances=18)
+    middle = len(whole[0].numbers) // 2
+    again = together(
+        settings, utterances=18, begins=3 * middle, parameters=whole[0].models[middle - 1]
+    )
+    np.testing.assert_array_equal(again[0].models[-1], whole[0].models[-1])
+
+
+def test_allreduce_of_a_transducer_with_a_part_that_teaches_nothing(together):
+    """Of whoever has utterance 0 alone, prediction and joint network have no gradient then."""
+    once = training(epochs=1, batch_size=1)
+    settings = {"method": "allreduce", "learners": 2}
+    given = replace(job(**settings), training=once, transducer=True)
+    share, chosen = shared(given), parts(given)
+    model = transducer()
+    step = torch.optim.SGD(model.parameters(), lr=RATE)
+    for first in range(0, len(chosen), 2):
+        heard = [share.utterances[i] for part in chosen[first : first + 2] for i in part]
+        joined = batch(heard, FEATURES)
+        references = [Letters().encode(utterance.text) for utterance in heard]
+        step.zero_grad()
+        rnnt.loss(model, *model(joined.features, joined.lengths), references).mean().backward()
+        step.step()
+    told = together(settings, training=once, transducer=True)
+    assert [0] in chosen
+    for each in told:
+        assert each.error is None
+        np.testing.assert_allclose(each.models[-1], vector(model), rtol=0, atol=1e-7)
 
 
 def test_half_precision_is_nearly_that(together):
