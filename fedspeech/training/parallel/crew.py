@@ -1,6 +1,7 @@
 """The learners on Ray: started once, trained with as often as asked, replaced when they die."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,7 +25,7 @@ class Crew:
     """
 
     def __init__(self, settings: DataParallelConfig, learners: int) -> None:
-        self._settings = settings
+        self._settings = everywhere(settings)
         self._actors: dict[int, Any] = {}
         engine = settings.engine
         self._ours = joining.connect(EngineSettings(workers=learners, **engine.model_dump()))
@@ -64,6 +65,14 @@ class Crew:
         for number in list(self._actors):
             self.bury(number)
         joining.leave(self._ours)
+
+
+def everywhere(settings: DataParallelConfig) -> DataParallelConfig:
+    """The same settings for a process that runs in another folder, or on another machine."""
+    if settings.corpus.path is None:
+        return settings
+    corpus = settings.corpus.model_copy(update={"path": str(Path(settings.corpus.path).absolute())})
+    return settings.model_copy(update={"corpus": corpus})
 
 
 def gotten(reference: ray.ObjectRef) -> Any:

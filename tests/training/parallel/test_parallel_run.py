@@ -258,7 +258,7 @@ def test_learners_on_two_nodes(undisturbed, train, table, tones, tmp_path):
         said = run.communicate(timeout=200)[1]
         assert run.returncode == 2
         assert re.search(
-            "fedspeech: learner 1 has another corpus or other settings than learner 0: "
+            r"fedspeech: learner \d on \S+ has another corpus or other settings than the run: "
             "fingerprint [0-9a-f]{12} there, [0-9a-f]{12} here\n$",
             said,
         )

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from contextlib import chdir
 
 import pytest
 
 from fedspeech import corpus
 from fedspeech.config import DataParallelConfig
+from fedspeech.training.parallel.crew import everywhere
 from fedspeech.training.parallel.task import Task
 
 
@@ -29,6 +31,15 @@ def fingerprint(tmp_path):
         return task.fingerprint(settings, seed)
 
     return of
+
+
+def test_learners_find_the_corpus_from_another_folder(tmp_path):
+    """Those of a Ray that was joined run in whatever folder Ray was started in."""
+    corpus = {"path": "speech"}
+    settings = DataParallelConfig.model_validate({"kind": "data-parallel", "corpus": corpus})
+    with chdir(tmp_path):
+        assert everywhere(settings).corpus.path == str(tmp_path / "speech")
+    assert everywhere(DataParallelConfig()) == DataParallelConfig()
 
 
 def test_learners_agree_on_speech_and_settings(tone_corpus, fingerprint, tmp_path):
