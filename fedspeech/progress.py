@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from fedspeech import interrupts
+
 PLAIN_SECONDS = 15.0
 """At most one plain line in so many seconds, besides the last one of a stage."""
 
@@ -26,6 +28,7 @@ class Stage:
 
     def start(self, name: str, least: int = 0) -> None:
         """What is done from now on is called so; there are at least so many to do."""
+        interrupts.check()
         self._total = max(self._total, least)
         if not self._name and self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), _Told(self))
@@ -47,6 +50,7 @@ class Stage:
         self._count(detail)
 
     def _count(self, detail: str) -> None:
+        interrupts.check()
         self._done += 1
         self._detail = detail
         if self._bar is not None:

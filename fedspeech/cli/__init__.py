@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from fedspeech import __version__, apps
+from fedspeech import __version__, apps, interrupts
 from fedspeech.cli import box, corpus, device, diff, doctor, keys, transcribe
 from fedspeech.cli.experiment import File, Overrides
 from fedspeech.errors import ConfigError, FedSpeechError, RunError
@@ -151,7 +151,9 @@ def _run(settings: "Experiment", out: Path | None, resume: bool) -> None:
     if resume and not (folder / "config.toml").exists():
         raise RunError(f"{folder}: nothing to resume, no run has begun there; leave out --resume")
     try:
-        _launch(settings, folder, resume)
+        with interrupts.told_apart():
+            interrupts.check()  # while all was being imported
+            _launch(settings, folder, resume)
     except KeyboardInterrupt:
         _say_how_to_go_on(folder)
         raise typer.Exit(INTERRUPTED) from None
@@ -251,8 +253,12 @@ def version() -> None:
 
 def main() -> None:
     """The console script: one message and status 2 for whatever is the user's to mend."""
+    interrupts.watch()
     try:
-        app(prog_name="fedspeech")
+        with interrupts.told_apart():
+            app(prog_name="fedspeech")
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
     except (FedSpeechError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in REFUSALS:
             raise
