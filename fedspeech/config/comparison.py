@@ -56,9 +56,9 @@ class ComparisonSettings(Settings):
     it (Malladi et al. 2022), by the recipe of `training.scale`."""
     straggler: Annotated[float, Field(gt=1, strict=True)] = 10.0
     """How many times slower the last learner is made."""
-    processor: Share = 0.5
+    processor: Share = 0.4
     """The most of one processor that a learner takes, in the rows with a straggler and in those
-    that they are compared with."""
+    that they are compared with: four of them leave something of two cores for all else."""
     simulated: SimulatedSettings = SimulatedSettings()
 
     _each_once = field_validator("ways", "learners")(each_once)
