@@ -77,6 +77,7 @@ class _Cell:
         for self._shown in range(1, 1 + (epoch or 0)):
             self.shown.skip()
         self._prepare(self._all)
+        self._since = time.monotonic()  # what a death costs counts as well
         while not (outcome := self._run(first, epoch)).done:
             self._count(outcome)
             first, epoch = self._mend(outcome)
@@ -86,7 +87,6 @@ class _Cell:
     def _run(self, first: int, epoch: int | None) -> Outcome:
         settings = self.training.settings
         self._generation += 1
-        self._since = time.monotonic()
         name = f"{self.training.name}/{self._generation}"
         generation = Generation(self.crew, name, self._members, self._told)
         return generation.run(first, epoch, settings.parallel.form_seconds, self._joining)
