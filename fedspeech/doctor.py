@@ -106,10 +106,7 @@ def _unmet(one: Requirement) -> str:
 
 
 def _fit_together() -> list[str]:
-    """torch and torchaudio have to be one release, for the same kind of processor or GPU."""
-    builds = [Version(_version(name) or "0") for name in ("torch", "torchaudio")]
-    if len({build.release for build in builds}) > 1:
-        return [f"torch {builds[0]} and torchaudio {builds[1]} have to be the same release"]
+    """torch and torchaudio have to be built for the same kind of processor or GPU."""
     try:
         importlib.import_module("torchaudio")
     except (ImportError, OSError) as error:

@@ -27,6 +27,8 @@ class Form(IntEnum):
     SPARSE = 0
     MULTIPLICATIVE = 1
     ADDITIVE = 2
+    REPEATED = 3
+    """Sparse, by what its codes differ from another segment's; in the container only."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Bytes are those of the container itself: its entries, and the streams of its coded part. What they
 are held against, the bound, is log2 C(N, n) for n positions among N, and the order-0 entropy of the
 stored values with the tables that it needs: one for each segment or one for all, whichever is
-smaller. Values in fp32 count 32 bits; what is sent verbatim counts whole.
+smaller. Values in fp32 count 32 bits; what is sent verbatim counts whole, and so does what repeats
+another segment.
 """
 
 import math
@@ -59,7 +60,7 @@ def costs(data: bytes) -> list[Cost]:
     diff = wire.decode(data)
     fields = Fields(memoryview(data)[wire.FIXED.size : -wire.CHECKSUM.size])
     read = wire.read_entries(fields, diff.kind, fields.varint())
-    entries = [size for _, size in metered(fields, read)]
+    entries = list(metered(fields, read))
     fields.take(sum(len(entry.content) for entry in diff.entries))
     segments = [segment for entry in diff.entries for segment in entry.segments]
     shared = streams(segments)
@@ -71,10 +72,10 @@ def costs(data: bytes) -> list[Cost]:
 
 
 def _of_entries(
-    diff: Diff, sizes: Sequence[int], alone: dict[tuple[int, str], int]
+    diff: Diff, read: Sequence[tuple[Entry, int]], alone: dict[tuple[int, str], int]
 ) -> Iterator[Cost]:
     place = 0
-    for entry, size in zip(diff.entries, sizes, strict=True):
+    for entry, (sent, size) in zip(diff.entries, read, strict=True):
         if not entry.segments:
             yield _unsegmented(entry, size)
         for part, segment in enumerate(entry.segments):
@@ -84,7 +85,7 @@ def _of_entries(
                 f"{entry.name} (new rows)" if part else entry.name,
                 entry.dtype,
                 entry.change.name.lower(),
-                segment.form.name.lower(),
+                sent.segments[part].form.name.lower(),
                 len(segment.codes),
                 segment.values,
                 0 if part else size,

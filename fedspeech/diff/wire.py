@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedspeech.diff import entropy
+from fedspeech.diff import entropy, repeats
 from fedspeech.diff.contents import MOST_HASHES, Change, Diff, Entry, Form, Segment
 from fedspeech.diff.fields import Fields, damaged, varint
 from fedspeech.diff.floats import FLOATS, HALVES
@@ -22,9 +22,12 @@ from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
 
 MAGIC = b"\x89FSDIFF\n"
-VERSION = 3
-BEFORE = 2
-"""The version of what has no tensors in half precision that change in part."""
+VERSION = 4
+"""That of a diff with segments that repeat others."""
+HALF_PRECISION = 3
+"""That of one with tensors in half precision that change in part, at most."""
+OLDEST = 2
+"""That of one with neither."""
 FIXED = struct.Struct("<8sHQ32s32sBBQ")
 """Magic, version, length, base, result, kind of values, hash functions, seed."""
 PREFIX = struct.Struct("<8sHQ")
@@ -34,6 +37,7 @@ MOST_VALUES = 2**32 - 1
 """Of one tensor; positions are hashed in 32 bits."""
 LONGEST_NAME = 1023
 """Bytes."""
+HASHED = (Form.MULTIPLICATIVE, Form.ADDITIVE)
 DTYPE_STEP = 8
 """What the byte of what becomes of a tensor has more for each place in `FLOATS`."""
 DTYPES = (
@@ -47,24 +51,30 @@ ITEM_SIZES = (8, 2, 2, 8, 4, 2, 1, 1, 1, 2, 4, 8, 8, 1, 1)
 
 def encode(diff: Diff) -> bytes:
     """The container's bytes; equal diffs give equal bytes."""
+    diff = repeats.folded(diff)
     segments = [segment for entry in diff.entries for segment in entry.segments]
     body = [varint(len(diff.entries)), *_entries(diff)]
     body += [entry.content for entry in diff.entries]
     body += [entropy.encode(numbers(segments))]
     size = FIXED.size + sum(map(len, body)) + CHECKSUM.size
     hashes = bytes.fromhex(diff.base), bytes.fromhex(diff.result)
-    version = VERSION if any(map(_needs_this_version, diff.entries)) else BEFORE
+    version = _least_version(diff.entries)
     fixed = FIXED.pack(MAGIC, version, size, *hashes, diff.kind, diff.hashes, diff.seed)
     content = b"".join([fixed, *body])
     return content + CHECKSUM.pack(zlib.crc32(content))
 
 
-def _needs_this_version(entry: Entry) -> bool:
-    return entry.change != Change.VERBATIM and entry.dtype in HALVES
+def _least_version(entries: Iterable[Entry]) -> int:
+    """The first version that says what these entries say."""
+    parts = [entry for entry in entries if entry.segments]
+    if any(segment.form == Form.REPEATED for entry in parts for segment in entry.segments):
+        return VERSION
+    return HALF_PRECISION if any(entry.dtype in HALVES for entry in parts) else OLDEST
 
 
 def about(diff: Diff) -> int:
     """`len(encode(diff))` within some in a thousand: for a search, which measures what it finds."""
+    diff = repeats.folded(diff)
     segments = [segment for entry in diff.entries for segment in entry.segments]
     coded = entropy.about(numbers(segments))
     content = sum(len(entry.content) for entry in diff.entries)
@@ -116,13 +126,13 @@ def decode(data: bytes) -> Diff:
         raise damaged(f"values of kind {kind}, {hashes} hash functions")
     entries = list(read_entries(fields, Kind(kind), fields.varint()))
     _check_hashes(entries, hashes)
-    if version == BEFORE and any(map(_needs_this_version, entries)):
-        raise damaged(f"format version {BEFORE}, and half precision that changes in part")
+    if (least := _least_version(entries)) > version:
+        raise damaged(f"format version {version}, and it says what is of version {least}")
     entries = [
         replace(entry, content=bytes(fields.take(_content_size(entry)))) for entry in entries
     ]
     filled = tuple(_filled(entries, fields.take(fields.left)))
-    return Diff(base.hex(), result.hex(), Kind(kind), filled, hashes, seed)
+    return repeats.unfolded(Diff(base.hex(), result.hex(), Kind(kind), filled, hashes, seed))
 
 
 def base_of(data: bytes) -> str:
@@ -145,7 +155,7 @@ def _checked(data: bytes) -> tuple[int, bytes, bytes, int, int, int]:
             f"the diff has format version {version}, and this program knows versions up to "
             f"{VERSION}; update it"
         )
-    if version < BEFORE:
+    if version < OLDEST:
         raise damaged(f"format version {version}")
     if size != len(data) or size < FIXED.size + CHECKSUM.size:
         raise damaged(f"{len(data)} bytes, and its header says {size}")
@@ -208,6 +218,8 @@ def _read_segment(fields: Fields, kind: Kind, name: str, values: int) -> Segment
     count, form = fields.varint(), fields.byte()
     if count > values or form not in list(Form):
         raise damaged(f"{name!r}: {count} values of {values}, form {form}")
+    if form == Form.REPEATED and not 0 < count == values <= repeats.MOST:
+        raise damaged(f"{name!r}: {count} of {values} values repeat others")
     scale = SCALE.unpack(fields.take(SCALE.size))[0] if _has_scale(kind, count) else 1.0
     if not math.isfinite(scale):
         raise damaged(f"{name!r}: scale {scale}")
@@ -219,7 +231,7 @@ def _read_segment(fields: Fields, kind: Kind, name: str, values: int) -> Segment
 
 def _check_hashes(entries: Iterable[Entry], hashes: int) -> None:
     for entry in entries:
-        if not hashes and any(segment.form != Form.SPARSE for segment in entry.segments):
+        if not hashes and any(segment.form in HASHED for segment in entry.segments):
             raise damaged(f"{entry.name!r}: hashed, and there are no hash functions")
 
 

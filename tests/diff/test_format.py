@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_array_equal
 from small_models import arrays
 
-from fedspeech.diff import budget, entropy, hashed, methods, wire
+from fedspeech.diff import budget, entropy, hashed, inspect, methods, repeats, wire
 from fedspeech.diff.apply import apply
 from fedspeech.diff.contents import Form
 from fedspeech.diff.values import Kind
@@ -18,7 +18,7 @@ from fedspeech.tensors import sha256
 
 TEXT = (Path(wire.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
 VECTORS = TEXT.split("## Test vectors")[1]
-STREAM, SPARSE, HASHED, HALF = (
+STREAM, SPARSE, HASHED, HALF, REPEATED = (
     bytes.fromhex(block) for block in re.findall(r"(?:^    (?:[0-9a-f]{2} ?)+$\n?)+", VECTORS, re.M)
 )
 BASE = {
@@ -36,6 +36,8 @@ HALF_BASE = {
     "h": BASE["w"].to(torch.float16),
     "k": torch.tensor([258, 1, -3], dtype=torch.bfloat16),
 }
+TWIN_BASE = {"b": torch.zeros(3), "c": torch.tensor([1.0, -2, 3])}
+TWIN_NEW = {"b": torch.tensor([0.5, -0.25, 8]), "c": torch.tensor([1.5, -2.250244140625, 11])}
 HALF_NEW = {
     "b": NEW["b"],
     "h": NEW["w"].to(torch.float16),
@@ -65,7 +67,7 @@ def test_the_stream():
 
 
 def test_the_bases():
-    assert sha256(BASE) in VECTORS and sha256(HALF_BASE) in VECTORS
+    assert all(sha256(base) in VECTORS for base in (BASE, HALF_BASE, TWIN_BASE))
 
 
 @pytest.mark.parametrize("data", [SPARSE, HASHED], ids=["sparse", "hashed"])
@@ -110,3 +112,17 @@ def test_the_diff_in_half_precision_is_what_the_text_says():
     assert budget.make(HALF_BASE, HALF_NEW, kind=Kind.INT8).data == HALF
     entries = [(entry.name, entry.dtype) for entry in wire.decode(HALF).entries]
     assert entries == [("b", "float32"), ("h", "float16"), ("k", "bfloat16")]
+
+
+def test_the_diff_that_repeats_is_what_the_text_says():
+    plain = reference_diff.apply(arrays(TWIN_BASE), REPEATED)
+    for name, tensor in TWIN_NEW.items():
+        assert torch.equal(apply(TWIN_BASE, REPEATED)[name], tensor)
+        assert_array_equal(plain[name], tensor.numpy())
+    segments = [entry.segments[0] for entry in repeats.folded(wire.decode(REPEATED)).entries]
+    assert [segment.codes.tolist() for segment in segments] == [[28672, 26625, 36864], [0, 4, 0]]
+    assert [segment.form for segment in segments] == [Form.SPARSE, Form.REPEATED]
+    assert budget.make(TWIN_BASE, TWIN_NEW, kind=Kind.FP16).data == REPEATED
+    rows = inspect.costs(REPEATED)
+    assert [row.form for row in rows[1:3]] == ["sparse", "repeated"]
+    assert sum(row.size for row in rows) == len(REPEATED)

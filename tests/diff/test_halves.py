@@ -243,7 +243,8 @@ def test_an_exact_diff_is_exact_after_rounding(dtype):
 def test_only_what_needs_it_has_the_new_version():
     """Devices with the program before take diffs between float32 models as they did."""
     version = lambda data: int.from_bytes(data[8:10], "little")  # noqa: E731
-    old, new = half_generations()
+    # Without the bias that repeats another.
+    old, new = ({n: t for n, t in model.items() if n != "z.bias"} for model in half_generations())
     halves = budget.make(old, new, share=0.3).data
     assert version(halves) == 3
     assert version(budget.make(*generations()).data) == 2

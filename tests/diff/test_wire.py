@@ -1,7 +1,6 @@
 """The container: what goes in comes out, to our reader and to a plain one; and every damage."""
 
 import tracemalloc
-import zlib
 from contextlib import suppress
 from dataclasses import replace
 
@@ -11,7 +10,8 @@ import reference_diff
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import arrays, generations, half_generations
+from reference_diff import fixed_checksum
+from small_models import arrays, generations, half_generations, twin_generations
 
 from fedspeech.diff import budget, methods, wire
 from fedspeech.diff.apply import apply
@@ -29,15 +29,9 @@ CODES = {
 }
 
 
-def fixed_checksum(data: bytes) -> bytes:
-    """As somebody would send it who means harm."""
-    data = data[:10] + len(data).to_bytes(8, "little") + data[18:]
-    return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little")
-
-
 @st.composite
 def segments(draw, values: int, kind: Kind) -> Segment:
-    form = draw(st.sampled_from(Form))
+    form = draw(st.sampled_from([Form.SPARSE, Form.MULTIPLICATIVE, Form.ADDITIVE]))
     count = draw(st.integers(0, values))
     codes = np.array(draw(st.lists(CODES[kind], min_size=count, max_size=count)), np.uint32)
     gaps = np.empty(0, np.uint32)
@@ -158,9 +152,9 @@ def test_a_file_that_is_something_else():
 
 
 def test_a_newer_version_says_so_whatever_else_it_holds():
-    newer = DIFF[:8] + (4).to_bytes(2, "little") + b"something else altogether"
+    newer = DIFF[:8] + (5).to_bytes(2, "little") + b"something else altogether"
     with pytest.raises(
-        DiffError, match="format version 4, and this program knows versions up to 3"
+        DiffError, match="format version 5, and this program knows versions up to 4"
     ):
         wire.decode(newer)
 
@@ -203,10 +197,11 @@ ENTRY = 92 + 1
         (b"\x18", ENTRY + 3, "'a': change of kind 24"),
         (b"\x0b", ENTRY + 3, "'a': change of kind 11"),
         (b"\x0c", ENTRY + 3, "'a': change of kind 12"),
-        (b"\x08", ENTRY + 3, "format version 2, and half precision that changes in part"),
+        (b"\x08", ENTRY + 3, "format version 2, and it says what is of version 3"),
         (b"\x02\xff\xff\xff\xff\x0f\x02", ENTRY + 4, "'a': shape"),
         (b"\x15", ENTRY + 7, "'a': 21 values of 20"),
-        (b"\x03", ENTRY + 8, "form 3"),
+        (b"\x04", ENTRY + 8, "form 4"),
+        (b"\x03", ENTRY + 8, "'a': 2 of 20 values repeat others"),
         (b"\x01", ENTRY + 8, "'a': hashed, and there are no hash functions"),
         (b"\x00\x00\x80\x7f", ENTRY + 9, "'a': scale inf"),
         (b"\x0f", ENTRY + 9 + 4 + 4, "'b': dtype 15"),
@@ -283,7 +278,12 @@ WAYS = {"sparse": methods.Sparse, "hash": lambda comparison: methods.Hashed(comp
 @pytest.mark.parametrize("method", WAYS)
 @pytest.mark.parametrize(
     ("models", "checksum", "number"),
-    [(generations, False, 4000), (generations, True, 500), (half_generations, True, 500)],
+    [
+        (generations, False, 4000),
+        (generations, True, 500),
+        (half_generations, True, 250),
+        (twin_generations, True, 250),
+    ],
 )
 def test_10_000_mutations_never_crash_and_never_give_a_wrong_model(
     models, method, checksum, number
@@ -305,7 +305,7 @@ def test_10_000_mutations_never_crash_and_never_give_a_wrong_model(
     assert reference_diff.apply(arrays(old), made.data).keys() == new.keys()
 
 
-@pytest.mark.parametrize("models", [generations, half_generations])
+@pytest.mark.parametrize("models", [generations, half_generations, twin_generations])
 def test_no_mutation_takes_more_memory_than_its_checked_sizes(models):
     """16 bytes for each value that the model has, and for each number that may be in the diff."""
     old, new = models()

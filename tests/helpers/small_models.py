@@ -46,6 +46,14 @@ def generations(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch
     return old, new
 
 
+def twin_generations(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The same, and a second bias that has changed as the first one, but for how it is rounded."""
+    old, new = generations(seed)
+    old["dense.bias_again"] = torch.linspace(-1, 1, 24)
+    new["dense.bias_again"] = old["dense.bias_again"] + (new["dense.bias"] - old["dense.bias"])
+    return old, new
+
+
 HALVES = {
     "dense": torch.float16,
     "fresh": torch.bfloat16,
