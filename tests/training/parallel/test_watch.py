@@ -68,6 +68,19 @@ def test_a_learner_rests_until_it_has_been_slow_enough(clock, factor, share, len
     assert seen.take().computing == pytest.approx(expected) == clock.now
 
 
+def test_what_a_step_takes_is_rested_after_the_next_gradient(clock):
+    seen = Watch(Pace(10.0))
+    with seen.steps():
+        clock.work(1.0)
+    assert clock.now == 1.0
+    with seen.computes():
+        clock.work(2.0)
+    assert seen.take().computing == clock.now == 30.0
+    with seen.computes():
+        clock.work(2.0)
+    assert seen.take().computing == 20.0
+
+
 def test_bytes_of_a_sum_are_those_of_a_ring():
     """Each of four learners sends three quarters of it twice: 2 x 3/4 x 400 bytes."""
     assert summed_bytes(torch.zeros(100), 4) == 600
