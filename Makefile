@@ -28,7 +28,7 @@ lint: venv ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: venv lint ## All tests, in two processes (half an hour on 2 slow cores)
+test: venv lint ## All tests, in two processes (some twenty minutes on 2 cores)
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 40
 
 test-faults: venv ## Every fault, at random moments, and all other tests that take long

@@ -82,8 +82,7 @@ class _Bench:
         table["parallel"] |= {"method": method, "learners": learners, **parallel}
         settings = DataParallelConfig.model_validate(table)
         name = f"{method}-{next(self._numbers)}"
-        agreed = self.task.fingerprint(settings, settings.seed)
-        training = Training(settings, settings.seed, self._folder, name, agreed)
+        training = Training(settings, settings.seed, self._folder, name)
         with stage(settings.training.epochs) as shown:
             shown.start(name)
             epochs = cell.train(self.crew, self.task, training, shown).epochs[1:]

@@ -5,7 +5,7 @@ them learns the other alike. Only the container has this form; in memory every s
 codes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,12 +21,15 @@ SAVED = 1 / 2
 
 
 def folded(diff: Diff) -> Diff:
-    """With what repeats another segment as differences from it; its form says so."""
+    """With what repeats another segment as differences from it (uint32); its form says so."""
     return _each(diff, _fold)
 
 
 def unfolded(diff: Diff) -> Diff:
-    """With every segment's own codes. Raises DiffError where one repeats what is not there."""
+    """With every segment's own codes (uint32).
+
+    Raises DiffError where one repeats what is not there.
+    """
     return _each(diff, _unfold)
 
 
@@ -42,12 +45,10 @@ def _each(diff: Diff, change: Callable[[Segment, Segment | None, Kind], Segment]
         before[segment.values] = segment if segment.form == Form.SPARSE else made
         return made
 
-    def entries() -> Iterator[tuple[Segment, ...]]:
-        for entry in diff.entries:
-            yield tuple(map(changed, entry.segments))
-
-    pairs = zip(diff.entries, entries(), strict=True)
-    return replace(diff, entries=tuple(replace(entry, segments=some) for entry, some in pairs))
+    entries = (
+        replace(entry, segments=tuple(map(changed, entry.segments))) for entry in diff.entries
+    )
+    return replace(diff, entries=tuple(entries))
 
 
 def _may_repeat(segment: Segment) -> bool:

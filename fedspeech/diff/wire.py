@@ -38,6 +38,7 @@ MOST_VALUES = 2**32 - 1
 LONGEST_NAME = 1023
 """Bytes."""
 HASHED = (Form.MULTIPLICATIVE, Form.ADDITIVE)
+"""Forms that need hash functions."""
 DTYPE_STEP = 8
 """What the byte of what becomes of a tensor has more for each place in `FLOATS`."""
 DTYPES = (

@@ -68,6 +68,7 @@ class _Cell:
     def __post_init__(self) -> None:
         parallel = self.training.settings.parallel
         self._method = method_of(parallel)
+        self._agreed = self.task.fingerprint(self.training.settings, self.training.seed)
         self._all = list(range(parallel.learners + self._method.servers))
         self._parts = self.task.share(self.training.settings, self.training.seed).parts_per_epoch
         self._record = self.training.run / "cells" / f"{self.training.name}.epochs.json"
@@ -138,7 +139,7 @@ class _Cell:
             return self._restart()
         self._take_in(able)
         gone = [n for n in self._all if n not in self._members and n not in self._joining]
-        self._joining |= self.crew.prepare(self.training, gone) if gone else {}
+        self._joining |= self.crew.prepare(self.training, self._agreed, gone) if gone else {}
         return outcome.reached, None
 
     def _restart(self) -> tuple[int, int | None]:
@@ -171,7 +172,7 @@ class _Cell:
         log.warning("learners %s go on together", ", ".join(map(str, self._members)))
 
     def _prepare(self, numbers: list[int]) -> None:
-        for number, reference in self.crew.prepare(self.training, numbers).items():
+        for number, reference in self.crew.prepare(self.training, self._agreed, numbers).items():
             try:
                 gotten(reference)
             except ray.exceptions.RayActorError as error:

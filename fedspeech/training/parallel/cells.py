@@ -66,8 +66,7 @@ def train_all(task: Task, cells: list[Cell], run: RunFolder) -> dict[str, Figure
 
 def finish(crew: Crew, task: Task, each: Cell, run: RunFolder, shown: Stage) -> None:
     """Train and judge a cell; its model, its timing and its figures lie in the folder then."""
-    agreed = task.fingerprint(each.settings, each.seed)
-    training = Training(each.settings, each.seed, run.path, each.name, agreed)
+    training = Training(each.settings, each.seed, run.path, each.name)
     try:
         trained = cell.train(crew, task, training, shown)
     except DivergedError as error:

@@ -53,12 +53,17 @@ class Crew:
         if number in self._actors:
             ray.kill(self._actors.pop(number))
 
-    def prepare(self, training: Training, numbers: Sequence[int]) -> dict[int, ray.ObjectRef]:
-        """Let some learners begin a training; what tells that they are ready."""
+    def prepare(
+        self, training: Training, agreed: str, numbers: Sequence[int]
+    ) -> dict[int, ray.ObjectRef]:
+        """Let some learners begin a training; what tells that they are ready.
+
+        `agreed` is the fingerprint of its corpus and settings.
+        """
         parallel = training.settings.parallel
         learners = parallel.learners
         assert max(numbers) < learners + method_of(parallel).servers
-        return {n: self.actor(n, n >= learners).prepare.remote(training) for n in numbers}
+        return {n: self.actor(n, n >= learners).prepare.remote(training, agreed) for n in numbers}
 
     def close(self) -> None:
         """End all learners, and Ray if it was started here."""

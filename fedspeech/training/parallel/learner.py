@@ -31,8 +31,6 @@ class Training(NamedTuple):
     run: Path
     name: str
     """Of its files."""
-    fingerprint: str
-    """Of what the learners and the run have to agree upon: corpus and settings."""
 
     def checkpoint(self, learner: int, epoch: int) -> Path:
         """What a learner goes on from after so many epochs."""
@@ -81,17 +79,18 @@ class Learner:
         self._task = Task(settings, speech, cache_folder() / "features")
         self._stopped: dict[str, threading.Event] = {}
 
-    def prepare(self, training: Training) -> None:
+    def prepare(self, training: Training, agreed: str) -> None:
         """Begin a training with its freshly drawn model.
 
-        Raises RunError where this learner has another corpus than the run.
+        `agreed` is the fingerprint of the run's corpus and settings. Raises RunError where this
+        learner has others.
         """
         settings, number = training.settings, self._number
         own = self._task.fingerprint(settings, training.seed)
-        if own != training.fingerprint:
+        if own != agreed:
             raise RunError(
                 f"learner {number} on {socket.gethostname()} has another corpus or other settings "
-                f"than the run: fingerprint {own[:12]} there, {training.fingerprint[:12]} here"
+                f"than the run: fingerprint {own[:12]} there, {agreed[:12]} here"
             )
         parallel = settings.parallel
         slowed = dict(enumerate(parallel.slowed)).get(number, 1.0)
