@@ -168,7 +168,10 @@ class Search:
         tolerance: float,
         size_of: Callable[[int, Precision], int],
     ) -> int:
-        """The largest amount that fits, found to within `tolerance` of itself; `least` fits."""
+        """The largest amount that fits, found to within `tolerance` of itself; `least` fits.
+
+        Where all fits it is all: what is left out of a small tensor can matter, as a variance does.
+        """
         low, high = self.least, self.most + 1
         small = first = size_of(low, precision)
         large = 0
@@ -186,7 +189,8 @@ class Search:
             else:
                 guess += (guess - self.least) * (budget - size) // max(size - first, 1)
                 guess += int(tolerance * guess)
-        return low
+        untried = low < self.most and not large
+        return self.most if untried and size_of(self.most, precision) <= budget else low
 
 
 def _round(guess: int, tolerance: float, low: int, high: int) -> int:

@@ -202,6 +202,21 @@ def test_a_share_and_a_budget_choose_the_precision():
     assert len(made.data) <= 6000 and 3900 < sent <= 4020
 
 
+def test_where_everything_fits_everything_is_sent():
+    """Also a variance that is small beside the others, which division makes matter."""
+    draw = np.random.default_rng(4)
+    variances = draw.gamma(4, 2, 96)
+    variances[9] = 1e-3
+    weights = np.where(draw.random(240_000) < 0.1, 1 + draw.random(240_000), 0)
+    new = {
+        "conv.weight": torch.from_numpy(weights.astype(np.float32)),
+        "norm.running_var": torch.from_numpy(variances.astype(np.float32)),
+    }
+    made = make({}, new, size(new) // 10, kind=Kind.FP16)
+    for name, tensor in new.items():
+        assert torch.equal(made.result[name], tensor.half().float())
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_a_kind_of_values_is_kept_to(kind):
     old, new = pair(6)
