@@ -166,20 +166,32 @@ def resample(
     """Mean rates in percent, float64 (RESAMPLES, cells), of resampled speakers and utterances.
 
     `errors` gives for each speaker an array (cells, utterances), `words` one (utterances,). All
-    cells see the same draws, so that differences between columns are paired.
+    cells see the same draws, so that differences between columns are paired. Of cells that were
+    trained with several seeds, (cells, seeds, utterances), the seeds are resampled as well.
     """
     speakers = sorted(errors)
     generator = seeding.generator(seed, 0, "", "intervals")
-    cells = errors[speakers[0]].shape[0]
+    trained = _seeds_of(errors[speakers[0]], seed)
     drawn = generator.integers(len(speakers), size=(RESAMPLES, len(speakers)))
-    total = np.zeros((RESAMPLES, cells))
+    total = np.zeros((RESAMPLES, len(errors[speakers[0]])))
     for index, speaker in enumerate(speakers):
         rows = np.repeat(np.arange(RESAMPLES), (drawn == index).sum(1))
         length = len(words[speaker])
         times = generator.multinomial(length, np.full(length, 1 / length), size=len(rows))
-        rates = (times @ errors[speaker].T) / np.maximum(times @ words[speaker], 1)[:, None]
-        np.add.at(total, rows, rates)
+        by_seed = np.moveaxis(errors[speaker].reshape(total.shape[1], -1, length), 1, 0)
+        wrong = sum(
+            share[rows, None] * (times @ each.T)
+            for share, each in zip(trained.T, by_seed, strict=True)
+        )
+        np.add.at(total, rows, wrong / np.maximum(times @ words[speaker], 1)[:, None])
     return 100 * total / len(speakers)
+
+
+def _seeds_of(errors: np.ndarray, seed: int) -> np.ndarray:
+    """In what shares the seeds are drawn, float64 (RESAMPLES, seeds)."""
+    count = errors.shape[1] if errors.ndim == 3 else 1
+    generator = seeding.generator(seed, 0, "", "intervals, seeds")
+    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:

@@ -116,6 +116,24 @@ def test_the_distribution_is_that_of_a_nested_loop(utterances):
             assert (ours <= quantile + 1e-9).mean() >= (theirs <= quantile + 1e-9).mean() - error
 
 
+def test_seeds_are_drawn_as_well():
+    """Two seeds, without an error and with nothing else: none, one or both draws are the latter."""
+    words = {"a": np.array([3, 5, 2]), "b": np.array([4])}
+    errors = {s: np.stack([np.stack([0 * w, w]), np.stack([w, 0 * w])]) for s, w in words.items()}
+    found = resample(errors, words, seed=0)
+    assert_allclose(found.sum(1), 100)  # paired: the other cell has failed with the other seed
+    rates, counts = np.unique(found[:, 0].round(9), return_counts=True)
+    assert rates.tolist() == [0, 50, 100]
+    error = 4.5 * (0.25 / RESAMPLES) ** 0.5
+    assert_allclose(counts / RESAMPLES, [0.25, 0.5, 0.25], atol=error)
+
+
+def test_seeds_that_agree_change_nothing():
+    errors, words = drawn({"a": 5, "b": 12, "c": 3})
+    thrice = {s: np.stack([each] * 3, axis=1) for s, each in errors.items()}
+    assert_allclose(resample(thrice, words, seed=0), resample(errors, words, seed=0), rtol=1e-12)
+
+
 def test_cells_are_paired():
     errors, words = drawn({"a": 5, "b": 12, "c": 3}, cells=1)
     errors = {s: np.concatenate([e, e, np.ones_like(e), e]) for s, e in errors.items()}

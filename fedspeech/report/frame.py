@@ -9,8 +9,8 @@ from fedspeech.report.run_folder import RunFolder, Timing
 from fedspeech.report.tables import Table
 
 INTERVALS = (
-    "The 95 % intervals come from resampling speakers, then the utterances of each; every "
-    "utterance counts with all seeds."
+    "The 95 % intervals come from resampling seeds and speakers, then the utterances of each "
+    "speaker: what fails with one of three seeds has a wide interval."
 )
 
 

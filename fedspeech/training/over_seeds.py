@@ -24,8 +24,9 @@ def counted(counts: Mapping[str, Counts]) -> Figures:
 class OverSeeds(Generic[C]):
     """Cells that are judged on the same utterances, each over all seeds.
 
-    Intervals are of the mean over the seeds: the errors of an utterance are summed over them. All
-    cells see the same draws of speakers and utterances, so that differences are paired.
+    Intervals are of the mean over seeds, and seeds are resampled as speakers and utterances are: a
+    training that fails with one of three seeds has a wide interval. All cells see the same draws,
+    so that differences are paired.
     """
 
     def __init__(
@@ -40,12 +41,11 @@ class OverSeeds(Generic[C]):
         found = {cell: figures(cell) for cell in self.cells}
         spoken: Mapping[str, list[int]] = found[self.cells[0]][0]["words"]
         chosen = sorted(spoken if speakers is None else speakers & set(spoken))
-        times = len(found[self.cells[0]])
-        self.words = {s: times * np.array(spoken[s], dtype=np.int64) for s in chosen}
-        self.errors = {
-            s: np.stack([_summed(found[cell], s) for cell in self.cells]) for s in chosen
-        }
-        self._samples = evaluation.resample(self.errors, self.words, seed)
+        words = {s: np.array(spoken[s], dtype=np.int64) for s in chosen}
+        errors = {s: np.stack([_of_seeds(found[cell], s) for cell in self.cells]) for s in chosen}
+        self._samples = evaluation.resample(errors, words, seed)
+        self.words = {s: len(found[self.cells[0]]) * each for s, each in words.items()}
+        self.errors = {s: each.sum(1) for s, each in errors.items()}
 
     def rate(self, cell: C) -> dict[str, float]:
         """Mean over speakers with its interval, in percent, and all errors over all words."""
@@ -73,11 +73,9 @@ def rate_of(figures: Mapping[str, Any]) -> float:
     return round(evaluation.mean_rate(errors, words), DIGITS)
 
 
-def _summed(figures: Sequence[Figures], speaker: str) -> np.ndarray:
-    """Errors of each of a speaker's utterances, summed over the seeds; int64."""
-    found = [each["errors"][speaker] for each in figures]
-    summed: np.ndarray = np.array(found, dtype=np.int64).sum(0)
-    return summed
+def _of_seeds(figures: Sequence[Figures], speaker: str) -> np.ndarray:
+    """Errors of each of a speaker's utterances with each seed, int64 (seeds, utterances)."""
+    return np.array([each["errors"][speaker] for each in figures], dtype=np.int64)
 
 
 def _interval(mean: float, samples: np.ndarray) -> dict[str, float]:

@@ -43,10 +43,13 @@ def test_rates_and_differences(rows):
     assert teacher["minus"] == {} == student["minus"]
 
 
-def test_intervals_are_those_of_resampled_speakers_and_utterances(rows):
-    words = {"a": np.array([8, 12]), "b": np.array([10, 10])}
-    summed = {"a": np.array([[6, 6], [1, 3]]), "b": np.array([[4, 4], [3, 4]])}  # student, lcmr
-    samples = evaluation.resample(summed, words, 0)
+def test_intervals_are_those_of_resampled_seeds_speakers_and_utterances(rows):
+    words = {"a": np.array([4, 6]), "b": np.array([5, 5])}
+    errors = {  # of the student and of lcmr, with each seed
+        "a": np.array([[[2, 2], [4, 4]], [[1, 1], [0, 2]]]),
+        "b": np.array([[[3, 1], [1, 3]], [[1, 2], [2, 2]]]),
+    }
+    samples = evaluation.resample(errors, words, 0)
     lcmr = rows.row("lcmr", {})
     assert (lcmr["low"], lcmr["high"]) == pytest.approx(
         evaluation.interval(samples[:, 1]), abs=1e-4

@@ -48,10 +48,13 @@ def test_rates_regret_and_the_difference_to_blc(generation):
     assert diff["additive"] == ["output.weight"] and bl["additive"] == []
 
 
-def test_intervals_are_those_of_resampled_speakers_and_utterances(generation):
-    words = {"a": np.array([8, 12]), "b": np.array([10, 10])}
-    summed = {"a": np.array([[2, 0], [2, 2]]), "b": np.array([[2, 4], [3, 6]])}  # BL, diff
-    samples = evaluation.resample(summed, words, 0)
+def test_intervals_are_those_of_resampled_seeds_speakers_and_utterances(generation):
+    words = {"a": np.array([4, 6]), "b": np.array([5, 5])}
+    errors = {  # of BL and of the diff, with each seed
+        "a": np.array([[[1, 0], [1, 0]], [[2, 1], [0, 1]]]),
+        "b": np.array([[[0, 2], [2, 2]], [[1, 2], [2, 4]]]),
+    }
+    samples = evaluation.resample(errors, words, 0)
     row = generation.row(generation.cells[2])
     assert (row["low"], row["high"]) == pytest.approx(evaluation.interval(samples[:, 1]), abs=1e-4)
     paired = evaluation.interval(samples[:, 1] - samples[:, 0])
