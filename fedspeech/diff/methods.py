@@ -42,32 +42,33 @@ class Method(ABC):
 
 
 class Sparse(Method):
-    """The largest changes, each in units of its tensor's root mean square."""
+    """The largest changes, each in units of its tensor's root mean square; see `_rank`."""
 
     least = 0
 
     def __init__(self, comparison: Comparison) -> None:
         self._parts, self._values = comparison.parts, comparison.values
-        self._magnitudes = [part.magnitudes() for part in self._parts]
-        self._ranked = np.sort(np.concatenate([*self._magnitudes, np.empty(0, np.float32)]))
+        magnitudes = [part.magnitudes() for part in self._parts]
+        self._typical = _root_mean_square(magnitudes)
+        self._ranks = list(map(_rank, self._parts, magnitudes))
+        self._ranked = np.sort(np.concatenate([*self._ranks, np.empty(0, np.float32)]))
         self.most = int(np.count_nonzero(self._ranked))
-        self._typical = _root_mean_square(self._magnitudes)
 
     def segments(self, amount: int, kind: Kind, step: float) -> list[Segment]:
-        """The `amount` largest changes; of some as large as the last, the first ones."""
+        """The first `amount` changes in rank; of some as large as the last, the first ones."""
         return [
             sparse.segment(part, places, kind, step * self._typical)
             for part, places in zip(self._parts, self._places(amount), strict=True)
         ]
 
     def _places(self, amount: int) -> list[np.ndarray]:
-        """Of the largest changes, in each part, ascending."""
+        """Of the first in rank, in each part, ascending."""
         least = self._ranked[-amount] if amount else np.inf
-        found = [np.flatnonzero(sizes >= least) for sizes in self._magnitudes]
+        found = [np.flatnonzero(ranks >= least) for ranks in self._ranks]
         more = sum(map(len, found)) - amount
         for number in reversed(range(len(found))):
             if more:  # in half precision changes are few steps, and many are as large
-                (last,) = (self._magnitudes[number][found[number]] == least).nonzero()
+                (last,) = (self._ranks[number][found[number]] == least).nonzero()
                 found[number] = np.delete(found[number], last[-more:])
                 more -= len(last[-more:])
         return found
@@ -75,6 +76,16 @@ class Sparse(Method):
     def amount(self, share: float) -> int:
         """Of all values of the model that can change in part."""
         return min(round(share * self._values), self.most)
+
+
+def _rank(part: Part, magnitudes: np.ndarray) -> np.ndarray:
+    """In what order changes are sent: the largest first, before them vectors that start from zero.
+
+    A small variance of batch normalization is no small matter: it is divided by.
+    """
+    if part.rows or part.base.any():
+        return magnitudes
+    return np.where(magnitudes > 0, np.float32(np.inf), np.float32(0))
 
 
 class Fit(NamedTuple):

@@ -217,6 +217,22 @@ def test_where_everything_fits_everything_is_sent():
         assert torch.equal(made.result[name], tensor.half().float())
 
 
+def test_where_little_fits_vectors_from_zero_come_first():
+    draw = np.random.default_rng(5)
+    variances = draw.gamma(4, 2, 96)
+    variances[9] = 1e-3
+    new = {
+        "a.weight": torch.from_numpy(draw.normal(size=(100, 100)).astype(np.float32)),
+        "norm.running_var": torch.from_numpy(variances.astype(np.float32)),
+    }
+    made = make({}, new, 1_500, kind=Kind.FP16)
+    assert torch.equal(made.result["norm.running_var"], new["norm.running_var"].half().float())
+    sent = made.result["a.weight"] != 0
+    assert 100 < sent.sum() < 1_000
+    sizes = new["a.weight"].abs()
+    assert sizes[sent].min() > sizes[~sent].max()
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_a_kind_of_values_is_kept_to(kind):
     old, new = pair(6)
