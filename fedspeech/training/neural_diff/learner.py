@@ -45,6 +45,7 @@ class Outcome:
 def learn(task: Task, settings: NeuralDiffConfig, cell: Cell, base: Tensors | None) -> Outcome:
     """Train a cell on top of its base. Raises RunError where the training diverges."""
     module = _module(task, cell, base)
+    measured = {name for name, _ in module.named_buffers()}
     if cell.model == "BL":
         loss = _train(_loop(task, settings.training, cell, module), cell)
         model = state(module)
@@ -59,7 +60,8 @@ def learn(task: Task, settings: NeuralDiffConfig, cell: Cell, base: Tensors | No
     )
     most = int(size(new) / _ratio(cell))
     kind = None if settings.values == "auto" else values.kind(settings.values)
-    data = budget.make(before, new, most, method, kind).data
+    # A variance that falls to almost nothing is lost in the rounding of its change.
+    data = budget.make(before, new, most, method, kind, whole=measured).data
     return Outcome(apply(before, data), data, size(new), _sent(data, new), loss, fallen_back)
 
 
@@ -123,11 +125,13 @@ def _hashed(
     task: Task, settings: NeuralDiffConfig, cell: Cell, module: torch.nn.Module, base: Tensors
 ) -> tuple[HashDiff, Loop]:
     hashing = settings.hash
-    held = settings.training.model_copy(update={"hold": hashing.hold})
-    names = _names(module, base)
-    share = 1 / _ratio(cell)
-    learned = HashDiff(module, share, hashing.hashes, names=names, anchored=bool(base))
-    return learned, _loop(task, hashing if base else held, cell, module)
+    other = {"hold": hashing.hold, "learning_rate": hashing.compressed_learning_rate}
+    training = hashing if base else settings.training.model_copy(update=other)
+    names, share = _names(module, base), 1 / _ratio(cell)
+    # What BLC begins with is the same in all generations; its hash functions are not.
+    seed = None if base else seeding.key(cell.seed, cell.generation, "", "BLC, hash functions")
+    learned = HashDiff(module, share, hashing.hashes, seed, names=names, anchored=bool(base))
+    return learned, _loop(task, training, cell, module)
 
 
 def _loop(task: Task, training: Optimization, cell: Cell, module: torch.nn.Module) -> Loop:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 
-from fedspeech import tensors
-from fedspeech.diff import wire
+from fedspeech import seeding, tensors
+from fedspeech.diff import hashed, wire
 from fedspeech.diff.apply import apply
 from fedspeech.errors import RunError
 from fedspeech.tensors import sha256
@@ -72,6 +73,34 @@ def test_a_hashed_blc_has_few_different_weights(setting):
     found = learn(task, config, Cell(0, 1, "BLC", "hash", 10.0), None)
     weight = found.model["tdnn.1.conv.weight"]
     assert len(np.unique(weight.numpy())) <= round(weight.numel() / 10)
+
+
+def test_the_hashed_blc_has_a_rate_and_hash_functions_of_its_own(setting):
+    task, config = setting
+    rate = {"compressed_learning_rate": 1e-12, "epochs": 1}
+    still = config.model_copy(update={"hash": config.hash.model_copy(update=rate)})
+    blc = {t: learn(task, still, Cell(0, t, "BLC", "hash", 10.0), None) for t in range(1, 3)}
+    seeds = {t: wire.decode(each.data).seed for t, each in blc.items()}
+    assert seeds[1] != seeds[2]
+    with seeding.scoped(0, 0, "", "neural diff, initialization"):
+        fresh = task.model(1)
+    name = "tdnn.1.conv.weight"
+    array = fresh.state_dict()[name].flatten()
+    array = array[: round(len(array) / 10)].numpy() / np.sqrt(3)
+    keys = hashed.keys(seeds[1], name, 0, 3)
+    weight = sum(array[hashed.cells(key, 0, 10 * len(array), len(array))] for key in keys)
+    found = blc[1].model[name].flatten().numpy()[: len(weight)]
+    assert_allclose(found, weight[: len(found)], atol=1e-3)  # in float16, and not trained
+
+
+def test_statistics_are_sent_as_they_are_and_not_as_what_they_change_by(setting, first):
+    """From zero: then rounding is as small as the value, also where the change is large."""
+    for method in ("sparse", "hash"):
+        made = learn(*setting, Cell(0, 1, "diff", method, 10.0), first.model)
+        entries = {entry.name: entry.change.name for entry in wire.decode(made.data).entries}
+        measured = {name for name in entries if "running" in name}
+        assert {entries[name] for name in measured} == {"FRESH"} and len(measured) >= 4
+        assert {entries[name] for name in entries if name not in measured} == {"CHANGED"}
 
 
 def test_more_phrases_make_more_rows_and_both_methods_bring_them(understanding, settings, task):
