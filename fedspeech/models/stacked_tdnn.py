@@ -12,6 +12,7 @@ from torch import nn
 from fedspeech.models.tdnn import (
     BYPASS,
     EPSILON,
+    LEAST_VARIANCE,
     MOMENTUM,
     SUBSAMPLING,
     TDNN,
@@ -106,7 +107,7 @@ def _normalize(
         moving = mean, variance
         mean, variance = _measure(x, mask, *moving)
     else:
-        variance = variance.clamp_min(0)
+        variance = variance.clamp_min(LEAST_VARIANCE)
     scale = own["norm.weight"] * torch.rsqrt(variance + EPSILON)
     shift = own["norm.bias"] - mean * scale
     return x * scale[..., None, None] + shift[..., None, None]

@@ -21,6 +21,10 @@ SUBSAMPLING = 3
 BYPASS = 0.66
 MOMENTUM = 0.1
 EPSILON = 1e-5
+LEAST_VARIANCE = 1e-2
+"""Where others have some 10. Channels behind a ReLU fall silent in training, and their variance to
+nothing; divided by that, one that fires all the same later would be 300 times too loud.
+"""
 KEPT = 3
 """Tensors of a layer's output's size that training keeps of it until the gradient comes back."""
 _AGAIN: ContextVar[bool] = ContextVar("again", default=False)
@@ -41,6 +45,8 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 class MaskedBatchNorm(nn.Module):
     """Batch normalization (Ioffe & Szegedy 2015) over the frames that are there, not the padding.
+
+    Once it is trained a channel's variance counts as `LEAST_VARIANCE` at least.
 
     In training, an utterance's neighbours in the batch enter through the statistics only, and how
     far the batch was padded not at all. Where a batch is cut among learners, `gathered` gives of
@@ -64,8 +70,7 @@ class MaskedBatchNorm(nn.Module):
         if self.training:
             mean, variance = self._measure(x, present)
         else:
-            # Of a channel that fell silent, a diff that rounds can leave less than nothing.
-            mean, variance = self.running_mean, self.running_var.clamp_min(0)
+            mean, variance = self.running_mean, self.running_var.clamp_min(LEAST_VARIANCE)
         scale = self.weight * torch.rsqrt(variance + EPSILON)
         shift = self.bias - mean * scale
         return x * scale[:, None] + shift[:, None]
