@@ -108,7 +108,7 @@ class SparseTraining(DiffTraining):
 class HashTraining(DiffTraining):
     """How a hashed diff is trained; `hold` is also that of the hashed BLC."""
 
-    compressed_learning_rate: PositiveFloat = 1e-3
+    compressed_learning_rate: PositiveFloat = 1.5e-3
     """Of the hashed BLC: each of its cells moves many weights, where a step of BL's moves one."""
     hold: Fraction = 0.4
     hashes: Annotated[int, Field(ge=1, le=16, strict=True)] = 3
