@@ -79,9 +79,10 @@ class Sparse(Method):
 
 
 def _rank(part: Part, magnitudes: np.ndarray) -> np.ndarray:
-    """In what order changes are sent: the largest first, before them vectors that start from zero.
+    """Magnitudes, float32 (values,), by which changes are sent, the greatest first.
 
-    A small variance of batch normalization is no small matter: it is divided by.
+    Those of a vector that starts from zero count as infinite: a small variance of batch
+    normalization is no small matter, since it is divided by.
     """
     if part.rows or part.base.any():
         return magnitudes

@@ -45,11 +45,11 @@ class Outcome:
 def learn(task: Task, settings: NeuralDiffConfig, cell: Cell, base: Tensors | None) -> Outcome:
     """Train a cell on top of its base. Raises RunError where the training diverges."""
     module = _module(task, cell, base)
-    measured = {name for name, _ in module.named_buffers()}
     if cell.model == "BL":
         loss = _train(_loop(task, settings.training, cell, module), cell)
         model = state(module)
         return Outcome(model, None, size(model), 1.0, loss)
+    measured = {name for name, _ in module.named_buffers()}
     before = base or {}
     make = _sparse if cell.method == "sparse" else _hashed
     learned, loop = make(task, settings, cell, module, before)
