@@ -99,10 +99,14 @@ class Search:
             raise self._too_small(budget, size)
         steps = [precision for precision in precisions if precision in STEPS]
         found: dict[Precision, tuple[float, int]] = {}
+        # A byte for each: somewhere to begin. Later it is what fits at a precision near by.
+        guess = self.least + budget
 
         def cost(precision: Precision) -> float:
+            nonlocal guess
             if precision not in found:
-                found[precision] = self._within(budget, precision)
+                found[precision] = self._within(budget, precision, guess)
+                guess = found[precision][1] or guess
                 best = min(found, key=lambda one: found[one])
                 self._tried(f"best so far {best}, {found[best][0]:.3g} lost")
             return found[precision][0]
@@ -144,13 +148,10 @@ class Search:
         check_fresh(diff.entries, len(wire.encode(diff)), self._values)
         return None
 
-    def _within(self, budget: int, precision: Precision) -> tuple[float, int]:
+    def _within(self, budget: int, precision: Precision, guess: int) -> tuple[float, int]:
         """What is lost at this precision, and the amount; infinite where nothing fits."""
-        least = self._size(self.least, precision)
-        if least > budget:
+        if self._size(self.least, precision) > budget:
             return math.inf, 0
-        # A byte for each: somewhere to begin.
-        guess = self.least + budget - least
         amount = self._most(budget, precision, guess, COARSE, self._about)
         return self.lost(self.diff(amount, precision)), amount
 
