@@ -110,10 +110,23 @@ def _text(cell: str | Estimate) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def read(folder: str, name: str) -> Results:
+    """A file of a finished run; ends the program where there is none."""
+    path = Path(folder) / name
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        sys.exit(f"{path}: expected that of a finished run: {error.strerror}")
+    except ValueError as error:
+        sys.exit(f"{path}: not readable: {error}")
+
+
 def main(folders: Sequence[str]) -> None:
     """Print the tables of some run folders."""
-    runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
-    times = [json.loads((Path(folder) / "timing.json").read_text()) for folder in folders]
+    if not folders:
+        sys.exit(__doc__)
+    runs = [read(folder, "results.json") for folder in folders]
+    times = [read(folder, "timing.json") for folder in folders]
     if runs[0]["kind"] != "personalization":
         print("\n".join(map(trainings, runs, times)))
     else:

@@ -113,7 +113,8 @@ def _bench(
 
 def _settings(setting: Setting, plan: Plan, model: str, batches: int) -> DataParallelConfig:
     speakers = 9
-    utterances = -(-batches * plan.batch_size // (speakers - 1))
+    # Whoever trains trains with all of it, what is called test there as well.
+    utterances = -(-batches * plan.batch_size // (speakers - 1)) - 1
     synthetic = {"speakers": speakers, "train_utterances": utterances, "test_utterances": 1}
     return DataParallelConfig.model_validate(
         {
