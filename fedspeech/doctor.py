@@ -71,7 +71,8 @@ def _gpus() -> Finding:
             f"there is a driver that PyTorch {torch.__version__} cannot use: install torch and "
             f"torchaudio {release} as built for CUDA"
         )
-    return Finding("GPUs", "none; models train on the processors", todo, needed=False)
+    found = "none; models train on the processors, each by itself: stacks of them are slower there"
+    return Finding("GPUs", found, todo, needed=False)
 
 
 def _bf16() -> Finding:

@@ -19,12 +19,12 @@ from fedspeech.decoding import greedy
 from fedspeech.features import Batch, Utterance
 from fedspeech.models.description import ModelDescription
 from fedspeech.models.stacked_tdnn import StackedTDNN
-from fedspeech.tensors import Tensors
+from fedspeech.tensors import Tensors, size
 from fedspeech.units import Units
 
 BATCH = 32
-STACK = 32
-"""Models that are decoded together on a GPU."""
+STACK, STACK_BYTES = 32, 2**30
+"""The most models that are decoded together on a GPU, and their most bytes."""
 RESAMPLES = 1000
 
 
@@ -137,16 +137,23 @@ def word_errors_of(
     """
     references = [utterance.text for utterance in utterances]
     batches = _batches(utterances, description.features)
-    stack = description.stack() if place().type == "cuda" else None
+    stack = _stack(description)
     waiting, counts = iter(models), []
-    while some := list(itertools.islice(waiting, STACK if stack else 1)):
+    for model in waiting:
         if stack:
+            together = max(1, min(STACK, STACK_BYTES // size(model)))
+            some = [model, *itertools.islice(waiting, together - 1)]
             heard = _transcribe_stacked(some, stack, batches, description.units)
         else:
-            module = description.module(some[0]).to(place())
+            module = description.module(model).to(place())
             heard = [_transcribe(module, batches, description.units)]
         counts += [count(references, texts) for texts in heard]
     return counts
+
+
+def _stack(description: ModelDescription) -> StackedTDNN | None:
+    """What decodes many models in one pass, where that is faster and the model can."""
+    return description.stack() if place().type == "cuda" else None
 
 
 def mean_rate(errors: Sequence[np.ndarray], words: Sequence[np.ndarray]) -> float:

@@ -5,7 +5,8 @@ for all of them and about twice as many as before; then some drop out. Two thing
 
 - confidence, as in the Hoeffding races of Maron & Moore (NIPS 6, 1994): it is worse than each of
   the k best so far by more than chance explains. The bound is on the differences in errors over
-  common utterances, as Moore & Lee (ICML 1994) pair theirs: hard utterances are hard for all.
+  common utterances, as Moore & Lee (ICML 1994) pair theirs: hard utterances are hard for all. It
+  takes the differences of two equally good candidates to be symmetric (`_worse`).
 - the budget, as in successive halving (Karnin, Koren & Somekh, ICML 2013; Jamieson & Talwalkar,
   AISTATS 2016): at most a fixed share survives each rung, whatever is known by then.
 
@@ -137,8 +138,9 @@ def race(
 
     `words` are the words of reference of each utterance, int64 (utterances,), at least one;
     `generator` draws their order. With at least the given confidence no candidate that belongs
-    among the k is dropped by the bound; where the budget drops any, `confident` is False. Of equal
-    candidates the first by name is the better. Raises ValueError as `check_race` does.
+    among the k is dropped by the bound, as far as what it takes for granted holds (`_worse`); where
+    the budget drops any, `confident` is False. Of equal candidates the first by name is the better.
+    Raises ValueError as `check_race` does.
     """
     check_race(k, confidence, budget)
     names = sorted(candidates)
@@ -181,8 +183,14 @@ def _worse(judged: np.ndarray, k: int, utterances: int, deviations: float) -> np
     the sum of their squares with a probability of at most exp(-x² / 2): that is Hoeffding's
     inequality for their signs (Efron, JASA 1969). So a few utterances that happen to agree are not
     certain, as they would be by their variance. The correction for a finite population makes the
-    bound exact at its end. What no utterance has shown yet, such as a rare and total failure, it
-    cannot know.
+    bound exact at its end.
+
+    Differences are symmetric where neither of two candidates is better on any kind of utterance.
+    Where the better one makes many single errors and the worse one all of its errors on a few
+    utterances, they are not, and while those few have not been heard the better one is dropped more
+    often than the confidence allows. A bound that needs no symmetry (of Bernstein's kind) has to
+    reckon with the most errors that an utterance can have: with some hundred utterances it drops
+    nobody before the end.
     """
     unseen = 1 - judged.shape[1] / utterances
     worse = np.arange(len(judged)) >= k

@@ -101,7 +101,7 @@ class RunFolder:
         """The size of cohorts that the run in this folder began with; None where there is none."""
         try:
             found = tomllib.loads(self.config.read_text(encoding="utf-8"))["engine"]["cohort"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None  # `open` says what is wrong with it
         return found if isinstance(found, int) else None
 
@@ -127,6 +127,8 @@ class RunFolder:
             there = tomllib.loads(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{self.config}: damaged, cannot be resumed: {error}") from None
+        if not isinstance(there.get("engine", {}), dict):
+            raise RunError(f"{self.config}: damaged, cannot be resumed: engine is no table")
         here = tomllib.loads(configuration.dump(settings))
         self._check_same_speakers(there, here)
         before, now = _flat(there), _flat(here)

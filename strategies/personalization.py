@@ -43,6 +43,11 @@ from strategies.pushes import Pushes, Records
 from strategies.questions import Questions
 from strategies.relations import relate
 
+ROUND = frozenset(
+    ("round", "generation", "active", "installed", "personal", "skipped", "overdue", "failures")
+)
+"""What is noted of a round that has ended."""
+
 
 class Rounds(Protocol):
     """Where the strategy notes how a round ended, for a run that is resumed in a later one."""
@@ -135,7 +140,14 @@ class Personalization(Strategy):
     def _go_on(self) -> int:
         """The last round that has ended, with everything as it was then; 0 at the start."""
         state = self._rounds.last_round()
-        if state is None or state["generation"] != self._generation:
+        if state is None:
+            return 0
+        if missing := sorted(ROUND.difference(state)):
+            raise RunError(
+                f"the journal is damaged: of the last round it does not say {', '.join(missing)}; "
+                "move it away to ask every device anew: what the devices have finished is kept"
+            )
+        if state["generation"] != self._generation:
             return 0
         self._bases.installed = dict(state["installed"])
         self._exchange.restore(state["active"], [Failure(**one) for one in state["failures"]])
@@ -165,6 +177,7 @@ class Personalization(Strategy):
             "overdue": self._overdue,
             "failures": [vars(failure) for failure in self.outcome.failures],
         }
+        assert state.keys() == ROUND
         self._rounds.end_round(round, state)
 
     # Fine-tuning.

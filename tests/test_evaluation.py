@@ -11,7 +11,7 @@ from fedspeech.config.model import FeatureSettings
 from fedspeech.evaluation import RESAMPLES, count, interval, mean_rate, pooled_rate, resample
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription
-from fedspeech.tensors import state
+from fedspeech.tensors import size, state
 from fedspeech.units import Units
 
 texts = st.lists(st.sampled_from(["a", "b", "ab", "نعم", "it's"]), max_size=7).map(" ".join)
@@ -204,7 +204,7 @@ def test_texts_come_in_the_given_order_whatever_the_batches():
     assert counts.errors.tolist() == wanted
 
 
-def test_many_models_hear_as_each_does_alone():
+def test_many_models_hear_as_each_does_alone(monkeypatch):
     settings, units = FeatureSettings(), Units("words", ["<blank>", *"abcdef"])
     description = ModelDescription("tdnn-tiny", settings, units)
     norm = features.Normalization(torch.zeros(40), torch.ones(40))
@@ -224,3 +224,16 @@ def test_many_models_hear_as_each_does_alone():
     batches = evaluation._batches(some, settings)
     together = evaluation._transcribe_stacked(models, description.stack(), batches, units)
     assert together == heard
+    # As on a GPU, with room for two models at a time.
+    stacked = []
+    real = evaluation._transcribe_stacked
+    monkeypatch.setattr(evaluation, "_stack", lambda described: described.stack())
+    monkeypatch.setattr(evaluation, "STACK_BYTES", 2 * size(models[0]) + 1)
+    monkeypatch.setattr(
+        evaluation,
+        "_transcribe_stacked",
+        lambda some, *more: [stacked.append(len(some)), real(some, *more)][1],
+    )
+    again = evaluation.word_errors_of(iter(models), description, some)
+    assert stacked == [2, 1]
+    assert [c.errors.tolist() for c in again] == [c.errors.tolist() for c in counts]

@@ -343,3 +343,19 @@ def test_confidence_drops_wrongly_no_oftener_than_it_says(case, confidence):
         early += race.decodings < race.exhaustive
     assert wrong <= (1 - confidence) * races
     assert early > (0.2 * races if shape["spread"] else 0)  # and it does drop
+
+
+def test_what_the_bound_takes_for_granted_is_needed():
+    """c000 makes 70 single errors, c001 75 on three utterances: no symmetry, and no such promise.
+
+    If this fails since the bound holds here as well, its documentation promises too little.
+    """
+    wrong = 0
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        table = np.zeros((2, 280), dtype=np.int64)
+        table[0, draw.choice(280, 70, replace=False)] = 1
+        table[1, draw.choice(280, 3, replace=False)] = 25
+        race = run(table, 1, 1.0, 0.95, seed)
+        wrong += race.confident and race.kept == ("c001",)
+    assert wrong > 20

@@ -8,6 +8,7 @@ short utterances are some five minutes, the most that train_s has; 48 are one.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -78,14 +79,15 @@ def compare(table: Table, rule: KBest, seed: int, repeats: int) -> Iterator[Row]
         GAP: 100.0,
     }
     races = [_race(table, rates, rule, seed + i) for i in range(repeats)]
-    found = [100 * float((random - chosen) / (random - best)) for chosen, _ in races]
+    found = [100 * float((random - race.rate) / (random - best)) for race in races]
     yield {
         **about,
         "search": "racing",
-        "decodings": spread([decodings for _, decodings in races]),
-        DECODINGS: spread([100 * decodings / whole for _, decodings in races]),
+        "decodings": spread([race.decodings for race in races]),
+        DECODINGS: spread([100 * race.decodings / whole for race in races]),
+        "confidence decides, % of races": spread([100 * race.confident for race in races]),
         "WER of random peers, %": 100 * float(random),
-        "WER of the peers, %": spread([100 * float(chosen) for chosen, _ in races]),
+        "WER of the peers, %": spread([100 * race.rate for race in races]),
         GAP: spread(found),
     }
 
@@ -100,9 +102,17 @@ def _others(rates: np.ndarray) -> np.ndarray:
     return rates[~np.eye(*rates.shape, dtype=bool)].reshape(len(rates), -1)
 
 
-def _race(table: Table, rates: np.ndarray, rule: KBest, seed: int) -> tuple[float, int]:
-    """The mean WER of the peers that racing chooses for all targets, and the decodings."""
-    chosen, decodings = [], 0
+class Races(NamedTuple):
+    """Of all targets: the mean WER of the chosen peers, the decodings, and the share of races that
+    confidence alone decided."""
+
+    rate: float
+    decodings: int
+    confident: float
+
+
+def _race(table: Table, rates: np.ndarray, rule: KBest, seed: int) -> Races:
+    chosen, races = [], []
     for s, words in enumerate(table.words):
         others = [f"{p:04}" for p in range(rates.shape[1]) if p != s]
         race = racing.race(
@@ -115,5 +125,6 @@ def _race(table: Table, rates: np.ndarray, rule: KBest, seed: int) -> tuple[floa
             rule.budget,
         )
         chosen.append(rates[s, [int(name) for name in race.kept]].mean())
-        decodings += race.decodings
-    return float(np.mean(chosen)), decodings
+        races.append(race)
+    confident = [race.confident for race in races]
+    return Races(float(np.mean(chosen)), sum(r.decodings for r in races), float(np.mean(confident)))

@@ -68,7 +68,8 @@ class EngineSettings(RaySettings):
     roundings.
     """
     retries: Count = 2
-    """How often a message is tried again on a new worker after its worker died."""
+    """How often a message is tried again on a new worker after its worker died, or hung. After that
+    its speaker is lost; a cohort's ends the run."""
     message_seconds: PositiveFloat = 3600.0
     """A worker that does not answer a message within so many seconds is killed."""
 

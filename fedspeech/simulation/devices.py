@@ -1,32 +1,63 @@
 """The folders of simulated devices: each holds one speaker's speech, and is all that speaker's."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedspeech.corpus.cuts import write
 from fedspeech.corpus.partition import Client, pseudonym
+from fedspeech.device.store import MODELS, Store
+from fedspeech.errors import ModelError, RunError
 from fedspeech.tensors import write_whole
 
-ABOUT = "device.json"
+ABOUT, TRAIN, TEST = "device.json", "train", "test"
 
 
 def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> None:
     """Write one device folder per client under `folder`, by the speakers' pseudonyms.
 
-    `device.json` comes last: where it is, the folder is whole.
+    `device.json` comes last, with the SHA-256 of what is beside it: a folder that is whole stays as
+    it is. Raises RunError where a device cannot say any more which models it holds.
     """
     for client in clients:
         name = pseudonym(seed, client.speaker)
         device = folder / name
-        if (device / ABOUT).exists():
-            continue
-        for part, cuts in (("train", client.train), ("test", client.test)):
-            # A worker may run in another folder than the one that a relative path starts from.
-            write(device / f"{part}.jsonl", cuts)
-        # Where the devices of one machine share the file of G.
-        about = {"speaker": name, "pool": "../pool"}
-        _write_text(device / ABOUT, json.dumps(about) + "\n")
+        if not _is_whole(device, name):
+            speech = {f"{TRAIN}.jsonl": client.train, f"{TEST}.jsonl": client.test}
+            for file, cuts in speech.items():
+                # A worker may run in another folder than the one that a relative path starts from.
+                write(device / file, cuts)
+            written = {file: _sha256(device / file) for file in speech}
+            # Where the devices of one machine share the file of G.
+            about = {"speaker": name, "pool": "../pool", "files": written}
+            _write_text(device / ABOUT, json.dumps(about) + "\n")
+        _check_store(device / MODELS)
+
+
+def _is_whole(device: Path, name: str) -> bool:
+    try:
+        about = json.loads((device / ABOUT).read_text(encoding="utf-8"))
+        files = dict(about["files"])
+        return about["speaker"] == name and files == {
+            file: _sha256(device / file) for file in files
+        }
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _check_store(folder: Path) -> None:
+    """A device that lost its way would be a speaker less, and the figures would be others."""
+    try:
+        Store(folder).state()
+    except ModelError as error:
+        raise RunError(
+            f"{error}\nWithout this file --resume lets the device begin anew, and keeps all else"
+        ) from None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def folders(folder: Path) -> list[Path]:

@@ -259,7 +259,8 @@ class RayGrid(SimulatedGrid):
     def _bury(self, batch: Batch, error: Exception) -> None:
         """A worker died: replace it, and try its messages again unless that was tried enough.
 
-        Raises RunError where it could not even start: no other one could.
+        Raises RunError where it could not even start: no other one could. Also where a cohort's
+        workers died too often: its speakers could be fine-tuned one by one, to other numbers.
         """
         self._check_that_it_had_started(batch, error)
         self.deaths += 1
@@ -272,21 +273,20 @@ class RayGrid(SimulatedGrid):
             self._charge(number, batch, hung)
 
     def _charge(self, number: str, batch: Batch, hung: str) -> None:
-        """A message's worker died: try it again, by itself, or answer it with an error."""
+        """A message's worker died: try it again, by itself or in its cohort, or give it up."""
         task = self._tasks[number]
         task.deaths += batch.cohort or len(batch.numbers) == 1
-        if batch.cohort and task.deaths <= self._engine.retries:
-            self._enqueue(number)
-            return
-        if batch.cohort:  # whose fault it is shows when each is alone
-            task.deaths = 0
-        if task.deaths <= self._engine.retries:
-            task.alone = True
-            self._queue.appendleft(number)
-        else:
-            reason = f"its worker died {task.deaths} times{hung}"
+        reason = f"its worker died {task.deaths} times{hung}"
+        if task.deaths > self._engine.retries:
+            if batch.cohort and len(batch.numbers) > 1:
+                raise RunError(_given_up(len(batch.numbers), reason))
             dead = Error(ErrorCode.CLIENT_APP_CRASHED, reason)
             self._end(number, Message(dead, reply_to=task.message))
+        elif batch.cohort:
+            self._enqueue(number)
+        else:
+            task.alone = True
+            self._queue.appendleft(number)
 
     def _check_that_it_had_started(self, batch: Batch, error: Exception) -> None:
         if batch.numbers:
@@ -304,3 +304,12 @@ class RayGrid(SimulatedGrid):
     def _end(self, number: str, reply: Message) -> None:
         self._ended[number] = reply
         del self._tasks[number]
+
+
+def _given_up(count: int, reason: str) -> str:
+    """A processor's memory that runs out looks like any other death: the system kills."""
+    return (
+        f"a cohort of {count} speakers: {reason}. If its memory ran out, engine.cohort = "
+        f"{count // 2} takes half of it; with 1, nobody but the speaker at fault is lost. Either "
+        "gives other roundings, and so is another run (--out)"
+    )

@@ -112,7 +112,7 @@ def most_together(settings: Config) -> int:
         there = torch.cuda.get_device_properties(0).total_memory
         memory = there * (min(1.0, engine.gpus_per_worker) if engine.grid == "ray" else 1.0)
     else:
-        memory = machine.memory_limit_bytes() / engine.workers
+        memory = machine.memory_limit_bytes() / (engine.workers if engine.grid == "ray" else 1)
     return int(SHARE * memory / bytes_each(settings))
 
 

@@ -1,5 +1,9 @@
-"""What a training goes on from after its process ended, epoch by epoch."""
+"""What a training goes on from after its process ended, epoch by epoch.
 
+A file of PyTorch's, and after it the SHA-256 of its bytes: PyTorch does not notice a flipped bit.
+"""
+
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,9 @@ from fedspeech.errors import RunError
 from fedspeech.tensors import write_whole
 from fedspeech.training.loop import Loop
 
+DIGEST = hashlib.sha256().digest_size
+"""Bytes."""
+
 
 def save(path: Path, loop: Loop, **more: Any) -> None:
     """Write everything that the next epoch depends on: model, optimizer, and what else is given."""
@@ -17,6 +24,7 @@ def save(path: Path, loop: Loop, **more: Any) -> None:
     # In memory first: on a full disk PyTorch raises what its other failures raise as well.
     saved = io.BytesIO()
     torch.save({**states, **more}, saved)
+    saved.write(hashlib.sha256(saved.getbuffer()).digest())
     write_whole(path, lambda part: part.write_bytes(saved.getbuffer()))
 
 
@@ -27,11 +35,16 @@ def load(path: Path, loop: Loop, *names: str) -> list[Any] | None:
     """
     if not path.exists():
         return None
+    written = path.read_bytes()
+    saved, digest = written[:-DIGEST], written[-DIGEST:]
+    if hashlib.sha256(saved).digest() != digest:
+        raise RunError(f"{path}: damaged; without it the training begins anew")
     try:
-        content = torch.load(path, weights_only=True)
+        content = torch.load(io.BytesIO(saved), weights_only=True)
         more = [content[name] for name in names]
         loop.model.load_state_dict(content["model"])
         loop.optimizer.load_state_dict(content["optimizer"])
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise RunError(f"{path}: not a checkpoint of this training: {error}") from error
+    except Exception as error:  # torch raises many kinds for what it does not know
+        why = " ".join(str(error).split())
+        raise RunError(f"{path}: not a checkpoint of this training: {why}") from error
     return more

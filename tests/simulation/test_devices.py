@@ -38,15 +38,15 @@ def test_each_device_holds_its_own_speech_under_a_pseudonym(clients, tmp_path):
 def test_what_is_whole_stays_and_what_is_not_is_written_again(clients, tmp_path):
     devices.lay_out(clients, tmp_path, seed=3)
     before = files(tmp_path)
-    first, second, *_ = devices.folders(tmp_path)
+    first, second, third, whole = devices.folders(tmp_path)
     (first / "device.json").unlink()  # as if it had been killed before the last file
     (first / "test.jsonl").write_text("")
-    (second / "test.jsonl").write_text("its own")
+    (second / "test.jsonl").write_bytes((second / "test.jsonl").read_bytes().replace(b"0", b"1", 1))
+    (third / "device.json").write_text("{")
+    stays = {path: path.stat().st_ino for path in whole.iterdir()}
     devices.lay_out(clients, tmp_path, seed=3)
-    after = files(tmp_path)
-    assert after.pop(f"{second.name}/test.jsonl") == b"its own"
-    before.pop(f"{second.name}/test.jsonl")
-    assert after == before
+    assert files(tmp_path) == before
+    assert {path: path.stat().st_ino for path in whole.iterdir()} == stays
 
 
 def test_audio_is_found_from_another_folder(corpus, tmp_path, monkeypatch):

@@ -235,21 +235,20 @@ def test_workers_killed_with_a_cohort_change_nothing(
     assert_same(run, undisturbed_cohorts)
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("cohort", [1, len(GOOD) + 1] if ALL else [1])
-def test_a_worker_that_always_dies_is_that_speakers_failure(
-    crowd, good_alone, one_ray, tmp_path, cohort
-):
-    """In a cohort it takes all others with it, until they are fine-tuned one by one."""
-    plan([fault(kind, "t06", "die") for kind in (COHORT, protocol.PERSONALIZE)])
-    experiment = settings(
+def with_one_who_kills(crowd, **engine):
+    return settings(
         crowd,
         partition={"clients": (*GOOD, "t06")},
         federation={"bases": BASES},
-        engine={"grid": "ray", "workers": 2, "retries": 1, "cohort": cohort},
+        engine={"grid": "ray", "workers": 2, "retries": 1, **engine},
     )
-    run = simulate(experiment, tmp_path / "run", client=COHORT_APP)
-    assert met() == (2 if cohort == 1 else 4)
+
+
+@pytest.mark.faults
+def test_a_worker_that_always_dies_is_that_speakers_failure(crowd, good_alone, one_ray, tmp_path):
+    plan([fault(protocol.PERSONALIZE, "t06", "die")])
+    run = simulate(with_one_who_kills(crowd), tmp_path / "run", client=APP)
+    assert met() == 2
     (failure,) = results(run)["failures"]
     assert failure == {
         "speaker": pseudonym(0, "t06"),
@@ -258,6 +257,23 @@ def test_a_worker_that_always_dies_is_that_speakers_failure(
         "reason": "its worker died 2 times",
     }
     assert without_traffic(run) == without_traffic(good_alone)
+
+
+@slow
+@pytest.mark.faults
+def test_a_cohort_that_always_dies_ends_the_run(crowd, one_ray, tmp_path):
+    """Its speakers could be fine-tuned one by one, to other numbers than the run was to have."""
+    count = len(GOOD) + 1
+    plan([fault(COHORT, "t06", "die")])
+    experiment = with_one_who_kills(crowd, cohort=count)
+    said = rf"a cohort of {count} speakers: its worker died 2 times.* engine.cohort = {count // 2} "
+    with pytest.raises(RunError, match=said):
+        simulate(experiment, tmp_path / "run", client=COHORT_APP)
+    assert met() == 2
+    plan([])
+    resumed = simulate(experiment, tmp_path / "run", client=COHORT_APP)
+    straight = simulate(experiment, tmp_path / "straight")
+    assert_same(resumed, straight)
 
 
 HANGING_FEW = [(protocol.PERSONALIZE, "t05", 1)]

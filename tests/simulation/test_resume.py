@@ -258,6 +258,22 @@ def test_a_damaged_answer_with_tensors_is_asked_for_again(corpus, undisturbed_lo
     assert_same(folder, undisturbed_long)
 
 
+@pytest.mark.faults
+def test_a_device_that_forgot_what_it_holds_is_named_and_begins_anew_without_it(
+    corpus, undisturbed, finished, first_speaker
+):
+    path = finished / "devices" / first_speaker / "models" / "state.json"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(RunError) as told:
+        simulate(settings(corpus), finished)
+    first, hint = str(told.value).splitlines()
+    assert first.startswith(f"{path}: not readable: ") and hint.startswith("Without this file ")
+    path.unlink()
+    (finished / "models" / "personal" / f"{first_speaker}.safetensors").unlink()
+    resume(settings(corpus), finished)
+    assert_same(finished, undisturbed)
+
+
 # What cannot be resumed.
 
 
@@ -308,8 +324,26 @@ def test_a_damaged_journal_is_named(corpus, finished, damage):
 
 
 @pytest.mark.faults
+def test_a_round_that_the_journal_has_lost_is_told(corpus, undisturbed_long, tmp_path):
+    folder = Path(shutil.copytree(undisturbed_long, tmp_path / "run"))
+    with sqlite3.connect(folder / "journal.sqlite") as database:
+        database.execute("UPDATE rounds SET state = replace(state, 'active', 'actiwe')")
+    database.close()
+    with pytest.raises(RunError, match=r"of the last round it does not say active; "):
+        simulate(settings(corpus, federation=LONG), folder)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["config.toml", "environment.json"])
 def test_a_damaged_file_of_the_run_is_named(corpus, finished, name):
     (finished / name).write_text("{ nothing that")
     with pytest.raises(RunError, match=f"{name}: damaged, cannot be resumed"):
+        simulate(settings(corpus), finished)
+
+
+def test_an_engine_that_is_no_table_is_damage(corpus, finished):
+    path = finished / "config.toml"
+    text = path.read_text()
+    path.write_text('engine = "none"\n' + text[: text.index("[engine]")])
+    with pytest.raises(RunError, match=r"config\.toml: damaged, cannot be resumed: engine"):
         simulate(settings(corpus), finished)

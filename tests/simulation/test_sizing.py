@@ -43,12 +43,14 @@ def test_on_a_processor_everybody_is_alone():
 
 def test_a_size_that_fits_stays(monkeypatch):
     each = sizing.bytes_each(settings())
-    monkeypatch.setattr(machine, "memory_limit_bytes", lambda: int(2 * 5.5 * each / sizing.SHARE))
+    monkeypatch.setattr(machine, "memory_limit_bytes", lambda: int(2 * 5.6 * each / sizing.SHARE))
     if not torch.cuda.is_available():
         assert sizing.most_together(settings()) == 5
         assert sizing.settle(settings(cohort=5)).engine.cohort == 5
         with pytest.raises(ConfigError, match=r"engine\.cohort: 6 speakers .* 5 would"):
             sizing.settle(settings(cohort=6))
+        # One process has it all.
+        assert sizing.most_together(settings(grid="in-process")) == 11
 
 
 def test_where_not_even_one_fits_none_is_named(monkeypatch):

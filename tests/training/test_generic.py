@@ -1,5 +1,6 @@
 import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from fedspeech import evaluation, features, models
 from fedspeech.config import dump
 from fedspeech.errors import RunError
 from fedspeech.tensors import sha256, state
-from fedspeech.training import generic
+from fedspeech.training import checkpoint, generic
 from fedspeech.training.generic import Epoch, Trained
 
 CHILD = """
@@ -94,17 +95,28 @@ def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(settings, child, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "settings.toml"]
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garbage", "other"])
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "nothing", "a bit"])
 def test_a_damaged_checkpoint_is_told(train, settings, tmp_path, damage):
     path = tmp_path / "checkpoint"
-    if damage == "other":
-        torch.save({"model": {"a": torch.zeros(2)}}, path)
-    else:
-        train(settings(epochs=1))
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2] if damage == "truncate" else b"garbage")
-    with pytest.raises(RunError, match="checkpoint: not a checkpoint of this training: "):
+    train(settings(epochs=1))
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2  # somewhere in the weights
+    content[half] ^= 16
+    path.write_bytes(
+        {"truncate": content[:half], "garbage": b"garbage", "nothing": b"", "a bit": content}[
+            damage
+        ]
+    )
+    with pytest.raises(RunError, match="checkpoint: damaged; without it the training begins anew"):
         train(settings())
+
+
+def test_a_checkpoint_of_another_training_is_told(train, settings, tmp_path):
+    path = tmp_path / "checkpoint"
+    train(settings(epochs=1))
+    loop = SimpleNamespace(model=torch.nn.Linear(2, 2))
+    with pytest.raises(RunError, match="checkpoint: not a checkpoint of this training: "):
+        checkpoint.load(path, loop)
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_training(train, settings, parts, tmp_path):
