@@ -71,7 +71,8 @@ class EngineSettings(RaySettings):
     """How often a message is tried again on a new worker after its worker died, or hung. After that
     its speaker is lost; a cohort's ends the run."""
     message_seconds: PositiveFloat = 3600.0
-    """A worker that does not answer a message within so many seconds is killed."""
+    """A worker that does not answer a message within so many seconds is killed. With a cohort, it
+    has so many for each speaker."""
 
     @property
     def cohort_size(self) -> int:
