@@ -18,7 +18,8 @@ from fedspeech.config import Config
 from fedspeech.corpus import partition as cutting
 from fedspeech.corpus import statistics
 from fedspeech.corpus.partition import Client, Partition, pseudonym
-from fedspeech.errors import ConfigError
+from fedspeech.device.store import MODELS, Store
+from fedspeech.errors import ConfigError, ModelError, RunError
 from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
@@ -109,9 +110,24 @@ def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
     budgets = _read_budgets(settings, partition.clients, set(cutting.by_speaker(speech)))
     run.write_environment(settings.seed, statistics.fingerprint(speech))
     devices.lay_out(partition.clients, run.devices, settings.seed)
+    _check_stores(run.devices)
     if settings.federation.participation is not None:
         attendance.keep(rounds, run)
     return _Speech(partition, statistics.table(partition), rounds, budgets)
+
+
+def _check_stores(folder: Path) -> None:
+    """Raise RunError where a simulated device does not know any more which models it holds.
+
+    Else it would be a speaker less, and the run would end with other figures.
+    """
+    for device in devices.folders(folder):
+        try:
+            Store(device / MODELS).state()
+        except ModelError as error:
+            raise RunError(
+                f"{error}\nWithout this file --resume lets the device begin anew; all else stays"
+            ) from None
 
 
 def _read_budgets(

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from fedspeech.corpus.cuts import write
 from fedspeech.corpus.partition import Client, pseudonym
-from fedspeech.device.store import MODELS, Store
-from fedspeech.errors import ModelError, RunError
 from fedspeech.tensors import write_whole
 
 ABOUT, TRAIN, TEST = "device.json", "train", "test"
@@ -18,7 +16,7 @@ def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> None:
     """Write one device folder per client under `folder`, by the speakers' pseudonyms.
 
     `device.json` comes last, with the SHA-256 of what is beside it: a folder that is whole stays as
-    it is. Raises RunError where a device cannot say any more which models it holds.
+    it is.
     """
     for client in clients:
         name = pseudonym(seed, client.speaker)
@@ -32,7 +30,6 @@ def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> None:
             # Where the devices of one machine share the file of G.
             about = {"speaker": name, "pool": "../pool", "files": written}
             _write_text(device / ABOUT, json.dumps(about) + "\n")
-        _check_store(device / MODELS)
 
 
 def _is_whole(device: Path, name: str) -> bool:
@@ -44,16 +41,6 @@ def _is_whole(device: Path, name: str) -> bool:
         }
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def _check_store(folder: Path) -> None:
-    """A device that lost its way would be a speaker less, and the figures would be others."""
-    try:
-        Store(folder).state()
-    except ModelError as error:
-        raise RunError(
-            f"{error}\nWithout this file --resume lets the device begin anew, and keeps all else"
-        ) from None
 
 
 def _sha256(path: Path) -> str:

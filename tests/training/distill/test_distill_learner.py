@@ -154,7 +154,7 @@ def test_a_training_that_diverges_says_whose_it_is(found, config, teacher, tmp_p
 
 def test_a_damaged_checkpoint_is_told(found, config, tmp_path):
     (tmp_path / "student.checkpoint").write_bytes(b"noise")
-    with pytest.raises(RunError, match=r"student\.checkpoint: not a checkpoint of this training"):
+    with pytest.raises(RunError, match=r"student\.checkpoint: damaged; without it"):
         learn(found, config, "student", None, tmp_path)
 
 
