@@ -29,7 +29,7 @@ lint: venv ## ruff and mypy
 	$(BIN)/mypy
 
 test: venv lint ## All tests, in two processes (some twenty minutes on 2 cores)
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 40
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
 
 test-faults: venv ## Every fault, at random moments, and all other tests that take long
 	FEDSPEECH_FAULTS=all $(BIN)/pytest -m "faults or slow"

@@ -19,28 +19,6 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 hypothesis.settings.register_profile("fedspeech", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fedspeech")
 
-STARTS_RUNS = (
-    "cli",
-    "deployment",
-    "experiments",
-    "simulation",
-    "test_doctor.py",
-    "test_flower_run.py",
-    "test_packages.py",
-    "training/distill",
-    "training/neural_diff",
-    "training/parallel",
-)
-
-
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """With two processes, one has all tests that start runs: two cores do not carry two Rays."""
-    for item in items:
-        inside = item.path.relative_to(Path(__file__).parent).as_posix()
-        if inside.startswith(STARTS_RUNS):
-            item.add_marker(pytest.mark.xdist_group("starts-runs"))
-
-
 RATE = 16_000
 TONES = (440.0, 700.0, 1110.0, 1770.0)
 """Eight semitones apart; speakers are at most three semitones off."""
