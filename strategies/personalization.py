@@ -43,11 +43,6 @@ from strategies.pushes import Pushes, Records
 from strategies.questions import Questions
 from strategies.relations import relate
 
-ROUND = frozenset(
-    ("round", "generation", "active", "installed", "personal", "skipped", "overdue", "failures")
-)
-"""What is noted of a round that has ended."""
-
 
 class Rounds(Protocol):
     """Where the strategy notes how a round ended, for a run that is resumed in a later one."""
@@ -142,7 +137,7 @@ class Personalization(Strategy):
         state = self._rounds.last_round()
         if state is None:
             return 0
-        if missing := sorted(ROUND.difference(state)):
+        if missing := sorted(self._state(0).keys() - state.keys()):
             raise RunError(
                 f"the journal is damaged: of the last round it does not say {', '.join(missing)}; "
                 "move it away to ask every device anew: what the devices have finished is kept"
@@ -167,7 +162,11 @@ class Personalization(Strategy):
                 )
 
     def _end(self, round: int) -> None:
-        state = {
+        self._rounds.end_round(round, self._state(round))
+
+    def _state(self, round: int) -> dict[str, Any]:
+        """What the next round starts from."""
+        return {
             "round": round,
             "generation": self._generation,
             "active": list(self._exchange.active),
@@ -177,8 +176,6 @@ class Personalization(Strategy):
             "overdue": self._overdue,
             "failures": [vars(failure) for failure in self.outcome.failures],
         }
-        assert state.keys() == ROUND
-        self._rounds.end_round(round, state)
 
     # Fine-tuning.
 

@@ -9,7 +9,7 @@ from fedspeech.corpus.cuts import write
 from fedspeech.corpus.partition import Client, pseudonym
 from fedspeech.tensors import write_whole
 
-ABOUT, TRAIN, TEST = "device.json", "train", "test"
+ABOUT = "device.json"
 
 
 def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> None:
@@ -22,7 +22,7 @@ def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> None:
         name = pseudonym(seed, client.speaker)
         device = folder / name
         if not _is_whole(device, name):
-            speech = {f"{TRAIN}.jsonl": client.train, f"{TEST}.jsonl": client.test}
+            speech = {"train.jsonl": client.train, "test.jsonl": client.test}
             for file, cuts in speech.items():
                 # A worker may run in another folder than the one that a relative path starts from.
                 write(device / file, cuts)

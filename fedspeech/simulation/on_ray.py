@@ -71,8 +71,7 @@ class RayGrid(SimulatedGrid):
 
     When a worker dies, the messages of its batch go out again one by one, and only one that was
     alone is charged with the death: it cannot fail its neighbours. A cohort is tried again as it
-    was; where its workers die all the same, its speakers are fine-tuned one by one, and only who
-    kills its worker then fails. A worker that hangs is killed.
+    was; where its workers die all the same, the run ends. A worker that hangs is killed.
     """
 
     def __init__(self, app: str, nodes: Nodes, engine: EngineSettings) -> None:
