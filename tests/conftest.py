@@ -26,6 +26,12 @@ WORDS = {"ba": (0, 2), "di": (2, 0), "gu": (1, 3), "ke": (3, 1), "lo": (0, 3), "
 TONE_SECONDS, PAUSE_SECONDS = 0.09, 0.05
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have long tests: no process waits for one of them in the end."""
+    long = {item.path for item in items if any(map(item.get_closest_marker, ("faults", "slow")))}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def tone_corpus() -> Callable[..., Path]:
     """Write a corpus in which each word is two tones, sung higher or lower by each speaker.
