@@ -64,7 +64,7 @@ def test_memory_of_our_server(tmp_path):
 def test_our_server_does_not_hold_the_models(tmp_path):
     """Eighty speakers more, with 14.5 MB each, take less than a third of that; in both cases as
     many M_s are built side by side as may be."""
-    plan = memory.Plan((40, 120), (), model="benchmark-4m", k=4, most_grouped=120)
+    plan = memory.Plan((40, 120), (), model="benchmark-4m", k=4)
     above = {
         (row["step"], row["speakers"]): row["anonymous above idle, MiB"]
         for row in memory.rows(Setting(tmp_path), plan)
