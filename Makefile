@@ -40,7 +40,7 @@ test-network: venv ## Boxes behind weak links, in network namespaces (as root, w
 test-containers: venv ## Build the images of docker/ and run them, with podman or docker; BASE=an image of Debian 12
 	FEDSPEECH_CONTAINERS=1 BASE="$(BASE)" BUILD_OPTIONS="$(BUILD_OPTIONS)" $(BIN)/pytest -m containers
 
-bench: venv ## Beside plain loops, Flower and Apple's pfl: experiments/benchmarks (two to three hours on 2 cores)
+bench: venv ## Beside plain loops, Flower and Apple's pfl: experiments/benchmarks (some three hours on 2 cores)
 	-$(BIN)/python -m pip install --quiet --no-deps -r experiments/benchmarks/requirements.txt
 	$(BIN)/python -m experiments.benchmarks
 
