@@ -15,7 +15,7 @@ from fedspeech.errors import DiffError
 if TYPE_CHECKING:
     import torch
 
-    from fedspeech.diff.contents import Diff, Entry
+    from fedspeech.diff.contents import Diff, Segment
     from fedspeech.diff.inspect import Cost
     from fedspeech.diff.methods import Method
     from fedspeech.tensors import Tensors
@@ -101,7 +101,8 @@ def make(
     )
     for line in _remarks(wire.decode(made.data), before, after, asked_additive=bool(additive)):
         say(line)
-    say(f"gives {given}")
+    to_the_bit = given == tensors.sha256(after)
+    say(f"gives {given}, {'NEW to the bit' if to_the_bit else 'near NEW, not to the bit'}")
 
 
 def _apart(out: Path, **inputs: Path) -> None:
@@ -119,24 +120,28 @@ def _apart(out: Path, **inputs: Path) -> None:
 
 def _remarks(diff: "Diff", old: "Tensors", new: "Tensors", asked_additive: bool) -> Iterator[str]:
     """What a user would not expect of what was made."""
-    from fedspeech.diff.contents import Change, Form
+    from fedspeech.diff.contents import Change
     from fedspeech.diff.floats import HALVES
-
-    def of_form(form: Form) -> "list[Entry]":
-        return [e for e in diff.entries if any(s.form == form for s in e.segments)]
 
     verbatim = [entry for entry in diff.entries if entry.change == Change.VERBATIM]
     for halves, why in ((False, "their dtype is sent whole"), (True, "most of them changes")):
         if some := [entry for entry in verbatim if (entry.dtype in HALVES) == halves]:
             size = sum(len(entry.content) for entry in some)
-            yield f"{size:,} bytes as they are, for {why}: {_some(some)}"
-    fallen = of_form(Form.ADDITIVE)
-    if fallen and not asked_additive:
-        yield f"additive, for |value| times a sum moves no zeros: {_some(fallen)}"
-    still = {e.name: _still(old[e.name], new[e.name]) for e in of_form(Form.MULTIPLICATIVE)}
-    if count := sum(still.values()):
-        names = [entry for entry in of_form(Form.MULTIPLICATIVE) if still[entry.name]]
-        yield f"{count:,} zeros stay, for |value| times a sum does not move them: {_some(names)}"
+            names = [entry.name for entry in some]
+            yield f"{size:,} bytes as they are, for {why}: {_some(names)}"
+    if diff.additive and not asked_additive:
+        yield f"additive, for |value| times a sum moves no zeros: {_some(diff.additive)}"
+    times = [e.name for e in diff.entries if any(map(_is_multiplicative, e.segments))]
+    still = {name: count for name in times if (count := _still(old[name], new[name]))}
+    if still:
+        zeros = f"{sum(still.values()):,} zeros stay"
+        yield f"{zeros}, for |value| times a sum does not move them: {_some(list(still))}"
+
+
+def _is_multiplicative(segment: "Segment") -> bool:
+    from fedspeech.diff.contents import Form
+
+    return segment.form == Form.MULTIPLICATIVE
 
 
 def _still(old: "torch.Tensor", new: "torch.Tensor") -> int:
@@ -144,8 +149,7 @@ def _still(old: "torch.Tensor", new: "torch.Tensor") -> int:
     return int(((old == 0) & (new[: len(old)] != 0)).sum())
 
 
-def _some(entries: "Sequence[Entry]") -> str:
-    names = [entry.name for entry in entries]
+def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
@@ -203,10 +207,11 @@ def apply(
 
     Example: `fedspeech diff apply old.safetensors new.diff -o new.safetensors`
     """
+    from fedspeech.diff import files
     from fedspeech.diff.apply import apply_file
 
     _apart(out, **{"the diff": diff})  # OLD may be: it is taken over in one step
-    data = _read(diff)
+    data = files.read(diff)
     with _named(diff):
         say(f"{out}: {apply_file(old, data, out)}")
 
@@ -221,10 +226,10 @@ def inspect(diff: File) -> None:
 
     Example: `fedspeech diff inspect new.diff`
     """
-    from fedspeech.diff import wire
+    from fedspeech.diff import files, wire
     from fedspeech.diff.inspect import costs, least
 
-    data = _read(diff)
+    data = files.read(diff)
     with _named(diff):
         about, rows = wire.decode(data), costs(data)
     bound = least(about)
@@ -242,13 +247,6 @@ def _cells(row: "Cost") -> list[str]:
     texts = ["" if number is None else f"{number:,}" for number in numbers]
     ratio = f"{(row.size - row.entry) / row.bound:.4f}" if row.bound else ""
     return [row.name, row.dtype, row.change, row.form, *texts, ratio]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DiffError(f"{path}: not a readable diff: {error.strerror}") from None
 
 
 @contextmanager

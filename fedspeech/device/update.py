@@ -8,8 +8,8 @@ from fedspeech import tensors
 from fedspeech.device import trust
 from fedspeech.device.lock import locked
 from fedspeech.device.store import DESCRIPTION, GENERIC, MODELS, STATE, Store
-from fedspeech.diff import wire
-from fedspeech.errors import DiffError, ModelError
+from fedspeech.diff import files, wire
+from fedspeech.errors import ModelError
 from fedspeech.models.description import ModelDescription
 
 WHOLE = ".safetensors"
@@ -44,14 +44,7 @@ def update(
             ModelDescription.from_json(about).module(model)
             trust.check(folder, statements, tensors.sha256(model), about)
             return store.put(GENERIC, model, **notes)
-        data = _read(file)
+        data = files.read(file)
         store.base_of(GENERIC, data)  # or what comes before it would be older than what was refused
         trust.check(folder, statements, wire.result_of(data), about)
         return store.update(GENERIC, data, **notes)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DiffError(f"{file}: not a readable diff: {error.strerror}") from None

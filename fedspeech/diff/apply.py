@@ -30,9 +30,10 @@ def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
     Raises DiffError where the diff is damaged or newer than this program, is for another model, or
     does not give the model that it names.
     """
-    diff = wire.decode(data)
-    check_base(diff, sha256(old))
-    check_fresh(diff.entries, len(data), sum(tensor.numel() for tensor in old.values()))
+    outline, coded = wire.outline(data)
+    check_base(outline, sha256(old))
+    _check_fits(outline, len(data), {n: (t.dtype, tuple(t.shape)) for n, t in old.items()})
+    diff = wire.filled(outline, coded)
     new = dict(update(sorted(old.items()), diff))
     check_result(diff, sha256(new))
     return new
@@ -58,14 +59,14 @@ def apply_file(old: Path, data: bytes, new: Path) -> str:
     does, ModelError where the old file cannot be read and DiskError where the new one cannot be
     written.
     """
-    diff = wire.decode(data)
+    outline, coded = wire.outline(data)
     before = layout.read(old)
     digest = hashlib.sha256()
     for name, held in layout.stream(old, before):
         hash_values(digest, name, held.dtype, held.shape, (run.data for run in held.runs))
-    check_base(diff, digest.hexdigest())
-    values = sum(math.prod(shape) for _, shape in before.tensors.values())
-    check_fresh(diff.entries, len(data), values)
+    check_base(outline, digest.hexdigest())
+    _check_fits(outline, len(data), before.tensors)
+    diff = wire.filled(outline, coded)
 
     def save(part: Path) -> None:
         digest = hashlib.sha256()
@@ -124,6 +125,33 @@ def check_base(diff: Diff, found: str) -> None:
         raise DiffError(f"the diff is for the model {diff.base}, and this one is {found}")
 
 
+def _check_fits(
+    diff: Diff, size: int, base: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> None:
+    """Raise DiffError where a diff of `size` bytes is for other tensors than the base's.
+
+    To be asked of an outline: what fits asks for no more memory than the model has already, and its
+    bytes may.
+    """
+    for entry in diff.entries:
+        _check_tensor(entry, base.get(entry.name))
+    check_fresh(diff.entries, size, sum(math.prod(shape) for _, shape in base.values()))
+
+
+def _check_tensor(entry: Entry, held: tuple[torch.dtype, tuple[int, ...]] | None) -> None:
+    if entry.change in (Change.FRESH, Change.VERBATIM):
+        return
+    if held is None:
+        raise DiffError(f"the diff changes tensor {entry.name!r}, which the model lacks")
+    dtype, shape = str(held[0]).removeprefix("torch."), held[1]
+    before = (entry.rows, *entry.shape[1:]) if entry.change == Change.GROWN else entry.shape
+    if entry.change != Change.REMOVED and (dtype, shape) != (entry.dtype, before):
+        raise DiffError(
+            f"the diff changes tensor {entry.name!r} of {entry.dtype} {before}; the model has "
+            f"{dtype} {shape}"
+        )
+
+
 def check_result(diff: Diff, found: str) -> None:
     """Raise DiffError unless the diff gave the model that it names."""
     if found != diff.result:
@@ -133,7 +161,7 @@ def check_result(diff: Diff, found: str) -> None:
 def update(base: TensorStream, diff: Diff) -> Iterator[tuple[str, torch.Tensor]]:
     """The new model's tensors in the order of their names, one at a time; nothing is hashed.
 
-    The base comes in the order of names as well. Raises DiffError where it lacks a tensor.
+    The base comes in the order of names as well, and is the one that the diff was made for.
     """
     return _merged(base, diff, partial(_tensor, diff))
 
@@ -148,8 +176,6 @@ def _merged(
     waiting = deque(diff.entries)
 
     def made(entry: Entry, held: Held | None) -> Iterator[tuple[str, Held]]:
-        if held is None and entry.change in (Change.CHANGED, Change.GROWN, Change.REMOVED):
-            raise DiffError(f"the diff changes tensor {entry.name!r}, which the model lacks")
         if entry.change != Change.REMOVED:
             yield entry.name, changed(entry, held)
 
@@ -185,20 +211,9 @@ def _stored(diff: Diff, entry: Entry, old: Stored | None) -> Stored:
         return Stored(dtype, entry.shape, [np.frombuffer(entry.content, np.uint8)])
     runs: Iterable[np.ndarray] = ()
     if old is not None and entry.change != Change.FRESH:
-        _check_shape(entry, old.dtype, old.shape)
         runs = (widened(run, entry.dtype) for run in old.runs)
     new = _new_runs(diff, entry, runs)
     return Stored(dtype, entry.shape, (narrowed(run, entry.dtype) for run in new))
-
-
-def _check_shape(entry: Entry, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    before = (entry.rows, *entry.shape[1:]) if entry.change == Change.GROWN else entry.shape
-    found = str(dtype).removeprefix("torch.")
-    if found != entry.dtype or shape != before:
-        raise DiffError(
-            f"the diff changes tensor {entry.name!r} of {entry.dtype} {before}; the model has "
-            f"{found} {shape}"
-        )
 
 
 def _new_runs(diff: Diff, entry: Entry, old: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

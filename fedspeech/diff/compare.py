@@ -1,7 +1,7 @@
 """What differs between two models, cut into the segments that a diff encodes."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from fedspeech.diff.wire import DTYPES, MOST_VALUES, extent
 from fedspeech.errors import DiffError
 from fedspeech.tensors import raw
 
+NO_NUMBERS = "NaN or infinite"
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -68,7 +69,10 @@ def compare(
     new: Mapping[str, torch.Tensor],
     whole: Collection[str] = (),
 ) -> Comparison:
-    """Every tensor that differs. Raises DiffError where a value is NaN or infinite.
+    """Every tensor that differs.
+
+    Raises DiffError where a value of the new model is NaN, whether it differs or not, or one that
+    differs, or is to be added to, is infinite: what stays infinite may be a mask.
 
     A float32, float16 or bfloat16 tensor of the same shape has one part. One whose first dimension
     has grown has two: the old rows, and the new ones, whose base is zero. Any other of them that is
@@ -80,7 +84,9 @@ def compare(
     for name in sorted({*old, *new}):
         if name not in new:
             entries.append(Entry(name, Change.REMOVED))
-        elif name not in old or not equal(old[name], new[name]):
+        elif name in old and equal(old[name], new[name]):
+            _refuse("new", name, new[name], torch.isnan, "NaN")
+        else:
             entry, found = _compare(name, old.get(name), new[name], name in whole)
             entries.append(entry)
             parts += found
@@ -162,19 +168,37 @@ def _root_mean_square(values: np.ndarray) -> float:
 
 def _finite(which: str, name: str, tensor: torch.Tensor) -> np.ndarray:
     """The tensor's values in float32, flat. Raises DiffError where one is NaN or infinite."""
+    _refuse(which, name, tensor, _not_finite, NO_NUMBERS)
     values: np.ndarray = tensor.detach().cpu().contiguous().reshape(-1).float().numpy()
-    if wrong := int(values.size - np.count_nonzero(np.isfinite(values))):
-        raise DiffError(
-            f"the {which} model: {wrong} of {values.size} values of tensor {name} are NaN or "
-            f"infinite"
-        )
     return values
+
+
+def _refuse(
+    which: str,
+    name: str,
+    tensor: torch.Tensor,
+    is_wrong: Callable[[torch.Tensor], torch.Tensor],
+    told: str,
+) -> None:
+    """Raise DiffError where a value, of whatever dtype, is what no model should have."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    numbers = tensor.float() if tensor.itemsize == 1 else tensor  # torch asks no float8
+    if wrong := int(torch.count_nonzero(is_wrong(numbers.detach()))):
+        raise DiffError(
+            f"the {which} model: {wrong} of {tensor.numel()} values of tensor {name} are {told}"
+        )
+
+
+def _not_finite(numbers: torch.Tensor) -> torch.Tensor:
+    return ~torch.isfinite(numbers)
 
 
 def _verbatim(name: str, tensor: torch.Tensor) -> Entry:
     dtype = _dtype(tensor)
     if dtype not in DTYPES:
         raise DiffError(f"tensor {name} is {dtype}; expected float32 or one of {', '.join(DTYPES)}")
+    _refuse("new", name, tensor, _not_finite, NO_NUMBERS)
     content = raw(tensor).tobytes()
     return Entry(name, Change.VERBATIM, tuple(tensor.shape), dtype=dtype, content=content)
 

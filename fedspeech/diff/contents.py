@@ -75,9 +75,15 @@ class Diff:
 
     @property
     def additive(self) -> tuple[str, ...]:
-        """Tensors that are hashed additively, all of them or in part."""
+        """What is hashed additively: tensors, or their new rows."""
         return tuple(
-            entry.name
+            part_name(entry.name, number)
             for entry in self.entries
-            if any(segment.form == Form.ADDITIVE for segment in entry.segments)
+            for number, segment in enumerate(entry.segments)
+            if segment.form == Form.ADDITIVE
         )
+
+
+def part_name(name: str, number: int) -> str:
+    """What a tensor's segment is called: its first one has the tensor's name."""
+    return f"{name} (new rows)" if number else name

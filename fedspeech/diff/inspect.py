@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedspeech.diff import entropy, wire
-from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
+from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment, part_name
 from fedspeech.diff.fields import Fields, metered
 from fedspeech.diff.streams import LARGE, numbers, streams
 from fedspeech.diff.values import BITS, MOST, Kind
@@ -82,7 +82,7 @@ def _of_entries(
             if large := len(segment.codes) >= LARGE:
                 positions, values = alone.get((place, "gaps"), 0), alone[place, "codes"]
             yield Cost(
-                f"{entry.name} (new rows)" if part else entry.name,
+                part_name(entry.name, part),
                 entry.dtype,
                 entry.change.name.lower(),
                 sent.segments[part].form.name.lower(),

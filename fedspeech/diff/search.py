@@ -108,7 +108,9 @@ class Search:
                 found[precision] = self._within(budget, precision, guess)
                 guess = found[precision][1] or guess
                 best = min(found, key=lambda one: found[one])
-                self._tried(f"best so far {best}, {found[best][0]:.3g} lost")
+                lost = found[best][0]
+                told = f"best so far {best}, {lost:.3g} lost"
+                self._tried("none that fits yet" if math.isinf(lost) else told)
             return found[precision][0]
 
         best = min([*precisions[len(steps) :], *_descend(cost, steps)], key=cost)

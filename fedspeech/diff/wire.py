@@ -120,6 +120,14 @@ def _has_scale(kind: Kind, count: int) -> bool:
 
 def decode(data: bytes) -> Diff:
     """What the container says. Raises DiffError where it is damaged, or newer than this program."""
+    return filled(*outline(data))
+
+
+def outline(data: bytes) -> tuple[Diff, memoryview]:
+    """What it says but for gaps and codes, which are counted, and the bytes that they come from.
+
+    It takes no more memory than the data, whatever the data says. Raises as `decode` does.
+    """
     fixed = _checked(data)
     fields = Fields(memoryview(data)[FIXED.size : -CHECKSUM.size])
     version, base, result, kind, hashes, seed = fixed
@@ -132,8 +140,13 @@ def decode(data: bytes) -> Diff:
     entries = [
         replace(entry, content=bytes(fields.take(_content_size(entry)))) for entry in entries
     ]
-    filled = tuple(_filled(entries, fields.take(fields.left)))
-    return repeats.unfolded(Diff(base.hex(), result.hex(), Kind(kind), filled, hashes, seed))
+    diff = Diff(base.hex(), result.hex(), Kind(kind), tuple(entries), hashes, seed)
+    return diff, fields.take(fields.left)
+
+
+def filled(diff: Diff, coded: memoryview) -> Diff:
+    """An outline with its gaps and codes. Raises as `decode` does."""
+    return repeats.unfolded(replace(diff, entries=tuple(_filled(diff.entries, coded))))
 
 
 def base_of(data: bytes) -> str:
@@ -146,8 +159,11 @@ def result_of(data: bytes) -> str:
     return _checked(data)[2].hex()
 
 
-def _checked(data: bytes) -> tuple[int, bytes, bytes, int, int, int]:
-    """The fixed fields but for magic and length, which say whether the rest is whole."""
+def promised(data: bytes) -> int:
+    """The length of the whole diff, as its first bytes say.
+
+    Raises DiffError where they are not those of a diff, or of a newer one than this program knows.
+    """
     if data[: len(MAGIC)] != MAGIC or len(data) < PREFIX.size:
         raise DiffError("this is not a diff: it does not begin as one")
     _, version, size = PREFIX.unpack_from(data)
@@ -158,12 +174,21 @@ def _checked(data: bytes) -> tuple[int, bytes, bytes, int, int, int]:
         )
     if version < OLDEST:
         raise damaged(f"format version {version}")
-    if size != len(data) or size < FIXED.size + CHECKSUM.size:
+    return int(size)
+
+
+def _checked(data: bytes) -> tuple[int, bytes, bytes, int, int, int]:
+    """The fixed fields but for magic and length, which say whether the rest is whole."""
+    size = promised(data)
+    if size < len(data):
+        raise damaged(f"more than the {size} bytes that its header says")
+    if size > len(data) or size < FIXED.size + CHECKSUM.size:
         raise damaged(f"{len(data)} bytes, and its header says {size}")
     (checksum,) = CHECKSUM.unpack_from(data, size - CHECKSUM.size)
     if zlib.crc32(memoryview(data)[: -CHECKSUM.size]) != checksum:
         raise damaged("its checksum does not fit its content")
-    return version, *FIXED.unpack_from(data)[3:]
+    _, version, _, *fields = FIXED.unpack_from(data)
+    return version, *fields
 
 
 def read_entries(fields: Fields, kind: Kind, count: int) -> Iterator[Entry]:

@@ -41,7 +41,8 @@ def test_make_apply_and_inspect(fedspeech, models, tmp_path):
     status, out, err = fedspeech("diff", "apply", "old", "x.diff", "-o", "result")
     assert (status, err) == (0, "")
     result = sha256(read(tmp_path / "result"))
-    assert out == f"result: {result}\n" and gives == f"gives {result}"
+    assert out == f"result: {result}\n"
+    assert gives == f"gives {result}, near NEW, not to the bit"
     status, out, err = fedspeech("diff", "inspect", "x.diff")
     assert (status, err) == (0, "")
     base, gives, values, total, head, *rows = out.splitlines()
@@ -132,6 +133,7 @@ def test_in_a_terminal_it_is_a_table(fedspeech, models, monkeypatch):
         ("old new --method hash --seed -1", "seed: expected at least 0 and below 2**64, found -1"),
         ("old nothing", "nothing: not a readable model: "),
         ("old nan", "the new model: 1 of 4 values of tensor w are NaN or infinite"),
+        ("nan nan", "the new model: 1 of 4 values of tensor w are NaN"),
         ("old .", ".: not a readable model: "),
     ],
 )
@@ -139,7 +141,7 @@ def test_what_cannot_be_made_is_one_message(fedspeech, models, tmp_path, argumen
     write(tmp_path / "nan", {"w": torch.tensor([1, 2, torch.nan, 4])})
     status, out, err = fedspeech("diff", "make", *arguments.split(), "-o", "x.diff")
     message = err.splitlines()[-1]
-    assert (status, out) == (2, "")
+    assert (status, out) == (2, "") and "inf lost" not in err
     assert message.startswith(f"fedspeech: {told}")
     assert sum("fedspeech" in line for line in err.splitlines()) == 1 and "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nan", "new", "old"]
@@ -256,6 +258,31 @@ def test_matrices_with_a_row_of_zeros_are_additive_and_named(fedspeech, tmp_path
     assert "moves no zeros" not in out
 
 
+def test_of_a_matrix_that_grows_the_new_rows_are_named(fedspeech, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = torch.Generator().manual_seed(1)
+    old = torch.randn(30, 20, generator=draw)
+    write(tmp_path / "old", {"a": old})
+    write(tmp_path / "new", {"a": torch.cat([old + 0.1, torch.ones(30, 20)])})
+    hashing = ("--method", "hash", "--cells", "0.9", "-o", "x.diff")
+    _, out, _ = fedspeech("diff", "make", "old", "new", *hashing)
+    assert "additive, for |value| times a sum moves no zeros: a (new rows)" in out.splitlines()
+    (entry,) = wire.decode((tmp_path / "x.diff").read_bytes()).entries
+    assert [s.form for s in entry.segments] == [Form.MULTIPLICATIVE, Form.ADDITIVE]
+
+
+def test_a_diff_that_brings_all_says_that_it_does(fedspeech, tmp_path, monkeypatch):
+    """Adding to 0.0 never gives -0.0: nothing is lost, and it is another model all the same."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "old", {"w": torch.zeros(4)})
+    for values, to_the_bit in (([0.0, 1.0, 0.0, 2.0], True), ([-0.0, 1.0, 0.0, 2.0], False)):
+        write(tmp_path / "new", {"w": torch.tensor(values)})
+        _, out, _ = fedspeech("diff", "make", "old", "new", "-o", "x.diff")
+        made, gives = out.splitlines()
+        assert made.endswith("; 0 % of the change's square is lost")
+        assert gives.endswith(", NEW to the bit" if to_the_bit else ", near NEW, not to the bit")
+
+
 def test_zeros_that_stay_are_counted(fedspeech, tmp_path, monkeypatch):
     """Few as they are, the multiplicative form loses less all the same."""
     monkeypatch.chdir(tmp_path)
@@ -346,6 +373,19 @@ def test_a_damaged_diff_is_one_message(fedspeech, diff, tmp_path, damage, comman
     status, out, err = fedspeech("diff", *command.split())
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert re.match(f"fedspeech: x.diff: .*{told}", err)
+    assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect x.diff", "apply old x.diff -o result"])
+@pytest.mark.parametrize("begins", [True, False])
+def test_what_is_longer_than_any_memory_is_one_message(fedspeech, diff, tmp_path, begins, command):
+    if not begins:
+        (tmp_path / "x.diff").write_bytes(b"")
+    os.truncate(tmp_path / "x.diff", 1 << 42)
+    status, out, err = fedspeech("diff", *command.split())
+    told = f"the diff is damaged: more than the {len(diff)} bytes that its header says"
+    told = told if begins else "this is not a diff: it does not begin as one"
+    assert (status, out, err) == (2, "", f"fedspeech: x.diff: {told}\n")
     assert not (tmp_path / "result").exists()
 
 

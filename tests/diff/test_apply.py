@@ -1,5 +1,6 @@
 """A diff made, applied here and by a plain reader, to the bit; and what is refused."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -261,6 +262,33 @@ def test_values_that_are_no_numbers_are_told(value):
         budget.make(old, new)
     with pytest.raises(DiffError, match="the old model: 1 of 4 values of tensor w"):
         budget.make(new, old)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+def test_what_is_sent_as_it_is_is_looked_at_as_well(dtype, value):
+    old, new = torch.ones(5, dtype=dtype), torch.ones(5, dtype=dtype)
+    new[[1, 2]] = torch.tensor(value, dtype=torch.float32).to(dtype)
+    message = "the new model: 2 of 5 values of tensor w are NaN or infinite"
+    for before in ({"w": old}, {}):
+        with pytest.raises(DiffError, match=message):
+            budget.make(before, {"w": new})
+    assert torch.equal(budget.make({"w": new}, {"w": old}).result["w"], old)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2]
+)
+def test_a_nan_that_stays_is_told_and_an_infinity_that_stays_may_be_a_mask(dtype):
+    same = torch.tensor([1.0, torch.nan, 1.0]).to(dtype)
+    message = "the new model: 1 of 3 values of tensor w are NaN$"
+    with pytest.raises(DiffError, match=message):
+        budget.make({"w": same, "v": torch.zeros(2)}, {"w": same.clone(), "v": torch.ones(2)})
+    mask = torch.tensor([0.0, -torch.inf]).to(dtype)
+    made = budget.make({"w": mask, "v": torch.zeros(2)}, {"w": mask, "v": torch.ones(2)})
+    assert torch.equal(made.result["w"].float(), mask.float())
 
 
 def test_changes_beyond_float32_are_told():

@@ -3,6 +3,7 @@
 import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from reference_diff import fixed_checksum
 from small_models import arrays, generations, half_generations, twin_generations
 
 from fedspeech.diff import budget, methods, wire
-from fedspeech.diff.apply import apply
+from fedspeech.diff.apply import apply, apply_file
 from fedspeech.diff.contents import Change, Diff, Entry, Form, Segment
 from fedspeech.diff.floats import FLOATS
 from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
-from fedspeech.tensors import sha256
+from fedspeech.tensors import sha256, write
 
 BASE, RESULT = "01" * 32, "ab" * 32
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -241,6 +242,30 @@ def test_a_small_diff_cannot_ask_for_much_memory():
         wire.decode(wrong)
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("base", ["that of the model", "another"])
+@pytest.mark.parametrize("take", ["apply", "apply_file"])
+def test_what_is_for_no_such_model_is_refused_before_its_codes_are_in_memory(base, take, tmp_path):
+    """Thirty million changes, by as little as a thousandth of their bytes."""
+    old, number = {"w": torch.zeros(10)}, 30_000_000
+    codes = np.zeros(number, np.uint32)
+    entry = Entry("w", Change.CHANGED, (number,), (Segment(number, codes=codes),))
+    named = sha256(old) if base == "that of the model" else BASE
+    data = wire.encode(Diff(named, RESULT, Kind.FP16, (entry,)))
+    assert len(data) < 30_000
+    write(tmp_path / "old", old)
+    of_file = partial(apply_file, tmp_path / "old", data, tmp_path / "new")
+    tracemalloc.start()
+    with pytest.raises(DiffError) as told:
+        apply(old, data) if take == "apply" else of_file()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+    tensor = f"the diff changes tensor 'w' of float32 ({number},); the model has float32 (10,)"
+    model = f"the diff is for the model {BASE}, and this one is {sha256(old)}"
+    assert str(told.value) == (tensor if base == "that of the model" else model)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize("shape", [(0, 1 << 31, 2), (1 << 30, 0, 5), (3, 0, 1 << 31)])
