@@ -18,10 +18,12 @@ if "ray" not in sys.modules:
 def forget_token() -> None:
     """Another Ray is going to be joined, which does not know this process's token.
 
-    To be called before Ray is imported. What the user has set stays.
+    What the user has set stays. Nothing is forgotten once Ray is imported, which keeps the token
+    for ever: a Ray that this process then starts would have none, and its workers could not answer.
     """
-    for name in _ours:
-        os.environ.pop(name, None)
+    if "ray" not in sys.modules:
+        for name in _ours:
+            os.environ.pop(name, None)
 
 
 def prepare(address: str | None) -> None:

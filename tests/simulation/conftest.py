@@ -42,6 +42,7 @@ def undisturbed_long(corpus, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def one_ray():
     """One Ray for all runs of a file; workers are new in each."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    # Not one that another process of the tests has started.
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

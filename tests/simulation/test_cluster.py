@@ -97,6 +97,36 @@ for name, value in zip(names, before):
 """
 
 
+LATE = """
+import fedspeech.cluster as cluster
+from fedspeech.cluster import joining
+from fedspeech.errors import RunError
+from fedspeech.config.engine import EngineSettings
+address = "127.0.0.1:1"
+cluster.prepare(address)
+try:
+    joining.connect(EngineSettings(ray_address=address))
+except RunError:
+    joining.connect(EngineSettings(workers=1))
+
+class Worker:
+    def answer(self):
+        return "answered"
+
+import ray
+print(ray.get(ray.remote(Worker).remote().answer.remote()))
+"""
+
+
+def test_workers_answer_after_another_ray_could_not_be_joined(child, monkeypatch):
+    """Also where this process has imported Ray before, with its token."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for before in ("", "import fedspeech.cluster.joining\n"):
+        done = child(before + LATE)
+        assert done.stdout == "answered\n", done.stderr
+
+
 def test_a_cluster_is_joined_with_its_own_token(child, monkeypatch):
     """The token that this process made for itself is forgotten; the user's is not."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
