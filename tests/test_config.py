@@ -494,6 +494,11 @@ DOMAINS = (
             "mine.toml:3: sparse: prune: expected the beginning before the end",
         ),
         (
+            f"{SHARES}[sparse]\ncompressed_prune = [0.5, 2000]",
+            "mine.toml:4: sparse.compressed_prune: expected two shares of the updates (from 0 to "
+            "1) or the numbers of two (at least 1), found [0.5, 2000]",
+        ),
+        (
             DOMAINS % "'x'",
             "mine.toml:2: understanding: domains: 'x' comes more than once",
         ),

@@ -25,11 +25,17 @@ from fedspeech.config.values import (
     Share,
     Whole,
     each_once,
+    expecting,
     folder_name,
 )
 
 Method = Literal["sparse", "hash"]
 Ratio = Annotated[float, Field(gt=1, strict=True)]
+Between = Annotated[
+    tuple[Positive, Positive] | tuple[Fraction, Fraction],
+    expecting("two shares of the updates (from 0 to 1) or the numbers of two (at least 1)"),
+]
+"""Updates of a training: `[0.1, 0.5]` or `[2000, 12000]`."""
 
 
 class RecognitionSettings(Settings):
@@ -91,9 +97,9 @@ class DiffTraining(OneOfMany):
 class SparseTraining(DiffTraining):
     """How a sparse diff is trained, and when it is pruned."""
 
-    prune: tuple[Fraction, Fraction] = (0.05, 0.55)
-    """The shares of updates between which pruning begins and ends."""
-    compressed_prune: tuple[Fraction, Fraction] = (0.4, 0.7)
+    prune: Between = (0.05, 0.55)
+    """The updates between which pruning begins and ends."""
+    compressed_prune: Between = (0.4, 0.7)
     """The same for the sparse BLC, which has to become a model first."""
 
     @model_validator(mode="after")

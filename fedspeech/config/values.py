@@ -16,7 +16,7 @@ from fedspeech.diff.budget import parse
 from fedspeech.errors import DiffError
 
 
-def _expecting(expected: str) -> WrapValidator:
+def expecting(expected: str) -> WrapValidator:
     """One message for a value that none of several types takes, instead of one for each type."""
 
     def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -45,19 +45,19 @@ PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 Speakers = Annotated[
     Positive | tuple[str, ...] | str,
-    _expecting('a number of speakers (at least 1), a list of ids, the name of a file, or "rest"'),
+    expecting('a number of speakers (at least 1), a list of ids, the name of a file, or "rest"'),
 ]
 Together = Annotated[
-    Positive | Literal["auto"], _expecting('a number of speakers (at least 1) or "auto"')
+    Positive | Literal["auto"], expecting('a number of speakers (at least 1) or "auto"')
 ]
-FieldValue = Annotated[Whole | str, _expecting("a whole number or a string")]
+FieldValue = Annotated[Whole | str, expecting("a whole number or a string")]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 Sample = Annotated[
     Positive | Share,
-    _expecting("a share of the speakers (above 0, at most 1.0) or a number of them (at least 1)"),
+    expecting("a share of the speakers (above 0, at most 1.0) or a number of them (at least 1)"),
 ]
 Available = Annotated[
-    Share | str, _expecting("a rate (above 0, at most 1) or the name of a file with a trace")
+    Share | str, expecting("a rate (above 0, at most 1) or the name of a file with a trace")
 ]
 
 

@@ -9,6 +9,7 @@ from fedspeech.corpus import statistics
 from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.training.neural_diff import results, tasks
 from fedspeech.training.neural_diff.cells import plan
+from fedspeech.training.neural_diff.learner import pruning
 from fedspeech.training.neural_diff.task import Task
 from fedspeech.training.neural_diff.worker import bench
 from fedspeech.training.pool import opened
@@ -23,6 +24,9 @@ def launch(settings: NeuralDiffConfig, folder: Path, resume: bool) -> None:
         with trainings.timed("corpus and features"):
             task = _task(settings, run)
         cells = plan(settings, len(task.generations))
+        for cell in cells:
+            if cell.method == "sparse":
+                pruning(task, settings, cell)  # what cannot be is told before anything is trained
         figures = trainings.finish(cells, partial(bench, settings, run.path))
         run.write_json("results.json", results.assemble(settings, task, figures))
 

@@ -93,18 +93,34 @@ def _names(module: torch.nn.Module, base: Tensors) -> list[str]:
 def _sparse(
     task: Task, settings: NeuralDiffConfig, cell: Cell, module: torch.nn.Module, base: Tensors
 ) -> tuple[SparseDiff, Loop]:
-    training, prune = (
-        (settings.sparse, settings.sparse.prune)
-        if base
-        else (settings.training, settings.sparse.compressed_prune)
-    )
-    course = task.course(cell.generation, training, cell.seed, cell.purpose)
-    begin, end = (round(share * course.updates_per_epoch * training.epochs) for share in prune)
-    schedule = CubicSchedule(1 - 1 / _ratio(cell), begin, max(end, begin + 1))
+    schedule = pruning(task, settings, cell)
     learned = SparseDiff(module, schedule, _names(module, base), anchored=bool(base))
-    loop = Loop(module, course)
+    loop = _loop(task, _sparsely(settings, cell), cell, module)
     loop.optimizer.register_step_post_hook(_pruning(learned))
     return learned, loop
+
+
+def _sparsely(settings: NeuralDiffConfig, cell: Cell) -> Optimization:
+    """A diff is trained as the settings say of sparse ones, and BLC as any whole model."""
+    return settings.sparse if cell.model == "diff" else settings.training
+
+
+def pruning(task: Task, settings: NeuralDiffConfig, cell: Cell) -> CubicSchedule:
+    """When a sparse cell is pruned. Raises RunError where its training ends before that does."""
+    training = _sparsely(settings, cell)
+    course = task.course(cell.generation, training, cell.seed, cell.purpose)
+    updates = course.updates_per_epoch * training.epochs
+    name = "prune" if cell.model == "diff" else "compressed_prune"
+    begin, end = (
+        moment if isinstance(moment, int) else round(moment * updates)
+        for moment in getattr(settings.sparse, name)
+    )
+    if end > updates:
+        raise RunError(
+            f"sparse.{name} ends with update {end:,}, and {cell.name} has {updates:,}; set more "
+            f"epochs, or shares of the updates"
+        )
+    return CubicSchedule(1 - 1 / _ratio(cell), begin, max(end, begin + 1))
 
 
 def _pruning(learned: SparseDiff) -> Callable[..., None]:

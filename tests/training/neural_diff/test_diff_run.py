@@ -128,6 +128,20 @@ def test_a_second_run_into_the_folder_is_refused(whole, file, environment, monke
     assert "training.epochs: 2 there, 3 here" in str(CliRunner().invoke(app, other).exception)
 
 
+def test_pruning_that_ends_after_the_training_is_told_before_it(
+    recognition, file, environment, tmp_path
+):
+    path, out = tmp_path / "long.toml", tmp_path / "run"
+    few = {"epochs": 2, "batch_size": 8, "prune": [2, 9]}
+    path.write_text(tomli_w.dumps(recognition(sparse=few)))
+    done = subprocess.run(
+        command("run", path, out), env=environment, capture_output=True, text=True
+    )
+    told = "sparse.prune ends with update 9, and seed-0.generation-1.diff-sparse-10x has 8; set"
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+    assert not list(out.glob("cells/*"))
+
+
 def test_a_damaged_cell_is_named(whole, file, environment, monkeypatch, tmp_path):
     monkeypatch.setenv("FEDSPEECH_CACHE", environment["FEDSPEECH_CACHE"])
     cell = whole / "cells" / "seed-0.generation-1.BL.json"

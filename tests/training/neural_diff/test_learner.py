@@ -8,10 +8,11 @@ from numpy.testing import assert_allclose
 from fedspeech import seeding, tensors
 from fedspeech.diff import hashed, wire
 from fedspeech.diff.apply import apply
+from fedspeech.diff.learned_sparse import CubicSchedule
 from fedspeech.errors import RunError
 from fedspeech.tensors import sha256
 from fedspeech.training.neural_diff.cells import Cell
-from fedspeech.training.neural_diff.learner import learn
+from fedspeech.training.neural_diff.learner import learn, pruning
 from fedspeech.training.neural_diff.worker import Bench
 
 BL = Cell(0, 0, "BL")
@@ -57,6 +58,30 @@ def test_a_sparse_diff_changes_a_tenth_of_each_matrix(setting, first):
     found = learn(*setting, Cell(0, 1, "diff", "sparse", 10.0), first.model)
     for share in changed(found.model, first.model).values():
         assert share == pytest.approx(0.1, abs=0.01)
+
+
+def pruned_between(setting, model: str, **sparse):
+    task, config = setting
+    config = config.model_copy(update={"sparse": config.sparse.model_copy(update=sparse)})
+    return pruning(task, config, Cell(0, 2, model, "sparse", 10.0))
+
+
+def test_pruning_is_said_in_updates_or_in_shares_of_them(setting):
+    """Generation 2 has all 36 utterances: five minibatches in each of two epochs."""
+    for prune, between in (
+        ((3, 9), (3, 9)),
+        ((1, 2), (1, 2)),
+        ((0.1, 0.5), (1, 5)),
+        ((0.0, 1.0), (0, 10)),
+    ):
+        for model, name in (("diff", "prune"), ("BLC", "compressed_prune")):
+            assert pruned_between(setting, model, **{name: prune}) == CubicSchedule(0.9, *between)
+    with pytest.raises(RunError) as told:
+        pruned_between(setting, "BLC", compressed_prune=(3, 1100))
+    assert str(told.value) == (
+        "sparse.compressed_prune ends with update 1,100, and seed-0.generation-2.BLC-sparse-10x "
+        "has 10; set more epochs, or shares of the updates"
+    )
 
 
 def test_a_sparse_blc_has_a_tenth_of_its_weights(setting):
