@@ -77,7 +77,7 @@ def sent(ledger: Sequence[LedgerRow], full_model: int) -> str:
         totals[direction] = totals.get(direction, 0) + total
     return (
         f"{size(totals['down'])} went down to the devices and {size(totals['up'])} came up from "
-        f"them; one whole model is {size(full_model)}."
+        f"them; one whole model is {size(full_model)}. A message that was sent again counts once."
     )
 
 
