@@ -5,8 +5,8 @@ python experiments/tables.py runs/neural-diff-asr
 python experiments/tables.py runs/lcmr
 python experiments/tables.py runs/data-parallel
 
-Personalizations: the paper's Tables 1, 2 and 3, one column per run. Other kinds: the tables of each
-run.
+Personalizations: the paper's Tables 1, 2 and 3, one column per run, and for each run that compares
+budgets what they cost. Other kinds: the tables of each run.
 """
 
 import json
@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedspeech.report import budgets
 from fedspeech.report.results import Results as Personalization
 from fedspeech.report.run_folder import parse
-from fedspeech.report.tables import Estimate
+from fedspeech.report.tables import Estimate, Table
 from fedspeech.report.terminal import of_trainings
 
 Results = dict[str, Any]
@@ -97,10 +98,19 @@ def trainings(run: Results, timing: Results) -> str:
     """All tables of one run that is nothing but trainings."""
     found = parse(run, "results.json")
     assert not isinstance(found, Personalization)
-    return "\n".join(
-        f"{table.title}\n\n{markdown(table.columns, [list(map(_text, row)) for row in table.rows])}"
-        for table in of_trainings(found, timing)
-    )
+    return "\n".join(map(_titled, of_trainings(found, timing)))
+
+
+def within_budgets(run: Results) -> str:
+    """WER against bytes of a run that compares budgets."""
+    found = parse(run, "results.json")
+    assert isinstance(found, Personalization)
+    return _titled(budgets.table(found)) if found.budgets else ""
+
+
+def _titled(table: Table) -> str:
+    rows = [list(map(_text, row)) for row in table.rows]
+    return f"{table.title}\n\n{markdown(table.columns, rows)}"
 
 
 def _text(cell: str | Estimate) -> str:
@@ -133,6 +143,7 @@ def main(folders: Sequence[str]) -> None:
         print(corpus(runs[0]))
         print(models(runs))
         print(bases(runs))
+        print("".join(map(within_budgets, runs)))
     minutes = [sum(stage["seconds"] for stage in time["stages"]) / 60 for time in times]
     print("Minutes:", ", ".join(f"{value:.1f}" for value in minutes))
 

@@ -81,12 +81,18 @@ def wer_against_bytes(results: Results) -> Plot | None:
             _curve(axes, base, rows, look[base])
         axes.set_xscale("log")
         ticks = [row.bytes for row in next(iter(curves.values()))]
-        axes.set_xticks(ticks, [size(round(tick)) for tick in ticks])
+        axes.set_xticks(ticks, [_kilobytes(tick) for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(xlabel="one push of M_s (logarithmic)", ylabel="WER %")
+        axes.set(xlabel="kB of one push of M_s (logarithmic)", ylabel="WER %")
         axes.grid(axis="y")
         axes.legend(frameon=False, fontsize="small")
         return plot(figure, "wer-against-bytes", captions.wer_against_bytes(results))
+
+
+def _kilobytes(count: float) -> str:
+    """As short as can be: labels of 10x and 20x are near each other."""
+    value = count / 1000
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _curve(axes: Any, base: str, rows: Sequence[Budgeted], look: Look) -> None:
