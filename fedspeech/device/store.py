@@ -60,13 +60,20 @@ class Store:
         self._take(names, notes)
         return names
 
-    def update(self, role: str, *diffs: bytes, **notes: Any) -> str:
+    def update(
+        self,
+        role: str,
+        *diffs: bytes,
+        check: Callable[[Path], object] = lambda _: None,
+        **notes: Any,
+    ) -> str:
         """Put the model that a diff, or a chain of them, gives in a role, and notes with it; its
         hash.
 
         The first diff is for the model in that role or for another one that is held: M_s may come
         as a diff from G. What was there of G stays, as `put` has it; what a chain passes through is
-        never held. Raises DiffError where a diff is damaged or for a model that is not held,
+        never held. `check` sees the new model's file before it is named, and may raise. Raises
+        DiffError where a diff is damaged or for a model that is not held,
         ModelError where that model is damaged, DiskError where the disk does not take the new one;
         then nothing changes.
         """
@@ -75,6 +82,11 @@ class Store:
             write_shared(self.file(result), partial(apply_files, old, diffs), self._pool(role))
         except DiffError:
             self._check(old.stem, role)
+            raise
+        try:
+            check(self.file(result))
+        except ModelError:
+            self._forget_unnamed()
             raise
         self._take({role: result}, notes)
         return result

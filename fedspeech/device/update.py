@@ -38,13 +38,15 @@ def update(
         about = description or store.state().get(DESCRIPTION)
         if about is None:
             raise ModelError(f"{file}: what this model needs is not known; expected a description")
-        notes = {DESCRIPTION: about}
+        notes, described = {DESCRIPTION: about}, ModelDescription.from_json(about)
         if whole:
             model = tensors.read(file)
-            ModelDescription.from_json(about).module(model)
+            described.module(model)
             trust.check(folder, statements, tensors.sha256(model), about)
             return store.put(GENERIC, model, **notes)
         data = files.read(file)
         store.base_of(GENERIC, data)  # or what comes before it would be older than what was refused
         trust.check(folder, statements, wire.result_of(data), about)
-        return store.update(GENERIC, data, **notes)
+        return store.update(
+            GENERIC, data, check=lambda new: described.module(tensors.read(new)), **notes
+        )

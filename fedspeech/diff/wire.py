@@ -18,7 +18,7 @@ from fedspeech.diff.contents import MOST_HASHES, Change, Diff, Entry, Form, Segm
 from fedspeech.diff.fields import Fields, damaged, varint
 from fedspeech.diff.floats import FLOATS, HALVES
 from fedspeech.diff.streams import numbers, streams
-from fedspeech.diff.values import Kind
+from fedspeech.diff.values import BITS, Kind
 from fedspeech.errors import DiffError
 
 MAGIC = b"\x89FSDIFF\n"
@@ -37,6 +37,8 @@ MOST_VALUES = 2**32 - 1
 """Of one tensor; positions are hashed in 32 bits."""
 LONGEST_NAME = 1023
 """Bytes."""
+NO_NAME = "__metadata__"
+"""Of no tensor: a safetensors file has its notes there."""
 HASHED = (Form.MULTIPLICATIVE, Form.ADDITIVE)
 """Forms that need hash functions."""
 DTYPE_STEP = 8
@@ -109,6 +111,8 @@ def _what(entry: Entry) -> int:
 
 def _name(entry: Entry) -> bytes:
     name = entry.name.encode()
+    if entry.name == NO_NAME:
+        raise DiffError(f"no tensor may be named {NO_NAME}: files have their notes there")
     if len(name) > LONGEST_NAME:
         raise DiffError(f"tensor {entry.name}: a name of more than {LONGEST_NAME} bytes")
     return name
@@ -146,7 +150,12 @@ def outline(data: bytes) -> tuple[Diff, memoryview]:
 
 def filled(diff: Diff, coded: memoryview) -> Diff:
     """An outline with its gaps and codes. Raises as `decode` does."""
-    return repeats.unfolded(replace(diff, entries=tuple(_filled(diff.entries, coded))))
+    entries = tuple(_filled(diff.entries, coded))
+    for entry in entries:
+        for segment in entry.segments:
+            if (largest := int(segment.codes.max(initial=0))) >> BITS[diff.kind]:
+                raise damaged(f"{entry.name!r}: code {largest} in {diff.kind.name.lower()}")
+    return repeats.unfolded(replace(diff, entries=entries))
 
 
 def base_of(data: bytes) -> str:
@@ -207,9 +216,12 @@ def read_entries(fields: Fields, kind: Kind, count: int) -> Iterator[Entry]:
 
 def _text(name: bytes) -> str:
     try:
-        return name.decode()
+        text = name.decode()
     except UnicodeDecodeError:
         raise damaged("a name that is no text") from None
+    if text == NO_NAME:
+        raise damaged(f"a tensor named {NO_NAME}")
+    return text
 
 
 def _read_entry(fields: Fields, kind: Kind, name: str) -> Entry:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from bare import command
@@ -11,6 +12,7 @@ from fedspeech.config.model import FeatureSettings
 from fedspeech.device.lock import locked
 from fedspeech.device.store import Store
 from fedspeech.device.trust import Trust
+from fedspeech.diff import apply, budget, wire
 from fedspeech.diff.budget import exact
 from fedspeech.models.description import ModelDescription
 from fedspeech.releases import Releases
@@ -111,6 +113,37 @@ def test_an_older_release_is_refused_as_a_whole_too(update, device, line):
     told = refused(update("0000.safetensors", "0000.signed"))
     assert "release 1 of 'asr' is older than 2" in told
     assert Store(device / "models").hash("generic") == line.names[1]
+
+
+def with_nan(old: tensors.Tensors, data: bytes) -> bytes:
+    """The diff with a change that is no number, and the hash of what it gives."""
+    diff = wire.decode(data)
+    found = [entry for entry in diff.entries if entry.name == "output.bias"]
+    codes = found[0].segments[0].codes.copy()
+    codes[0] = 0xFF80_0000  # 0x7fc00000, rotated left by one
+    wrong = replace(found[0], segments=(replace(found[0].segments[0], codes=codes),))
+    diff = replace(diff, entries=tuple(wrong if e is found[0] else e for e in diff.entries))
+    result = tensors.sha256(dict(apply.update(sorted(old.items()), diff)))
+    return wire.encode(replace(diff, result=result))
+
+
+@pytest.mark.parametrize("what", ["another shape", "no numbers"])
+def test_a_diff_to_what_is_no_model_of_the_device_changes_nothing(fedspeech, tmp_path, line, what):
+    """Whoever makes a diff names its result: that the hash fits is not enough."""
+    model, store = line.model(line.names[0]), Store(tmp_path / "device" / "models")
+    store.put("generic", model, description=ABOUT.to_json())
+    files = sorted(store.folder.glob("*.safetensors"))
+    if what == "another shape":
+        about = replace(ABOUT, units=Units("words", ["", "no", "yes", "maybe"]))
+        data = exact(model, tensors.state(about.empty()))
+        told = "tensor output.bias has shape (4,), the model has (3,)"
+    else:
+        data = with_nan(model, budget.make(model, line.model(line.names[1])).data)
+        told = "tensor output.bias has values that are NaN or infinite"
+    (tmp_path / "x.diff").write_bytes(data)
+    assert told in refused(fedspeech("device", "update", tmp_path / "device", tmp_path / "x.diff"))
+    assert store.hash("generic") == line.names[0] == tensors.sha256(store.get("generic"))
+    assert sorted(store.folder.glob("*.safetensors")) == files
 
 
 def test_a_release_comes_with_its_words(update, device, line):

@@ -224,6 +224,31 @@ def test_a_place_beyond_the_tensor_is_told():
         apply(old, wire.encode(replace(diff, entries=tuple(changed))))
 
 
+def test_a_tensor_that_no_file_can_hold_is_told():
+    """A safetensors file has its notes under that name, and would be unreadable."""
+    with pytest.raises(DiffError, match=r"^no tensor may be named __metadata__: files have their"):
+        budget.make({}, {"__metadata__": torch.ones(2)})
+    data = budget.make({}, {"__metadatb__": torch.ones(2)}).data
+    with pytest.raises(DiffError, match="the diff is damaged: a tensor named __metadata__"):
+        wire.decode(fixed_checksum(data.replace(b"__metadatb__", b"__metadata__")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [(Kind.INT8, 255), (Kind.FP16, 2**16 - 1), (Kind.BF16, 2**16 - 1)]
+)
+def test_a_code_that_stands_for_nothing_is_told(kind, most):
+    for code, fits in ((most, True), (most + 1, False), (2**32 - 1, False)):
+        segment = Segment(1, codes=np.array([code], np.uint32))
+        diff = Diff(BASE, RESULT, kind, (Entry("w", Change.CHANGED, (1,), (segment,)),))
+        if fits:
+            same(wire.decode(wire.encode(diff)), diff)
+        else:
+            with pytest.raises(
+                DiffError, match=f"damaged: 'w': code {code} in {kind.name.lower()}"
+            ):
+                wire.decode(wire.encode(diff))
+
+
 def test_a_small_diff_cannot_ask_for_much_memory():
     """Sizes that nobody vouches for: a fresh tensor, and many codes for a few bytes."""
     old = {"b": torch.zeros(3)}
