@@ -30,8 +30,8 @@ def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
     Raises DiffError where the diff is damaged or newer than this program, is for another model, or
     does not give the model that it names.
     """
+    check_base(wire.base_of(data), sha256(old))
     outline, coded = wire.outline(data)
-    check_base(outline, sha256(old))
     _check_fits(outline, len(data), {n: (t.dtype, tuple(t.shape)) for n, t in old.items()})
     diff = wire.filled(outline, coded)
     new = dict(update(sorted(old.items()), diff))
@@ -59,12 +59,12 @@ def apply_file(old: Path, data: bytes, new: Path) -> str:
     does, ModelError where the old file cannot be read and DiskError where the new one cannot be
     written.
     """
-    outline, coded = wire.outline(data)
-    before = layout.read(old)
+    base, before = wire.base_of(data), layout.read(old)
     digest = hashlib.sha256()
     for name, held in layout.stream(old, before):
         hash_values(digest, name, held.dtype, held.shape, (run.data for run in held.runs))
-    check_base(outline, digest.hexdigest())
+    check_base(base, digest.hexdigest())
+    outline, coded = wire.outline(data)
     _check_fits(outline, len(data), before.tensors)
     diff = wire.filled(outline, coded)
 
@@ -119,10 +119,10 @@ def _hashed_runs(runs: Iterable[np.ndarray], digest: "hashlib._Hash") -> Iterato
         yield run.data
 
 
-def check_base(diff: Diff, found: str) -> None:
-    """Raise DiffError unless the model with this hash is what the diff was made for."""
-    if found != diff.base:
-        raise DiffError(f"the diff is for the model {diff.base}, and this one is {found}")
+def check_base(base: str, found: str) -> None:
+    """Raise DiffError unless the model that was found is the base of the diff; both are hashes."""
+    if found != base:
+        raise DiffError(f"the diff is for the model {base}, and this one is {found}")
 
 
 def _check_fits(

@@ -130,7 +130,7 @@ def decode(data: bytes) -> Diff:
 def outline(data: bytes) -> tuple[Diff, memoryview]:
     """What it says but for gaps and codes, which are counted, and the bytes that they come from.
 
-    It takes no more memory than the data, whatever the data says. Raises as `decode` does.
+    It takes memory for its entries, however many values they are of. Raises as `decode` does.
     """
     fixed = _checked(data)
     fields = Fields(memoryview(data)[FIXED.size : -CHECKSUM.size])
