@@ -92,6 +92,20 @@ def told(path: Path, *overrides: str) -> str:
             "mine.toml:2: federation.continue_from.alpha: "
             "Input should be less than or equal to 1, found 2",
         ),
+        *(
+            (
+                f"[{section}]\n{name} = {found}",
+                f"mine.toml:2: {section}.{name}: Input should be less than or equal to {most}, "
+                f"found {found}",
+            )
+            for section, name, found, most in (
+                ("federation.participation", "spread", 400.0, 10),
+                ("engine", "message_seconds", 1e300, 10000000),
+                ("engine", "workers", 10_001, 10_000),
+                ("engine", "cpus_per_worker", 100_000, 1024),
+                ("engine", "simulated_gpus", 100_000_000, 10_000),
+            )
+        ),
         (
             "[federation]\nalphas = []",
             "mine.toml:2: federation.alphas: expected at least one, found []",

@@ -4,28 +4,33 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fedspeech.config.values import Count, NonNegative, Positive, PositiveFloat, Settings, Together
+from fedspeech.config.values import Count, NonNegative, Settings, Together
 
 GPU_STEPS = 10_000
 """Ray counts in so many parts of a GPU."""
 ROUNDING = 1e-6
+# What is larger is a slip, and would end Ray, PyTorch or a clock in their own ways.
+Processes = Annotated[int, Field(ge=1, le=10_000, strict=True)]
+Processors = Annotated[int, Field(ge=1, le=1024, strict=True)]
+Gpus = Annotated[int, Field(ge=0, le=10_000, strict=True)]
+Patience = Annotated[float, Field(gt=0, le=1e7, strict=True)]
 
 
 class WorkerSettings(Settings):
     """Where trainings run."""
 
-    workers: Positive = 2
+    workers: Processes = 2
     """Processes, each with one thread; they change no result."""
 
 
 class RaySettings(Settings):
     """What Ray gives its workers."""
 
-    cpus_per_worker: Positive = 1
+    cpus_per_worker: Processors = 1
     """Also the threads that PyTorch may use in a worker."""
     gpus_per_worker: NonNegative = 0.0
     """0.25: four workers share a GPU. 0: Ray hides them, and workers train on processors."""
-    simulated_gpus: Count = 0
+    simulated_gpus: Gpus = 0
     """GPUs that Ray is told of on a machine without one."""
     ray_address: Annotated[str, Field(pattern=r"^[^/\s]+:[0-9]{1,5}$")] | None = None
     """`host:port` of a Ray cluster that runs already; the workers join it, and it stays when the
@@ -59,7 +64,7 @@ class EngineSettings(RaySettings):
     """Ray's workers side by side, one client after the other, or the boxes of a SuperLink."""
     superlink: str | None = None
     """The connection in Flower's configuration by which `deployment` reaches its SuperLink."""
-    workers: Positive = 2
+    workers: Processes = 2
     """Ray's processes."""
     cohort: Together = "auto"
     """Speakers that are fine-tuned as one stack of models; `auto` is as many as a worker's share of
@@ -70,7 +75,7 @@ class EngineSettings(RaySettings):
     retries: Count = 2
     """How often a message is tried again on a new worker after its worker died, or hung. After that
     its speaker is lost; a cohort's ends the run."""
-    message_seconds: PositiveFloat = 3600.0
+    message_seconds: Patience = 3600.0
     """A worker that does not answer a message within so many seconds is killed. With a cohort, it
     has so many for each speaker."""
 

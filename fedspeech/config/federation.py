@@ -1,6 +1,6 @@
 """Settings of rounds: what is compared, who takes part, when a round has failed."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -46,7 +46,7 @@ class ParticipationSettings(Settings):
     `speaker,from,until`: available from that round until that round, both included."""
     factors: str | None = None
     """A CSV file `speaker,factor`: a device of factor 2 takes twice as long."""
-    spread: NonNegative = 0.0
+    spread: Annotated[float, Field(ge=0, le=10, strict=True)] = 0.0
     """Draws the factors where no file gives them: log-normal with median 1, and this is the
     standard deviation of the logarithm."""
     cost: NonNegative = 0.1
