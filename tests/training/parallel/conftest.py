@@ -19,7 +19,11 @@ def processes() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(MOST, multiprocessing.get_context("spawn")) as pool:
         for each in [pool.submit(warm) for _ in range(MOST)]:
             each.result(120)
+        started = multiprocessing.active_children()
         yield pool
+        # One that waits for a learner which is gone would be waited for.
+        for process in started:
+            process.kill()
 
 
 @pytest.fixture(scope="session")
