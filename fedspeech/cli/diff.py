@@ -15,7 +15,7 @@ from fedspeech.errors import DiffError
 if TYPE_CHECKING:
     import torch
 
-    from fedspeech.diff.contents import Diff, Segment
+    from fedspeech.diff.contents import Diff
     from fedspeech.diff.inspect import Cost
     from fedspeech.diff.methods import Method
     from fedspeech.tensors import Tensors
@@ -120,7 +120,7 @@ def _apart(out: Path, **inputs: Path) -> None:
 
 def _remarks(diff: "Diff", old: "Tensors", new: "Tensors", asked_additive: bool) -> Iterator[str]:
     """What a user would not expect of what was made."""
-    from fedspeech.diff.contents import Change
+    from fedspeech.diff.contents import Change, Form
     from fedspeech.diff.floats import HALVES
 
     verbatim = [entry for entry in diff.entries if entry.change == Change.VERBATIM]
@@ -131,17 +131,15 @@ def _remarks(diff: "Diff", old: "Tensors", new: "Tensors", asked_additive: bool)
             yield f"{size:,} bytes as they are, for {why}: {_some(names)}"
     if diff.additive and not asked_additive:
         yield f"additive, for |value| times a sum moves no zeros: {_some(diff.additive)}"
-    times = [e.name for e in diff.entries if any(map(_is_multiplicative, e.segments))]
+    times = [
+        entry.name
+        for entry in diff.entries
+        if any(segment.form == Form.MULTIPLICATIVE for segment in entry.segments)
+    ]
     still = {name: count for name in times if (count := _still(old[name], new[name]))}
     if still:
         zeros = f"{sum(still.values()):,} zeros stay"
         yield f"{zeros}, for |value| times a sum does not move them: {_some(list(still))}"
-
-
-def _is_multiplicative(segment: "Segment") -> bool:
-    from fedspeech.diff.contents import Form
-
-    return segment.form == Form.MULTIPLICATIVE
 
 
 def _still(old: "torch.Tensor", new: "torch.Tensor") -> int:

@@ -72,8 +72,8 @@ class Store:
 
         The first diff is for the model in that role or for another one that is held: M_s may come
         as a diff from G. What was there of G stays, as `put` has it; what a chain passes through is
-        never held. `check` sees the new model's file before it is named, and may raise. Raises
-        DiffError where a diff is damaged or for a model that is not held,
+        never held. `check` sees the new model's file before it is named, and raises ModelError to
+        refuse it. Raises DiffError where a diff is damaged or for a model that is not held,
         ModelError where that model is damaged, DiskError where the disk does not take the new one;
         then nothing changes.
         """

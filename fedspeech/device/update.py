@@ -41,12 +41,12 @@ def update(
         notes, described = {DESCRIPTION: about}, ModelDescription.from_json(about)
         if whole:
             model = tensors.read(file)
-            described.module(model)
+            described.check(model)
             trust.check(folder, statements, tensors.sha256(model), about)
             return store.put(GENERIC, model, **notes)
         data = files.read(file)
         store.base_of(GENERIC, data)  # or what comes before it would be older than what was refused
         trust.check(folder, statements, wire.result_of(data), about)
         return store.update(
-            GENERIC, data, check=lambda new: described.module(tensors.read(new)), **notes
+            GENERIC, data, check=lambda new: described.check(tensors.read(new)), **notes
         )

@@ -130,8 +130,8 @@ def _check_fits(
 ) -> None:
     """Raise DiffError where a diff of `size` bytes is for other tensors than the base's.
 
-    To be asked of an outline: what fits asks for no more memory than the model has already, and its
-    bytes may.
+    To be asked of an outline, so that codes take memory only where the model has values for them,
+    or the diff has bytes.
     """
     for entry in diff.entries:
         _check_tensor(entry, base.get(entry.name))

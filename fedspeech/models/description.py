@@ -31,11 +31,15 @@ class ModelDescription:
 
     def module(self, tensors: Tensors) -> torch.nn.Module:
         """The module with these weights, copied. Raises ModelError where they do not fit it."""
+        self.check(tensors)
         module = self._shape()
-        check_like(tensors, module.state_dict())
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
         module.load_state_dict(copies, assign=True)
         return module
+
+    def check(self, tensors: Tensors) -> None:
+        """Raise ModelError where these are no weights of the module; nothing is copied."""
+        check_like(tensors, self._shape().state_dict())
 
     def stack(self) -> StackedTDNN | None:
         """Many models of this shape as one, or None where the architecture has no such form."""

@@ -16,10 +16,11 @@ MOST = 4
 @pytest.fixture(scope="session")
 def processes() -> Iterator[ProcessPoolExecutor]:
     """Learners' processes, which go from job to job."""
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(MOST, multiprocessing.get_context("spawn")) as pool:
         for each in [pool.submit(warm) for _ in range(MOST)]:
             each.result(120)
-        started = multiprocessing.active_children()
+        started = set(multiprocessing.active_children()) - others
         yield pool
         # One that waits for a learner which is gone would be waited for.
         for process in started:
