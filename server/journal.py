@@ -33,6 +33,15 @@ CREATE TABLE IF NOT EXISTS times (
 """
 
 PLACES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# Asked again, a device may hold what it was sent before: what went down the first time counts.
+ANSWERED = (
+    "ON CONFLICT (id) DO UPDATE SET position = excluded.position, bytes_up = excluded.bytes_up, "
+    "answer = excluded.answer, arrays = excluded.arrays"
+)
+UNANSWERED = (
+    "ON CONFLICT (id) DO UPDATE SET bytes_up = MAX(bytes_up, excluded.bytes_up) "
+    "WHERE answer IS NULL"
+)
 
 
 @dataclass(frozen=True)
@@ -80,13 +89,16 @@ class Journal:
         return None
 
     def add(self, *rows: Row) -> None:
-        """Keep rows, in the place of older ones of the same ids; all of them or, killed, none."""
-        self._write(f"INSERT OR REPLACE INTO messages {PLACES}", map(_values, rows))
+        """Keep rows, in the place of older ones of the same ids; all of them or, killed, none.
+
+        Where there was one already, its `bytes_down` stay.
+        """
+        self._write(f"INSERT INTO messages {PLACES} {ANSWERED}", map(_values, rows))
 
     def add_unanswered(self, *rows: Row) -> None:
-        """Count messages that brought an error or nothing; `get` does not know them."""
+        """Count messages that brought an error, or nothing so far; `get` knows none of them."""
         values = [(*_values(row)[:7], None, "") for row in rows]
-        self._write(f"INSERT OR IGNORE INTO messages {PLACES}", values)
+        self._write(f"INSERT INTO messages {PLACES} {UNANSWERED}", values)
 
     def asked(self, kind: str) -> list[tuple[int, str, bool]]:
         """(round, speaker, whether it answered) of every message of a type, in that order."""

@@ -90,8 +90,7 @@ class RecordedGrid(WrappedGrid):
                 asked.append(self._ask(message))
                 shown.start(_name(message))
                 if asked[-1].row is None:
-                    (message_id,) = self._grid.push_messages([message])
-                    underway.add(message_id, asked[-1], message)
+                    self._send(asked[-1], message)
                 else:
                     shown.skip()
                 del message  # or its tensors would stay until the next one is made
@@ -100,6 +99,13 @@ class RecordedGrid(WrappedGrid):
             while len(underway):
                 self._collect(timeout, shown)
         return asked
+
+    def _send(self, one: Asked, message: Message) -> None:
+        if message.content.array_records:
+            # It was sent, should this process end before the answer is kept.
+            self._journal.add_unanswered(_row(one, 0, {}, ""))
+        (message_id,) = self._grid.push_messages([message])
+        self._underway.add(message_id, one, message)
 
     def _ask(self, message: Message) -> Asked:
         metadata = message.metadata

@@ -214,8 +214,31 @@ def test_what_was_answered_before_a_failure_is_kept(folder):
     grid.keep("train.echo", Keeper(keep, lambda speaker, content: True))
     with pytest.raises(RunError, match="no space left"):
         grid.send_and_receive(messages(grid, [{}] * 4, MODEL))
-    rows = list(Journal(folder / "journal.sqlite").ledger())[::2]
-    assert [speaker for _, speaker, *_ in rows] == ["s1", "s2"]
+    rows = list(Journal(folder / "journal.sqlite").ledger())[1::2]
+    assert [(speaker, up > 0) for _, speaker, *_, up in rows] == [
+        ("s1", True),
+        ("s2", True),
+        ("s3", False),
+        ("s4", False),
+    ]
+
+
+def test_what_was_sent_before_the_server_ended_counts_although_less_is_sent_again(folder):
+    """The device holds the model by then, and the question is the same one."""
+
+    class Ending(ShuffledGrid):
+        def pull_messages(self, message_ids):
+            raise RunError("the server ends")
+
+    grid = recorded(Ending(), folder)
+    with pytest.raises(RunError, match="ends"):
+        grid.send_and_receive(messages(grid, [{}], MODEL))
+    for _ in range(2):
+        grid = recorded(ShuffledGrid(), folder)
+        list(grid.send_and_receive(messages(grid, [{}])))
+    (down, up) = Journal(folder / "journal.sqlite").ledger()
+    assert down[-1] == protocol.size(protocol.content({}, model=MODEL))
+    assert up[-1] == protocol.size(protocol.content({"said": {}}))
 
 
 def test_they_are_sent_whether_or_not_the_replies_are_read(folder):

@@ -37,8 +37,12 @@ NEWS_SECONDS = 10.0
 PATIENCE = timedelta(hours=2)
 """How long a learner waits for others who are alive, but slow."""
 AT_ONCE = timedelta(milliseconds=1)
+DOUBT_SECONDS = 1.0
+"""After so long a learner asks whether who it waits for is there; then after twice as long."""
 NEVER_SENT = 2**20
 """A tag that nobody uses."""
+CUT = "application timeout caused pair closure"
+"""What a thread that waits is told where another one of its process cuts the connections."""
 
 
 class Lost(Exception):
@@ -113,17 +117,39 @@ class Seat:
 
 
 class Message(NamedTuple):
-    """A tensor on its way."""
+    """A tensor on its way to another learner, or from it."""
 
     work: dist.Work | None
     tensor: torch.Tensor
+    other: int
 
     def arrived(self) -> torch.Tensor:
-        """The tensor, when it is there, or has gone. Raises Lost where it never will."""
-        assert self.work is not None
-        with losing():
-            self.work.wait(PATIENCE)
+        """The tensor, when it is there, or has gone. Raises Lost where it never will.
+
+        Gloo tells nobody who waits for what it is about to send as the connection is closed. So
+        another thread waits, and this one asks now and then whether the connection is still there.
+        """
+        raised: list[RuntimeError] = []
+        waits = threading.Thread(target=self._wait, args=(raised,), daemon=True)
+        waits.start()
+        seconds = DOUBT_SECONDS
+        while waits.is_alive():
+            waits.join(seconds)
+            seconds *= 2
+            if waits.is_alive():
+                with losing():
+                    never(self.other)
+        if raised:
+            with losing():
+                raise raised[0]
         return self.tensor
+
+    def _wait(self, raised: list[RuntimeError]) -> None:
+        assert self.work is not None
+        try:
+            self.work.wait(PATIENCE)
+        except RuntimeError as error:
+            raised.append(error)
 
 
 @dataclass
@@ -154,12 +180,12 @@ class Group:
         self.watch.sent(tensor.numel() * tensor.element_size())
         there = tensor.cpu()
         with losing():
-            return Message(dist.isend(there, to, tag=tag), there)
+            return Message(dist.isend(there, to, tag=tag), there, to)
 
     def receive(self, into: torch.Tensor, of: int, tag: int = 0) -> "Message":
         """Begin to receive a tensor on the processor."""
         with losing():
-            return Message(dist.irecv(into, of, tag=tag), into)
+            return Message(dist.irecv(into, of, tag=tag), into, of)
 
     def sum(self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> None:
         """Make a tensor the sum of all learners', or of those of a group."""
@@ -207,9 +233,7 @@ class Group:
             for other in ranks:
                 if other != self.rank:
                     with suppress(RuntimeError):  # also where that one is gone already
-                        work = dist.irecv(torch.empty(1), other, group, NEVER_SENT)
-                        assert work is not None
-                        work.wait(AT_ONCE)
+                        never(other, group).wait(AT_ONCE)
 
 
 def form(store: Store, seat: Seat, watch: Watch, stopped: threading.Event) -> Group:
@@ -254,6 +278,13 @@ def _meet(store: Store, seat: Seat, stopped: threading.Event) -> None:
         time.sleep(LOOK_SECONDS)
 
 
+def never(other: int, group: dist.ProcessGroup | None = None) -> dist.Work:
+    """What never comes from another learner. Raises RuntimeError where the connection is closed."""
+    work = dist.irecv(torch.empty(1), other, group, NEVER_SENT)
+    assert work is not None
+    return work
+
+
 @contextmanager
 def losing() -> Iterator[None]:
     """What PyTorch raises where a connection is gone becomes Lost."""
@@ -261,9 +292,11 @@ def losing() -> Iterator[None]:
         yield
     except dist.DistError as error:
         raise Lost(str(error)) from error
-    except RuntimeError as error:
-        # Gloo's own have no type of their own.
-        if "gloo" not in str(error).lower() and "NCCL" not in str(error):
+    except (RuntimeError, ValueError) as error:
+        # Gloo's own have no type of their own, and one does not name it. Where another thread of
+        # this process has left, there is no group any more.
+        named = any(said in str(error).lower() for said in ("gloo", "nccl", CUT))
+        if not named and dist.is_initialized():
             raise
         raise Lost(str(error)) from error
 
