@@ -42,9 +42,11 @@ class Precision(NamedTuple):
 STEPS = tuple(Precision(Kind.INT8, 2 ** (eighth / 8)) for eighth in range(32, -41, -1))
 """From coarse to fine."""
 OTHERS = (Precision(Kind.BF16), Precision(Kind.FP16), Precision(Kind.FP32))
-STRIDES = (4, 1)
+STRIDES = (8, 4, 1)
 """How many precisions the search goes at a time: first about, then exactly."""
-FIRST = STEPS.index(Precision(Kind.INT8, 1.0))
+FEWER = 0.75
+"""A share of all that can be sent, which is tried where there is room for all. An array of as many
+cells as there are values fits them so closely that its own values are huge, and badly stored."""
 
 
 class Search:
@@ -117,8 +119,7 @@ class Search:
         if math.isinf(cost(best)):
             least = min(self._size(self.least, precision) for precision in precisions)
             raise self._too_small(budget, least)
-        amount = self._most(budget, best, found[best][1], FINE, self._size)
-        diff = self.diff(amount, best)
+        diff = self._finest(budget, best, found[best][1])
         too_few = smallest is not None and len(wire.encode(diff)) < self._least_taken()
         return smallest if smallest is not None and too_few else diff
 
@@ -155,7 +156,18 @@ class Search:
         if self._size(self.least, precision) > budget:
             return math.inf, 0
         amount = self._most(budget, precision, guess, COARSE, self._about)
-        return self.lost(self.diff(amount, precision)), amount
+        amounts = [amount]
+        if amount == self.most > self.least:
+            amounts.append(max(int(FEWER * amount), self.least))
+        return min((self.lost(self.diff(each, precision)), each) for each in amounts)
+
+    def _finest(self, budget: int, precision: Precision, about: int) -> Diff:
+        """The largest diff that fits, or that of about the amount, where it loses less."""
+        amount = self._most(budget, precision, about, FINE, self._size)
+        found = self.diff(amount, precision)
+        if amount == about or self._size(about, precision) > budget:
+            return found
+        return min(found, self.diff(about, precision), key=self.lost)
 
     def _size(self, amount: int, precision: Precision) -> int:
         return len(wire.encode(self.diff(amount, precision)))
@@ -207,11 +219,15 @@ def _round(guess: int, tolerance: float, low: int, high: int) -> int:
 
 
 def _descend(cost: Callable[[Precision], float], steps: Sequence[Precision]) -> Sequence[Precision]:
-    """The precision that costs no more than its neighbours, if there are any to choose from."""
-    place = min(FIRST, len(steps) - 1)
-    while place > 0 and math.isinf(cost(steps[place])):
-        place -= 1
-    for stride in STRIDES:
+    """The precision that costs no more than its neighbours, if there are any to choose from.
+
+    There are several such where the changes have few sizes, as those that were quantized before
+    have, and with arrays, of which coarse steps leave nothing but noise. So the search goes down
+    from the best of some that are far apart.
+    """
+    first, *strides = STRIDES
+    place = min(range(0, len(steps), first), key=lambda i: cost(steps[i]), default=0)
+    for stride in strides:
         for way in (stride, -stride):
             while 0 <= place + way < len(steps) and cost(steps[place + way]) < cost(steps[place]):
                 place += way

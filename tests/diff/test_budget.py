@@ -169,6 +169,37 @@ def test_no_other_precision_loses_much_less(ratio):
     assert made.lost < 1.03 * best
 
 
+def test_changes_of_few_sizes_are_sent_in_the_steps_that_lose_least():
+    """As those of an update that was quantized before: the loss over all steps has many valleys."""
+    draw = np.random.default_rng(0)
+    old = {"w": torch.tensor(draw.normal(size=(100, 400)), dtype=torch.float32)}
+    sizes = np.rint(draw.laplace(size=(100, 400)) * 1.5) * 0.013
+    new = {"w": old["w"] + torch.tensor(sizes * (draw.random((100, 400)) < 0.1)).float()}
+    budget = 160_000 // 100
+    made = make(old, new, budget)
+    search = Search(old, compare(old, new), methods.Sparse, None, lambda _: None)
+    lost = []
+    for precision in STEPS[::2]:
+        amounts = range(0, 4001, 250)
+        fits = [n for n in amounts if len(wire.encode(search.diff(n, precision))) <= budget]
+        lost.append(search.lost(search.diff(max(fits), precision)))
+    valleys = [i for i in range(1, len(lost) - 1) if lost[i - 1] > lost[i] < lost[i + 1]]
+    assert len(valleys) > 1
+    assert made.lost <= 1.02 * min(lost)
+
+
+def test_arrays_that_fit_whole_are_no_larger_than_serves():
+    """Of multiplicative changes with a heavy tail, as many cells as values lose most of it."""
+    draw = np.random.default_rng(3)
+    old = {"w": torch.tensor(draw.normal(size=(100, 200)) * 0.1, dtype=torch.float32)}
+    change = draw.normal(size=(100, 200)) * np.exp(2 * draw.normal(size=(100, 200))) * 0.01
+    new = {"w": old["w"] + torch.tensor(change).float()}
+    made = make(old, new, 10_000, HASH)
+    all_cells = make(old, new, None, HASH, Kind.INT8, 1.0)
+    assert len(made.data) <= 10_000
+    assert len(all_cells.data) <= 10_000 and made.lost < 0.95 * all_cells.lost
+
+
 def test_more_bytes_never_lose_more():
     old, new = pair(2)
     losses = [make(old, new, most).lost for most in (3000, 6000, 12_000, 24_000, 48_000)]
