@@ -1,12 +1,34 @@
 """The most bytes that a diff to or from one device may have: the least of all that speak of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fedspeech.config.budget import BudgetSettings
 from fedspeech.diff.budget import parse
+from fedspeech.errors import ConfigError, DiffError
 
 GENERIC, BASE, PERSONAL = "generic", "base", "personal"
 """What a budget is for: a generation of G, M_s (or a mix), P_s."""
+
+
+def said(texts: Iterable[str]) -> dict[str, str]:
+    """A device's own budgets, each said as `base=500kB`.
+
+    Raises ConfigError for what is none, or said twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        what, _, bytes = text.partition("=")
+        if what not in (GENERIC, BASE, PERSONAL) or what in found:
+            raise ConfigError(
+                f"--budget: expected {GENERIC}, {BASE} or {PERSONAL} = bytes, each once, "
+                f"found {text!r}"
+            )
+        try:
+            parse(bytes, full=1)
+        except DiffError as error:
+            raise ConfigError(f"--budget {what}: {error}") from None
+        found[what] = bytes
+    return found
 
 
 class Budgets:

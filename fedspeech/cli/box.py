@@ -21,6 +21,14 @@ def box(
         str | None,
         typer.Option(help="Under which the server knows the owner; else drawn once and kept."),
     ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT=BYTES",
+            help="The most that a diff of this box may have: generic, base or personal = 500kB "
+            "or 10x. Can be given for each.",
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="That training may use.")] = 1,
     nice: Annotated[
         int | None, typer.Option(min=0, max=19, help="How far training gives way to all else.")
@@ -34,15 +42,16 @@ def box(
     Example: `fedspeech box --server asr.example.org:443 --ca ca.crt --key box.key --speech
     recordings --device /var/lib/fedspeech`
     """
-    from fedspeech import apps, connection, node_key
+    from fedspeech import apps, budgets, connection, node_key
     from fedspeech.corpus.one_speaker import entries
     from fedspeech.device import identity
 
     connection.address(server)
     connection.trusting(ca)
     node_key.read(key)
+    own = budgets.said(budget or ())
     next(entries(speech), None)
-    identity.settle(device, name)
+    identity.settle(device, name, own)
     settings: dict[str, str | int] = {
         "device": str(device.absolute()),
         "speech": str(speech.absolute()),

@@ -57,6 +57,21 @@ def test_a_key_that_cannot_be_read_is_one_line(box, tmp_path, monkeypatch):
     assert err == f"fedspeech: {tmp_path}: Is a directory\n"
 
 
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ("500kB", "--budget: expected generic, base or personal = bytes, each once, found '500kB'"),
+        ("base=lots", "--budget base: budget: expected bytes (500kB, 64KiB) or a ratio (10x)"),
+    ],
+)
+def test_a_budget_that_is_none_is_one_line(box, tmp_path, monkeypatch, budget, told):
+    monkeypatch.setattr("fedspeech.connection.trusting", lambda ca: None)
+    status, _, err = box(budget=budget)
+    assert status == 2
+    assert told in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "device").exists()
+
+
 def test_a_folder_without_speech_is_told(box, tmp_path, monkeypatch):
     monkeypatch.setattr("fedspeech.connection.trusting", lambda ca: None)
     (tmp_path / "empty").mkdir()

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from clients.speaker import Speaker
 from fedspeech.device import identity
 from fedspeech.device.trust import Trust
 from fedspeech.errors import ConfigError, DiskError
@@ -21,7 +22,20 @@ def test_a_name_is_drawn_once(tmp_path):
 def test_a_name_that_is_given_is_kept(tmp_path):
     assert identity.settle(tmp_path, "anna") == "anna"
     assert identity.settle(tmp_path) == "anna"
-    assert json.loads((tmp_path / "device.json").read_text()) == {"speaker": "anna"}
+    assert json.loads((tmp_path / "device.json").read_text())["speaker"] == "anna"
+
+
+def test_a_devices_own_budgets_are_those_given_last_and_are_told_to_the_server(tmp_path):
+    identity.settle(tmp_path, "anna", {"base": "20x"})
+    identity.settle(tmp_path, budgets={"base": "500kB", "personal": "10x"})
+    assert identity.settle(tmp_path, budgets={"base": "500kB", "personal": "10x"}) == "anna"
+    for file in ("train.jsonl", "test.jsonl"):
+        (tmp_path / file).write_text("")
+    told = Speaker(tmp_path).describe()
+    assert told["speaker"] == "anna"
+    assert told["budgets"] == {"base": "500kB", "personal": "10x"}
+    identity.settle(tmp_path)
+    assert Speaker(tmp_path).describe()["budgets"] == {}
 
 
 def test_a_device_stays_its_owners(tmp_path):
