@@ -108,7 +108,8 @@ class Releases:
         """What brings a device that holds `held` to another model: diffs, or None for the whole.
 
         The chain of diffs or one direct diff, whichever has fewer bytes; the whole where that has
-        fewest or `held` is not of the line. All of it together is within the budget. Raises
+        fewest or `held` is not of the line. All of it together is within the budget, for which a
+        whole model has the bytes of its tensors (as 1x says it), without their names. Raises
         DiffError where nothing is.
         """
         if (held, to) not in self._known:

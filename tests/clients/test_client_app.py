@@ -194,6 +194,35 @@ def test_another_model_than_is_said_changes_nothing(ask, folders, speaker, gener
     assert speaker.store.state() == before
 
 
+@pytest.mark.parametrize("diffs", [False, True])
+def test_what_is_no_model_of_its_description_changes_nothing(
+    ask, folders, speaker, generic, description, diffs
+):
+    """Weights of another architecture, and one that is no number."""
+    broken = {name: tensor.clone() for name, tensor in generic.items()}
+    next(iter(broken.values())).view(-1)[0] = float("nan")
+    other = {name: tensor + 1 for name, tensor in generic.items()}
+    cases = [(other, "tdnn-small")] if diffs else [(other, "tdnn-small"), (broken, None)]
+    before = speaker.store.state()
+    for model, name in cases:
+        about = description.to_json()
+        said = {
+            "description": {**about, "name": name or about["name"]},
+            "generation": sha256(model),
+            "seed": 3,
+            "round": 1,
+            "settings": {},
+            "start": None,
+        }
+        made = budget.make(generic, model) if diffs else None
+        sent = protocol.pack(model) if made is None else protocol.pack_diffs([made.data])
+        said["generation"] = said["generation"] if made is None else sha256(made.result)
+        reply = ask(protocol.PERSONALIZE, said, generic=sent)
+        assert protocol.failure(reply).startswith("ModelError on the device")
+        assert speaker.store.state() == before
+        assert not speaker.store.file(said["generation"]).exists()
+
+
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
@@ -268,7 +297,7 @@ def test_a_device_goes_back_to_what_it_held_with_its_description(
     made, about = budget.make(generic, other), description.to_json()
     speaker.receive_generic(about, generic)
     said = {
-        "description": {**about, "name": "tdnn-small"},
+        "description": (after := reversed_words(description).to_json()),
         "generation": sha256(made.result),
         "seed": 3,
         "round": 1,
@@ -282,6 +311,6 @@ def test_a_device_goes_back_to_what_it_held_with_its_description(
     diffs = [between.data, made.data] if chained else [made.data]
     ask(protocol.PERSONALIZE, said, generic=protocol.pack_diffs(diffs))
     assert speaker.store.hash("generic") == said["generation"]
-    assert speaker.store.state()["description"]["name"] == "tdnn-small"
+    assert speaker.store.state()["description"] == after != about
     assert speaker.store.rollback("generic") == sha256(generic)
     assert speaker.store.state()["description"] == about
