@@ -25,7 +25,8 @@ class LearnedDiff:
     A parameter that several modules share is learned once, under the first name that is chosen;
     `tied` leads from its other names to that one. `state` has it under all of them, and a diff
     sends it as often: leave the names in `tied` out of both models to send it once. Raises
-    DiffError for a name that is no float32 parameter, and where there is nothing to parametrize.
+    DiffError for a name that is no float32 parameter, for a module that cannot be parametrized or
+    whose state is not of tensors, and where there is nothing to parametrize.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class LearnedDiff:
         make: Callable[[str, torch.Tensor], torch.nn.Module],
         names: Sequence[str] | None = None,
     ) -> None:
+        check_learnable(module)
         self.module = module
         chosen = _chosen(module, names)
         self.tied = {other: name for name, others in chosen.items() for other in others}
@@ -105,6 +107,18 @@ def _chosen(module: torch.nn.Module, names: Sequence[str] | None) -> dict[str, l
         if chosen.keys().isdisjoint(same):
             chosen[name] = [other for other in same if other != name]
     return chosen
+
+
+def check_learnable(module: torch.nn.Module) -> None:
+    """Raise DiffError for a module that cannot be parametrized, or has more than tensors."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise DiffError("a TorchScript module cannot be parametrized; learn that of the module")
+    for name, value in module.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            found = type(value).__name__
+            raise DiffError(f"{name}: expected a tensor in the module's state, found {found}")
+        if torch.nn.parameter.is_lazy(value):
+            raise DiffError(f"{name} has no shape yet; let the module compute something first")
 
 
 def _prefix(name: str) -> str:

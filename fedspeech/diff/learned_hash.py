@@ -15,7 +15,7 @@ import torch
 from fedspeech.diff import hashed
 from fedspeech.diff.compare import Comparison
 from fedspeech.diff.hashed import Key
-from fedspeech.diff.learned import LearnedDiff
+from fedspeech.diff.learned import LearnedDiff, check_learnable
 from fedspeech.diff.methods import HASHES, Learned
 from fedspeech.errors import DiffError
 from fedspeech.tensors import sha256, state
@@ -75,7 +75,8 @@ class _Dense(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        return weight.view_as(weight)
+        ctx.mark_dirty(weight)  # a view could not be changed in place, as a greatest norm does
+        return weight
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
@@ -152,6 +153,7 @@ class HashDiff(LearnedDiff):
     ) -> None:
         if not 0 < share <= 1:
             raise DiffError(f"share of cells: expected above 0 and at most 1, found {share}")
+        check_learnable(module)
         self._hashes, self._is_additive = hashes, additive or not anchored
         self.seed = hashed.seed_of(sha256(state(module))) if seed is None else seed
 

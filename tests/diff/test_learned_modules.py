@@ -195,6 +195,46 @@ def test_what_is_mostly_zero_is_learned_additively(zeros, additive):
 # Other dtypes, and gradients that are sparse.
 
 
+class Described(torch.nn.Linear):
+    """Has more in its state than tensors."""
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+@each_diff
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (torch.jit.script(torch.nn.Linear(4, 3)), "a TorchScript module cannot be parametrized"),
+        (Described(4, 3), "_extra_state: expected a tensor in the module's state, found dict"),
+        (torch.nn.LazyLinear(3), "weight has no shape yet"),
+    ],
+    ids=["scripted", "extra state", "lazy"],
+)
+def test_modules_of_which_no_diff_can_be_learned_are_told(diff, module, told):
+    with pytest.raises(DiffError, match=told):
+        diff(module)
+
+
+@each_diff
+def test_embeddings_with_a_greatest_norm_are_learned(diff):
+    """Their rows are made shorter in place, as they are looked up."""
+    torch.manual_seed(0)
+    module = torch.nn.Embedding(10, 8, max_norm=1.0)
+    learned = diff(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    before = learned.state()["weight"]
+    module(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    after = learned.state()["weight"]
+    assert not torch.equal(before[1:3], after[1:3])
+    assert float(module(torch.tensor([1, 2])).detach().norm(dim=1).max()) <= 1 + 1e-5
+
+
 @each_diff
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_where_nothing_can_be_learned_is_told(diff, dtype):
