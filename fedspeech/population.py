@@ -64,10 +64,11 @@ class Population:
     def keep_diff(self, speaker: str, data: bytes) -> None:
         """Write what a diff makes of G as P_s, and the diff beside it.
 
-        Raises ModelError unless it fits G, DiffError as `fedspeech.diff.apply` does.
+        Raises ModelError unless it is finite, DiffError as `fedspeech.diff.apply` does, also where
+        it does not fit G.
         """
         generic = dict(self.generic())
-        model = apply(generic, data)
+        model = apply(generic, data, alike=True)
         tensors.check_like(model, generic)
         tensors.write_whole(self.diff_path(speaker), lambda part: part.write_bytes(data))
         self._write(speaker, model)

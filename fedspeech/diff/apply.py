@@ -24,15 +24,19 @@ from fedspeech.layout import Layout, Stored
 from fedspeech.tensors import Tensors, TensorStream, hash_values, raw, sha256, write_whole
 
 
-def apply(old: Mapping[str, torch.Tensor], data: bytes) -> Tensors:
+def apply(old: Mapping[str, torch.Tensor], data: bytes, alike: bool = False) -> Tensors:
     """The new model; tensors that stay as they are, are those of `old`.
 
     Raises DiffError where the diff is damaged or newer than this program, is for another model, or
-    does not give the model that it names.
+    does not give the model that it names; where they have to be `alike`, also where the new model
+    would have other tensors than the old one, before it takes memory for them.
     """
     check_base(wire.base_of(data), sha256(old))
     outline, coded = wire.outline(data)
-    _check_fits(outline, len(data), {n: (t.dtype, tuple(t.shape)) for n, t in old.items()})
+    held = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in old.items()}
+    _check_fits(outline, len(data), held)
+    if alike:
+        _check_alike(outline, held)
     diff = wire.filled(outline, coded)
     new = dict(update(sorted(old.items()), diff))
     check_result(diff, sha256(new))
@@ -152,6 +156,20 @@ def _check_tensor(entry: Entry, held: tuple[torch.dtype, tuple[int, ...]] | None
         )
 
 
+def _check_alike(diff: Diff, base: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    for entry in diff.entries:
+        if entry.change == Change.REMOVED:
+            raise DiffError(f"the diff takes tensor {entry.name!r} from the model")
+        if entry.name not in base:
+            raise DiffError(f"the diff brings tensor {entry.name!r}, which the model lacks")
+        dtype, shape = base[entry.name]
+        if (found := (entry.dtype, entry.shape)) != (str(dtype).removeprefix("torch."), shape):
+            raise DiffError(
+                f"the diff makes tensor {entry.name!r} one of {found[0]} {found[1]}; the model has "
+                f"{dtype} {shape}"
+            )
+
+
 def check_result(diff: Diff, found: str) -> None:
     """Raise DiffError unless the diff gave the model that it names."""
     if found != diff.result:
@@ -231,9 +249,16 @@ def _segment_runs(
         return base
     if segment.form == Form.SPARSE:
         return sparse.apply(base, segment, diff.kind)
-    array = values(segment.codes, diff.kind, segment.scale)
+    array = _array(segment, diff)
     keys = hashed.keys(diff.seed, name, number, diff.hashes)
     return hashed.apply(base, array, keys, segment.form == Form.ADDITIVE)
+
+
+def _array(segment: Segment, diff: Diff) -> np.ndarray:
+    """A, float32 (cells,), computed in runs: on the way some places are needed for each value."""
+    array = np.empty(len(segment.codes), np.float32)
+    _gather((values(run, diff.kind, segment.scale) for run in _blocks(segment.codes)), array)
+    return array
 
 
 def segment_values(diff: Diff, part: Part, segment: Segment) -> np.ndarray:

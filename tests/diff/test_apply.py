@@ -246,6 +246,25 @@ def test_a_model_that_does_not_fit_is_told(change, told):
         apply(old, with_entries(made.data, lambda entry: replace(entry, **change)))
 
 
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        ({"w": torch.ones(4, 5), "x": torch.zeros(2000)}, "brings tensor 'x', which the model"),
+        ({"w": torch.ones(6, 5)}, r"makes tensor 'w' one of float32 \(6, 5\); the model has"),
+        ({"w": torch.ones(4, 5).half()}, r"makes tensor 'w' one of float16 \(4, 5\); the model"),
+        ({}, "takes tensor 'w' from the model"),
+    ],
+)
+def test_where_models_have_to_be_alike_no_other_tensors_are_made(new, told, monkeypatch):
+    """A diff that is right in all else is refused before it is filled."""
+    old = {"w": torch.ones(4, 5)}
+    data = budget.make(old, new).data
+    assert sha256(apply(old, data)) == sha256(new)
+    monkeypatch.setattr(wire, "filled", None)
+    with pytest.raises(DiffError, match=told):
+        apply(old, data, alike=True)
+
+
 def test_a_result_that_is_not_the_one_named_is_told():
     old, new = generations()
     diff = replace(wire.decode(budget.make(old, new).data), result="00" * 32)
