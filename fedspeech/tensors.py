@@ -196,6 +196,7 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(whole)
+        _flush_name(whole)
     except OSError as error:
         # The name of the part says nothing to whoever named the file.
         told = error if error.filename not in (None, str(part)) else error.strerror or error
@@ -203,6 +204,16 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def _flush_name(path: Path) -> None:
+    """So that a name stays given where the power fails, before another file relies on it."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # there are file systems that flush no folders
+            os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def destination(path: Path) -> Path:

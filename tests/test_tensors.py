@@ -1,5 +1,6 @@
 import hashlib
 import os
+import stat
 import struct
 import subprocess
 from pathlib import Path
@@ -397,3 +398,15 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(child, tmp_path):
     assert len(done.stdout.split()) == 20
     # It was killed in the middle of a file at least once, or this test shows nothing.
     assert len(list(tmp_path.glob(".model.*.part"))) > 0
+
+
+def test_a_file_and_then_its_name_are_flushed(tmp_path, monkeypatch):
+    flushed = []
+
+    def fsync(descriptor):
+        there = (tmp_path / "a").exists()
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), there))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(tmp_path / "a", lambda part: part.write_text("new"))
+    assert flushed == [(False, False), (True, True)]
