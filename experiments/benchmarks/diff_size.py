@@ -116,7 +116,9 @@ def _step(difference: np.ndarray, unsure: np.ndarray) -> float:
         for count in (100, len(sizes)):
             some = sizes[:count]
             numbers = np.rint(some / step)
-            step = float(some @ numbers / (numbers @ numbers))
+            # Those that float32 knows best say most of it.
+            weighted = numbers / unsure[:count] ** 2
+            step = float(some @ weighted / (numbers @ weighted))
             if np.any(np.abs(numbers * step - some) > unsure[:count]):
                 break
         else:

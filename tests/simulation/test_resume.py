@@ -108,7 +108,8 @@ def races(folder: Path, ended: bool) -> int:
         return 0
     with sqlite3.connect(folder / "journal.sqlite") as database:
         rows = database.execute(
-            "SELECT answer FROM messages WHERE kind = ?", [protocol.WORD_ERRORS]
+            "SELECT answer FROM messages WHERE kind = ? AND answer IS NOT NULL",
+            [protocol.WORD_ERRORS],
         )
         found = ["decodings" in answer for (answer,) in rows]
     database.close()
