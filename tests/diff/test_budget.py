@@ -200,6 +200,26 @@ def test_arrays_that_fit_whole_are_no_larger_than_serves():
     assert len(all_cells.data) <= 10_000 and made.lost < 0.95 * all_cells.lost
 
 
+@pytest.mark.parametrize("method", [methods.Sparse, HASH], ids=["sparse", "hash"])
+@pytest.mark.parametrize("ratio", [5, 10, 20, 40])
+def test_a_variance_does_not_fall_below_zero(method, ratio):
+    """Where it becomes small beside the others, a step of int8 is larger than it is."""
+    draw = np.random.default_rng(0)
+    old, new = pair(4)
+    variances = draw.gamma(2, 0.5, 3000)
+    old["norm.running_var"] = torch.tensor(variances).float()
+    shrunk = variances * draw.uniform(0.001, 0.05, 3000)
+    new["norm.running_var"] = torch.tensor(shrunk).float()
+    made = make(old, new, size(new) // ratio, method)
+    assert float(made.result["norm.running_var"].min()) >= 0
+    # Rounded to the nearest, some of them would be: the steps are as coarse as that.
+    part = next(p for p in compare(old, new).parts if p.name == "norm.running_var")
+    (entry,) = (e for e in wire.decode(made.data).entries if e.name == part.name)
+    step = entry.segments[0].scale
+    nearest = part.base + np.rint(part.change / step).astype(np.float32) * np.float32(step)
+    assert made.lost > 0 and (nearest < 0).any()
+
+
 def test_more_bytes_never_lose_more():
     old, new = pair(2)
     losses = [make(old, new, most).lost for most in (3000, 6000, 12_000, 24_000, 48_000)]
