@@ -109,7 +109,7 @@ def receive(me: Speaker, message: Message) -> dict[str, Any]:
     if sent is not None and me.store.hash(GENERIC) != asked["generation"]:
         notes = {DESCRIPTION: description}
         keep = partial(me.receive_generic, description)
-        _take(me, sent, GENERIC, asked["generation"], keep, partial(_check, description), notes)
+        _take(me, sent, GENERIC, asked["generation"], keep, notes)
     me.check_generic(asked["generation"])
     me.describe_model(description)
     return asked
@@ -121,14 +121,18 @@ def _take(
     role: str,
     expected: str,
     whole: Callable[[Tensors], object],
-    check: Callable[[Tensors], object],
     notes: Mapping[str, Any],
 ) -> None:
     """Let the expected model take its role: by diffs from what is held, or as a whole.
 
-    `check` raises ModelError for tensors that are no model here. Raises ModelError where another
-    one was sent, too; then nothing changes.
+    Raises ModelError where another one was sent, or what is no model of the description that comes
+    with it, or is held; then nothing changes.
     """
+
+    def check(model: Tensors) -> None:
+        about = {**me.store.state(), **notes}.get(DESCRIPTION, {})
+        ModelDescription.from_json(about).check(model)
+
     if not protocol.holds_diffs(record):
         model = protocol.unpack(record)
         _check_sent(role, expected, sha256(model))
@@ -138,11 +142,6 @@ def _take(
     diffs = protocol.unpack_diffs(record)
     _check_sent(role, expected, result_of(diffs[-1]))
     me.store.update(role, *diffs, check=lambda new: check(tensors.read(new)), **notes)
-
-
-def _check(description: Mapping[str, Any], model: Tensors) -> None:
-    """Raise ModelError where this is no model of a description."""
-    ModelDescription.from_json(description).check(model)
 
 
 def _check_sent(role: str, expected: str, found: str) -> None:
@@ -208,8 +207,7 @@ def install(message: Message, context: Context) -> Message:
     if sent is None:
         me.install(None)
     elif not me.has_installed(expected):
-        check = partial(_check, me.store.state().get(DESCRIPTION, {}))
-        _take(me, sent, BASE, expected, me.install, check, {})
+        _take(me, sent, BASE, expected, me.install, {})
     if "choose" in asked:
         me.put_to_use(asked["choose"])
     return Message(protocol.content({"installed": me.store.hash(BASE)}), reply_to=message)

@@ -1,6 +1,7 @@
 """The most bytes that a diff to or from one device may have: the least of all that speak of it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from fedspeech.config.budget import BudgetSettings
 from fedspeech.diff.budget import parse
@@ -10,8 +11,17 @@ GENERIC, BASE, PERSONAL = "generic", "base", "personal"
 """What a budget is for: a generation of G, M_s (or a mix), P_s."""
 
 
-def said(texts: Iterable[str]) -> dict[str, str]:
-    """A device's own budgets, each said as `base=500kB`.
+def check(budgets: Mapping[Any, str]) -> None:
+    """Raise DiffError, saying what it is for, where a text is no budget."""
+    for what, text in budgets.items():
+        try:
+            parse(text, full=1)
+        except DiffError as error:
+            raise DiffError(f"{what}: {error}") from None
+
+
+def parse_own(texts: Iterable[str]) -> dict[str, str]:
+    """A device's own budgets, each said as `base=500kB`, by what they are for.
 
     Raises ConfigError for what is none, or said twice.
     """
@@ -23,11 +33,11 @@ def said(texts: Iterable[str]) -> dict[str, str]:
                 f"--budget: expected {GENERIC}, {BASE} or {PERSONAL} = bytes, each once, "
                 f"found {text!r}"
             )
-        try:
-            parse(bytes, full=1)
-        except DiffError as error:
-            raise ConfigError(f"--budget {what}: {error}") from None
         found[what] = bytes
+    try:
+        check(found)
+    except DiffError as error:
+        raise ConfigError(f"--budget {error}") from None
     return found
 
 

@@ -17,8 +17,8 @@ from flwr.app.message import array as flower_array
 from flwr.common.serde import config_record_to_proto, metric_record_to_proto
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedspeech import budgets
 from fedspeech.diff.apply import apply_all
-from fedspeech.diff.budget import parse
 from fedspeech.errors import DiffError, ModelError
 from fedspeech.tensors import Tensors
 
@@ -243,11 +243,10 @@ class Described(Answer):
 
     def check(self, asked: Mapping[str, Any]) -> None:
         """Raise ValueError where a budget is none."""
-        for what, text in self.budgets.items():
-            try:
-                parse(text, full=1)
-            except DiffError as error:
-                raise ValueError(f"budgets.{what}: {error}") from None
+        try:
+            budgets.check(self.budgets)
+        except DiffError as error:
+            raise ValueError(f"budgets.{error}") from None
 
 
 class Personalized(Answer):

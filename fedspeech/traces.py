@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
-from fedspeech.diff.budget import parse
+from fedspeech.budgets import check
 from fedspeech.errors import ConfigError, DiffError
 
 SPANS, FACTORS = ("speaker", "from", "until"), ("speaker", "factor")
@@ -70,11 +70,10 @@ def budgets(path: Path, known: Set[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for where, (speaker, *fields) in _rows(path, BUDGETS, known):
         given = {what: text for what, text in zip(BUDGETS[1:], fields, strict=True) if text}
-        for what, text in given.items():
-            try:
-                parse(text, full=1)
-            except DiffError as error:
-                raise ConfigError(f"{where}: {what}: {error}") from None
+        try:
+            check(given)
+        except DiffError as error:
+            raise ConfigError(f"{where}: {error}") from None
         if speaker in found:
             raise ConfigError(f"{where}: speaker {speaker} has budgets already")
         found[speaker] = given

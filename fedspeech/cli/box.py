@@ -49,7 +49,7 @@ def box(
     connection.address(server)
     connection.trusting(ca)
     node_key.read(key)
-    own = budgets.said(budget or ())
+    own = budgets.parse_own(budget or ())
     next(entries(speech), None)
     identity.settle(device, name, own)
     settings: dict[str, str | int] = {

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,6 +41,15 @@ class Part:
         """|change| in units, float32."""
         magnitudes: np.ndarray = np.abs(self.change) / np.float32(self.unit)
         return magnitudes
+
+    @cached_property
+    def never_negative(self) -> bool:
+        """Whether no value is below zero, neither before nor after."""
+        if np.any(self.base < 0):
+            return False
+        # The change is rounded to float32: what leads to zero need not be all of the base.
+        after = self.base.astype(float) + self.change
+        return not np.any(after < -np.spacing(self.base))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from fedspeech.diff.values import Kind, codes, scale_of, values
 
 DENSE = 16
 """One of so many values has to change before a code for every value is tried."""
-SOME = 64
-"""Values that are looked at first."""
 BEYOND = partial(np.errstate, over="ignore", invalid="ignore")
 """A diff that goes beyond float32 is found by the hash of its result."""
 
@@ -31,7 +29,7 @@ def segment(part: Part, places: np.ndarray, kind: Kind, step: float) -> Segment:
     wanted = part.change[places]
     scale = scale_of(wanted, step * part.unit)
     stored = codes(wanted, kind, scale)
-    if _is_never_negative(part):
+    if part.never_negative:
         below = part.base[places] + values(stored, kind, scale) < 0
         # A negative value has an odd code; two less is the next one towards zero.
         stored[below] = np.where(stored[below] > 2, stored[below] - 2, 0)
@@ -45,15 +43,6 @@ def segment(part: Part, places: np.ndarray, kind: Kind, step: float) -> Segment:
         if 2 * len(places) > count or _smaller(everywhere, gaps, stored, kind):
             return Segment(count, Form.SPARSE, scale, everywhere)
     return Segment(count, Form.SPARSE, scale, stored, gaps)
-
-
-def _is_never_negative(part: Part) -> bool:
-    """Whether no value of the tensor is below zero, neither before nor after."""
-    if np.any(part.base[:SOME] < 0):  # most matrices
-        return False
-    after = part.base.astype(float) + part.change
-    # The change is rounded to float32: from one to zero it need not be minus one.
-    return not np.any(part.base < 0) and not np.any(after < -np.spacing(part.base))
 
 
 def _smaller(everywhere: np.ndarray, gaps: np.ndarray, stored: np.ndarray, kind: Kind) -> bool:
