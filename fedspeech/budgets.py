@@ -1,23 +1,13 @@
 """The most bytes that a diff to or from one device may have: the least of all that speak of it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from fedspeech.config.budget import BudgetSettings
-from fedspeech.diff.budget import parse
+from fedspeech.diff.budget import check_budgets, parse
 from fedspeech.errors import ConfigError, DiffError
 
 GENERIC, BASE, PERSONAL = "generic", "base", "personal"
 """What a budget is for: a generation of G, M_s (or a mix), P_s."""
-
-
-def check(budgets: Mapping[Any, str]) -> None:
-    """Raise DiffError, saying what it is for, where a text is no budget."""
-    for what, text in budgets.items():
-        try:
-            parse(text, full=1)
-        except DiffError as error:
-            raise DiffError(f"{what}: {error}") from None
 
 
 def parse_own(texts: Iterable[str]) -> dict[str, str]:
@@ -35,7 +25,7 @@ def parse_own(texts: Iterable[str]) -> dict[str, str]:
             )
         found[what] = bytes
     try:
-        check(found)
+        check_budgets(found)
     except DiffError as error:
         raise ConfigError(f"--budget {error}") from None
     return found

@@ -17,8 +17,8 @@ from flwr.app.message import array as flower_array
 from flwr.common.serde import config_record_to_proto, metric_record_to_proto
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedspeech import budgets
 from fedspeech.diff.apply import apply_all
+from fedspeech.diff.budget import check_budgets
 from fedspeech.errors import DiffError, ModelError
 from fedspeech.tensors import Tensors
 
@@ -244,7 +244,7 @@ class Described(Answer):
     def check(self, asked: Mapping[str, Any]) -> None:
         """Raise ValueError where a budget is none."""
         try:
-            budgets.check(self.budgets)
+            check_budgets(self.budgets)
         except DiffError as error:
             raise ValueError(f"budgets.{error}") from None
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
-from fedspeech.budgets import check
+from fedspeech.diff.budget import check_budgets
 from fedspeech.errors import ConfigError, DiffError
 
 SPANS, FACTORS = ("speaker", "from", "until"), ("speaker", "factor")
@@ -71,7 +71,7 @@ def budgets(path: Path, known: Set[str]) -> dict[str, dict[str, str]]:
     for where, (speaker, *fields) in _rows(path, BUDGETS, known):
         given = {what: text for what, text in zip(BUDGETS[1:], fields, strict=True) if text}
         try:
-            check(given)
+            check_budgets(given)
         except DiffError as error:
             raise ConfigError(f"{where}: {error}") from None
         if speaker in found:

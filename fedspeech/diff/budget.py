@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -48,6 +49,15 @@ def parse(text: str, full: int) -> int:
     if not math.isfinite(bytes):
         raise DiffError(f"budget: expected a number of bytes that a file can have, found {text!r}")
     return int(bytes)
+
+
+def check_budgets(budgets: Mapping[Any, str]) -> None:
+    """Raise DiffError, saying what it is for, where a text is no budget."""
+    for what, text in budgets.items():
+        try:
+            parse(text, full=1)
+        except DiffError as error:
+            raise DiffError(f"{what}: {error}") from None
 
 
 def make(
