@@ -41,7 +41,8 @@ class Precision(NamedTuple):
 
 STEPS = tuple(Precision(Kind.INT8, 2 ** (eighth / 8)) for eighth in range(32, -41, -1))
 """From coarse to fine."""
-OTHERS = (Precision(Kind.BF16), Precision(Kind.FP16), Precision(Kind.FP32))
+OTHERS = (*map(Precision, (Kind.INT8, Kind.BF16, Kind.FP16, Kind.FP32)),)
+"""Of them, int8 has in each segment the finest steps that hold its largest value."""
 STRIDES = (8, 4, 1)
 """How many precisions the search goes at a time: first about, then exactly."""
 FEWER = 0.75
@@ -223,12 +224,15 @@ def _descend(cost: Callable[[Precision], float], steps: Sequence[Precision]) -> 
 
     There are several such where the changes have few sizes, as those that were quantized before
     have, and with arrays, of which coarse steps leave nothing but noise. So the search goes down
-    from the best of some that are far apart.
+    from the best of some that are far apart, and both ways are looked at before one is taken.
     """
     first, *strides = STRIDES
-    place = min(range(0, len(steps), first), key=lambda i: cost(steps[i]), default=0)
+    places = range(len(steps))
+    place = min(places[::first], key=lambda i: cost(steps[i]), default=0)
     for stride in strides:
-        for way in (stride, -stride):
-            while 0 <= place + way < len(steps) and cost(steps[place + way]) < cost(steps[place]):
-                place += way
-    return steps[place : place + 1] if steps else []
+        before = -1
+        while place != before:
+            before = place
+            near = [i for i in (place, place + stride, place - stride) if i in places]
+            place = min(near, key=lambda i: cost(steps[i]), default=0)
+    return steps[place : place + 1]

@@ -18,7 +18,7 @@ from fedspeech.diff.apply import apply
 from fedspeech.diff.budget import make, parse
 from fedspeech.diff.compare import compare
 from fedspeech.diff.contents import Form
-from fedspeech.diff.search import STEPS, Search
+from fedspeech.diff.search import STEPS, Precision, Search, _descend
 from fedspeech.diff.values import Kind
 from fedspeech.errors import DiffError
 from fedspeech.tensors import sha256, size
@@ -186,6 +186,35 @@ def test_changes_of_few_sizes_are_sent_in_the_steps_that_lose_least():
     valleys = [i for i in range(1, len(lost) - 1) if lost[i - 1] > lost[i] < lost[i + 1]]
     assert len(valleys) > 1
     assert made.lost <= 1.02 * min(lost)
+
+
+def test_the_search_looks_both_ways_before_it_goes_down():
+    """Places and costs of the update of a small LSTM: its lowest is on the side that is worse far
+    off, and the other side goes down as well."""
+    costs = {16: 3.190e-1, 20: 2.456e-1, 24: 2.780e-1, 28: 2.682e-1, 32: 2.962e-1}
+    steps = [Precision(Kind.INT8, 2 ** (eighth / 8)) for eighth in range(32, -41, -1)]
+
+    def cost(precision):
+        place = steps.index(precision)
+        before, after = place // 4 * 4, place // 4 * 4 + 4
+        known = [costs.get(each, 0.4) for each in (before, after)]
+        return known[0] + (known[1] - known[0]) * (place - before) / 4
+
+    assert _descend(cost, steps) == [steps[20]]
+
+
+@pytest.mark.parametrize("method", [methods.Sparse, HASH])
+def test_where_there_is_room_each_tensor_has_the_finest_steps(method):
+    """A tensor of few large values beside one that changes little everywhere."""
+    draw = np.random.default_rng(5)
+    old = {name: torch.tensor(draw.normal(size=(60, 80))).float() for name in "ab"}
+    change = draw.normal(size=(60, 80))
+    new = {"a": old["a"] + torch.tensor(change * 1e-3).float(), "b": old["b"].clone()}
+    new["b"][0, :40] += torch.tensor(draw.normal(size=40) * 30).float()
+    most = len(make(old, new, None, method, Kind.INT8, 1.0).data)
+    made = make(old, new, most, method, Kind.INT8)
+    assert len(made.data) <= most
+    assert made.lost <= make(old, new, None, method, Kind.INT8, 1.0).lost
 
 
 def test_arrays_that_fit_whole_are_no_larger_than_serves():
