@@ -6,7 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
@@ -105,8 +113,8 @@ def receive(me: Speaker, message: Message) -> dict[str, Any]:
     description = asked.pop("description")
     asked.pop("budget", None)  # of what is sent, not of what is fine-tuned
     trust.check(me.folder, asked.pop("signed", []), asked["generation"], description)
-    sent = message.content.array_records.get("generic")
-    if sent is not None and me.store.hash(GENERIC) != asked["generation"]:
+    sent = protocol.arrays(message.content).get("generic")
+    if sent is not None and not me.has(GENERIC, asked["generation"]):
         notes = {DESCRIPTION: description}
         keep = partial(me.receive_generic, description)
         _take(me, sent, GENERIC, asked["generation"], keep, notes)
@@ -181,7 +189,7 @@ def personalize(message: Message, context: Context) -> Message:
 def word_errors(message: Message, context: Context) -> Message:
     """How other speakers' models do on this speaker's own utterances."""
     me, asked = _speaker(context), protocol.text(message.content)
-    records = message.content.array_records
+    records = protocol.arrays(message.content)
     if "race" in asked:
         said = DeviceRace(me, asked).answer(lambda name: _candidate(me, records[name]))
         return Message(protocol.content(said), reply_to=message)
@@ -203,10 +211,10 @@ def install(message: Message, context: Context) -> Message:
     """
     me, asked = _speaker(context), protocol.text(message.content)
     expected = asked["model"]
-    sent = message.content.array_records.get("model")
+    sent = protocol.arrays(message.content).get("model")
     if sent is None:
         me.install(None)
-    elif not me.has_installed(expected):
+    elif not me.has(BASE, expected):
         _take(me, sent, BASE, expected, me.install, {})
     if "choose" in asked:
         me.put_to_use(asked["choose"])
@@ -217,7 +225,7 @@ def install(message: Message, context: Context) -> Message:
 def evaluate_personal(message: Message, context: Context) -> Message:
     """Word errors on test_s by alpha, and the alpha that this device would take."""
     me, asked = _speaker(context), protocol.text(message.content)
-    sent = message.content.array_records.get("model")
+    sent = protocol.arrays(message.content).get("model")
     model = None if sent is None else protocol.unpack_onto(sent, me.held)
     base = me.base_model(asked["model"], model)
     counts = me.test_errors(base, asked["alphas"], asked["personal"])
@@ -235,7 +243,7 @@ def train(message: Message, context: Context) -> Message:
     me, asked = _speaker(context), _plain(message)
     description = ModelDescription.from_json(asked["description"])
     settings = PersonalSettings.model_validate(asked["settings"])
-    begin = protocol.unpack(message.content.array_records["arrays"])
+    begin = protocol.unpack(protocol.arrays(message.content)["arrays"])
     draws, proximal = (asked["seed"], asked["server-round"]), asked["proximal-mu"]
     model, loss = me.improve(begin, description, settings, *draws, proximal)
     metrics = {"train_loss": loss, "num-examples": me.describe()["utterances"]}
@@ -247,7 +255,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Flower's plain route: word errors on test_s of what was sent."""
     me, asked = _speaker(context), _plain(message)
     description = ModelDescription.from_json(asked["description"])
-    model = protocol.unpack(message.content.array_records["arrays"])
+    model = protocol.unpack(protocol.arrays(message.content)["arrays"])
     counts = me.model_errors(model, description)
     metrics = {
         "word_error_rate": float(counts.errors.sum() / counts.words.sum()),
@@ -258,7 +266,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _plain(message: Message) -> dict[str, Any]:
     """What Flower's strategies send beside the arrays: our text, the round, FedProx's mu."""
-    record = message.content.config_records["config"]
+    record = protocol.records_of(message.content, ConfigRecord)["config"]
     flowers = {"server-round": record["server-round"], "proximal-mu": record.get("proximal-mu", 0)}
     return {**protocol.read_text(record), **flowers}
 

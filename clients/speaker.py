@@ -194,9 +194,9 @@ class Speaker:
         """Keep M_s (None: G, which is held); its hash. Raises ModelError where it does not fit."""
         return self.store.put(BASE, self._fitting(model))
 
-    def has_installed(self, expected: str) -> bool:
-        """Whether the M_s with this hash is here, undamaged."""
-        return self.store.hash(BASE) == expected and self.store.holds(BASE)
+    def has(self, role: str, expected: str) -> bool:
+        """Whether the model with this hash is here in its role, undamaged."""
+        return self.store.hash(role) == expected and self.store.holds(role)
 
     def base_model(self, expected: str, model: Tensors | None) -> Tensors:
         """M_s as it was sent (None: G, which is held), without keeping it.

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ there before Flower's client has waited 30 s for an answer, or both are sent aga
 kbit/s. What is there when a link is cut is not sent again."""
 
 
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
+
+
 class Messages(Iterable[Message]):
     """Messages that are made as they are sent, and how many there will be, for whoever shows it."""
 
@@ -90,9 +93,23 @@ def content(text: Mapping[str, Any], **arrays: ArrayRecord) -> RecordDict:
     return RecordDict({**records, **arrays})
 
 
-def text(records: RecordDict) -> dict[str, Any]:
+def records_of(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
+    """The records of one type, by name.
+
+    Flower's views (`array_records` and the like) are cycles of references, which hold everything
+    that the message carries until Python happens to look for cycles.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
+
+
+def arrays(content: RecordDict) -> dict[str, ArrayRecord]:
+    """The sets of tensors, by name."""
+    return records_of(content, ArrayRecord)
+
+
+def text(content: RecordDict) -> dict[str, Any]:
     """What the JSON of a message says; empty where it has none."""
-    record = records.config_records.get(TEXT)
+    record = records_of(content, ConfigRecord).get(TEXT)
     return read_text(record) if record is not None else {}
 
 
@@ -198,7 +215,7 @@ def identity(message: Message, speaker: str, arrays: str = "") -> str:
     metadata = message.metadata
     said = {
         key: {name: str(value) for name, value in sorted(record.items())}
-        for key, record in sorted(message.content.config_records.items())
+        for key, record in sorted(records_of(message.content, ConfigRecord).items())
     }
     name = json.dumps([metadata.message_type, metadata.group_id, speaker, said, arrays])
     return hashlib.sha256(name.encode()).hexdigest()
@@ -350,7 +367,7 @@ def check_answer(kind: str, asked: RecordDict, content: RecordDict) -> None:
 
 def _check_metrics(content: RecordDict) -> None:
     """Flower's strategies give up the whole round where one answer lacks its weight."""
-    records = list(content.metric_records.values())
+    records = list(records_of(content, MetricRecord).values())
     examples = records[0].get(EXAMPLES) if len(records) == 1 else None
     if not isinstance(examples, int | float) or not 0 < examples < math.inf:
         raise ModelError(f"malformed answer: expected one record with {EXAMPLES}, a number above 0")

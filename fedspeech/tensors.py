@@ -233,6 +233,14 @@ def read(path: Path) -> Tensors:
     return dict(stream(path))
 
 
+def intact(path: Path, name: str) -> bool:
+    """Whether the model with this hash is in the file."""
+    try:
+        return path.exists() and sha256_of(stream(path)) == name
+    except ModelError:
+        return False
+
+
 def stream(path: Path, names: Sequence[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a safetensors file in the order of names, read one at a time.
 

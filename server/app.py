@@ -18,8 +18,7 @@ from fedspeech.config import Config
 from fedspeech.corpus import partition as cutting
 from fedspeech.corpus import statistics
 from fedspeech.corpus.partition import Client, Partition, pseudonym
-from fedspeech.device.store import MODELS, Store
-from fedspeech.errors import ConfigError, ModelError, RunError
+from fedspeech.errors import ConfigError
 from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
@@ -34,8 +33,9 @@ from server.detail import detail
 from server.fleet import FleetGrid
 from server.generic import Generic
 from server.journal import Journal
+from server.left_behind import LeftBehind, check_stores
 from server.metrics import Metrics
-from server.recorded_grid import Keeper, RecordedGrid
+from server.recorded_grid import RecordedGrid
 from server.releases import release
 from server.roster import Roster, describe
 from server.stages import Stages
@@ -110,24 +110,9 @@ def _read_corpus(settings: Config, run: RunFolder) -> _Speech:
     budgets = _read_budgets(settings, partition.clients, set(cutting.by_speaker(speech)))
     run.write_environment(settings.seed, statistics.fingerprint(speech))
     devices.lay_out(partition.clients, run.devices, settings.seed)
-    _check_stores(run.devices)
     if settings.federation.participation is not None:
         attendance.keep(rounds, run)
     return _Speech(partition, statistics.table(partition), rounds, budgets)
-
-
-def _check_stores(folder: Path) -> None:
-    """Raise RunError where a simulated device does not know any more which models it holds.
-
-    Else it would be a speaker less, and the run would end with other figures.
-    """
-    for device in devices.folders(folder):
-        try:
-            Store(device / MODELS).state()
-        except ModelError as error:
-            raise RunError(
-                f"{error}\nWithout this file --resume lets the device begin anew; all else stays"
-            ) from None
 
 
 def _read_budgets(
@@ -157,6 +142,9 @@ class _Run:
 
     def go(self, grid: Grid, found: Mapping[str, AggregationRule]) -> None:
         """From the corpus to the results."""
+        if self.settings.deployment is None:
+            ended = (self.journal.last_round() or {}).get("personal", {})
+            check_stores(self.run.devices, ended)
         with self.stages.stage("generic model"):
             trained = self._obtain_generic()
         with self.stages.stage("federation"):
@@ -176,8 +164,9 @@ class _Run:
             )
             failures = (Failure(s, 0, protocol.DESCRIBE, why) for s, why in absent.items())
             strategy.outcome.failures.extend(failures)
-            kept = strategy.personal
-            recorded.keep(protocol.PERSONALIZE, Keeper(kept.keep, kept.still_there))
+            simulated = self.run.devices if self.settings.deployment is None else None
+            left = LeftBehind(strategy.personal, population, simulated)
+            recorded.keep(protocol.PERSONALIZE, left.keeper())
             speakers = {member.node: member.speaker for member in members}
             recorded.detail = lambda reply: self._tell_losses(speakers, reply)
             model = ArrayRecord(dict(population.generic()))

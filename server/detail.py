@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, MetricRecord
 
 from fedspeech import protocol
 
@@ -39,7 +39,7 @@ def _rate(name: str, errors: int, words: int) -> str:
 
 def _measured(reply: Message) -> str:
     """Somebody else's client app may measure other things."""
-    (metrics,) = reply.content.metric_records.values()
+    (metrics,) = protocol.records_of(reply.content, MetricRecord).values()
     loss, rate = metrics.get("train_loss"), metrics.get("word_error_rate")
     if isinstance(loss, int | float):
         return f"loss {loss:.2f}"

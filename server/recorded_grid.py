@@ -101,7 +101,7 @@ class RecordedGrid(WrappedGrid):
         return asked
 
     def _send(self, one: Asked, message: Message) -> None:
-        if message.content.array_records:
+        if protocol.arrays(message.content):
             # It was sent, should this process end before the answer is kept.
             self._journal.add_unanswered(_row(one, 0, {}, ""))
         (message_id,) = self._grid.push_messages([message])
@@ -112,7 +112,7 @@ class RecordedGrid(WrappedGrid):
         speaker = self._speakers[metadata.dst_node_id]
         round = int(metadata.group_id) if metadata.group_id.isdecimal() else 0
         self._positions[round] += 1
-        sent = message.content.array_records
+        sent = protocol.arrays(message.content)
         plain = protocol.TEXT not in message.content
         id = protocol.identity(message, speaker, self._hash(sent) if plain else "")
         row = self._answered(id, speaker)
@@ -213,7 +213,7 @@ class RecordedGrid(WrappedGrid):
         keeper = self._keepers.get(one.light.metadata.message_type)
         if keeper is not None:
             return _said(keeper.keep(one.speaker, content)), ""
-        records = content.array_records
+        records = protocol.arrays(content)
         if not records:
             return _said(content), ""
         if len(records) > 1:
@@ -258,7 +258,7 @@ def _name(message: Message) -> str:
 
 def _light(message: Message) -> Message:
     """The message without its tensors."""
-    tensors = message.content.array_records
+    tensors = protocol.arrays(message.content)
     if not tensors:
         return message
     kept = {name: r for name, r in message.content.items() if name not in tensors}
@@ -271,8 +271,12 @@ def _shapes(record: ArrayRecord) -> Tensors:
 
 def _said(content: RecordDict) -> dict[str, Any]:
     """Everything but tensors, as JSON takes it."""
-    configs = {name: dict(record) for name, record in content.config_records.items()}
-    metrics = {name: dict(record) for name, record in content.metric_records.items()}
+    configs = {
+        name: dict(record) for name, record in protocol.records_of(content, ConfigRecord).items()
+    }
+    metrics = {
+        name: dict(record) for name, record in protocol.records_of(content, MetricRecord).items()
+    }
     return {"configs": configs, "metrics": metrics}
 
 

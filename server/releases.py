@@ -1,5 +1,6 @@
 """The line of G's generations: what this run's G is released as."""
 
+import logging
 from pathlib import Path
 
 from fedspeech import key_files, signed_line, tensors
@@ -13,6 +14,7 @@ from fedspeech.population import Population
 from fedspeech.releases import Releases
 from fedspeech.tensors import Tensors, check_like, sha256, size
 
+log = logging.getLogger("fedspeech")
 FIRST = "0000.safetensors"
 
 
@@ -27,7 +29,7 @@ def release(
     too small, ModelError where the line is of another model or its description was another one.
     """
     if settings.generic.releases is None:
-        tensors.write(population.generic_path, model)
+        _write(population.generic_path, model)
         line = Releases(population.folder / "releases")
         line.describe(line.begin(population.generic_path), description.to_json())
         return line
@@ -35,10 +37,16 @@ def release(
     with locked(line.folder):
         found = _released(settings, model, line)
         line.describe(sha256(found), description.to_json())
-        tensors.write(population.generic_path, found)
+        _write(population.generic_path, found)
         if settings.generic.signing_key is not None:
             signed_line.sign(line, key_files.read_private(Path(settings.generic.signing_key)))
     return line
+
+
+def _write(path: Path, model: Tensors) -> None:
+    if path.exists() and not tensors.intact(path, sha256(model)):
+        log.warning("%s: damaged, or another G; it is written anew", path)
+    tensors.write(path, model)
 
 
 def _released(settings: Config, model: Tensors, line: Releases) -> Tensors:

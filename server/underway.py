@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message
 
+from fedspeech import protocol
 from fedspeech.tensors import Tensors
 from server.journal import Row
 
@@ -59,7 +60,7 @@ class Underway:
 
     def add(self, message_id: str, one: Asked, message: Message) -> None:
         """It was sent. Tensors that the message before it carried too are not counted again."""
-        records = list(message.content.array_records.values())
+        records = list(protocol.arrays(message.content).values())
         sizes = [_size(record) for record in records]
         self._largest = max(self._largest, *sizes, 0)
         held = sum(

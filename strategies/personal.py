@@ -39,7 +39,7 @@ class PersonalModels:
         Raises ModelError where what came is not finite, does not fit G or is beyond the budget,
         DiffError where it is a damaged diff.
         """
-        record = content.array_records.get(DIFFERENCE)
+        record = protocol.arrays(content).get(DIFFERENCE)
         if record is None:
             raise ModelError("the reply carries no difference")
         if protocol.holds_diffs(record):

@@ -8,18 +8,18 @@ from typing import Any
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fedspeech import protocol
+from fedspeech import protocol, tensors
 from fedspeech.aggregation import BestOf, Race, WordErrors
 from fedspeech.population import Population
 from fedspeech.racing import uncontested
-from fedspeech.tensors import sha256
 from strategies.exchange import Exchange
 from strategies.outcome import Decodings
 from strategies.view import Candidates
 
 CANDIDATES_PER_MESSAGE = 16
-"""Also how many candidates' differences are in memory at once: they go out to all speakers before
-the next ones are read."""
+BYTES_PER_MESSAGE = 2**28
+"""Of candidates that a message carries at most, as many as a simulated worker keeps. So many are in
+memory at once: they go out to all speakers before the next ones are read."""
 
 Answer = Mapping[str, WordErrors] | Race
 
@@ -31,7 +31,9 @@ class Questions:
         self._population, self._exchange, self._seed = population, exchange, seed
         self._known: dict[tuple[str, str, str], WordErrors] = {}
         self._hashes: dict[str, str] = {}
-        self._record = lru_cache(maxsize=CANDIDATES_PER_MESSAGE)(self._read)
+        fitting = BYTES_PER_MESSAGE // tensors.size(dict(population.generic()))
+        self._at_once = min(max(fitting, 1), CANDIDATES_PER_MESSAGE)
+        self._record = lru_cache(maxsize=self._at_once)(self._read)
         self._decodings = Decodings()
 
     def forget(self) -> None:
@@ -159,19 +161,19 @@ class Questions:
         every = sorted(set().union(*wanted.values()))
         parcels = [
             (speaker, carried)
-            for i in range(0, len(every), CANDIDATES_PER_MESSAGE)
+            for i in range(0, len(every), self._at_once)
             for speaker in sorted(wanted)
-            if (carried := _some(every[i : i + CANDIDATES_PER_MESSAGE], wanted[speaker]))
+            if (carried := _some(every[i : i + self._at_once], wanted[speaker]))
         ]
+        made = (self._bring(grid, round, s, carried, said[s]) for s, carried in parcels)
+        return protocol.Messages(made, len(parcels))
 
-        def made() -> Iterator[Message]:
-            for speaker, carried in parcels:
-                records = {c: self._record(c) for c in carried}
-                candidates = {c: self._hashes[c] for c in records}
-                text = {**said[speaker], "candidates": candidates}
-                yield self._message(grid, round, speaker, text, **records)
-
-        return protocol.Messages(made(), len(parcels))
+    def _bring(
+        self, grid: Grid, round: int, speaker: str, carried: Sequence[str], said: Mapping[str, Any]
+    ) -> Message:
+        records = {c: self._record(c) for c in carried}
+        text = {**said, "candidates": {c: self._hashes[c] for c in carried}}
+        return self._message(grid, round, speaker, text, **records)
 
     def _message(
         self, grid: Grid, round: int, speaker: str, said: Mapping[str, Any], **records: ArrayRecord
@@ -181,7 +183,7 @@ class Questions:
 
     def _read(self, candidate: str) -> ArrayRecord:
         difference = self._population.difference(candidate)
-        self._hashes[candidate] = sha256(difference)
+        self._hashes[candidate] = tensors.sha256(difference)
         data = self._population.diff(candidate)
         return protocol.pack(difference) if data is None else protocol.pack_diffs([data])
 

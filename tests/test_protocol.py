@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -44,6 +46,22 @@ def message(text=None, kind=protocol.INSTALL, node=5, group="1", **arrays) -> Me
 
 
 # Tensors and text.
+
+
+def test_a_message_that_was_looked_into_is_gone_with_its_last_reference():
+    """And not only when Python looks for cycles: it may carry hundreds of megabytes."""
+    gc.disable()
+    try:
+        one = message({"a": 1}, model=protocol.pack(model()))
+        assert protocol.text(one.content) == {"a": 1}
+        assert list(protocol.arrays(one.content)) == ["model"]
+        protocol.identity(one, "anna")
+        protocol.size(one.content)
+        seen = weakref.ref(protocol.arrays(one.content)["model"])
+        del one
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_tensors_come_back_to_the_bit():

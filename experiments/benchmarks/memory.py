@@ -1,8 +1,9 @@
 """What the server holds in memory against the number of speakers, at 14 million parameters.
 
 The clients answer at once, with drawn numbers in place of a trained model. Ours: all P_s are
-received and kept, then every M_s of `mean` and of `random` is built and sent. Flower's: one round
-of its FedAvg. Anonymous memory is RssAnon of the server's process.
+received and kept, then every M_s of `mean`, of `random` and of a racing `kbest` is built and sent;
+for the last all P_s go to everybody before. Flower's: one round of its FedAvg. Anonymous memory is
+RssAnon of the server's process.
 """
 
 import os
@@ -31,7 +32,7 @@ from fedspeech.run_folder import RunFolder
 from fedspeech.simulation.launch import make_grid
 from server.journal import Journal
 from server.recorded_grid import RecordedGrid
-from strategies import Mean, Random
+from strategies import KBest, Mean, Random
 
 TABLE = "Memory of the server"
 FINE_TUNING = "fine-tuning"
@@ -45,17 +46,19 @@ MOST_OF_THE_DISK = 0.8
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of speakers, the model, `random`'s k, and where Flower's process is ended."""
+    """Numbers of speakers, the model, k of `random` and of `kbest`, and where Flower's process is
+    ended."""
 
     speakers: tuple[int, ...]
     flowers: tuple[int, ...]
     model: str = "tdnn"
     k: int = 50
+    best: int = 10
     flowers_mib: float = 8192
 
 
 FULL = Plan((20, 100, 400), (20, 50, 100, 200, 400))
-QUICK = Plan((5, 10), (5, 10), k=4, flowers_mib=2048)
+QUICK = Plan((5, 10), (5, 10), k=4, best=2, flowers_mib=2048)
 
 
 def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
@@ -85,7 +88,7 @@ def _ours(setting: Setting, plan: Plan, number: int) -> Iterator[Row]:
     try:
         child.receive(ANSWER_LIMIT)
         idle = memory(child.pid)
-        for step in (FINE_TUNING, "mean", "random"):
+        for step in (FINE_TUNING, "mean", "random", "kbest"):
             say(f"memory: {number} speakers, {step}")
             with Watch(child.pid) as watch:
                 seconds = child.ask(step, ANSWER_LIMIT)
@@ -111,7 +114,11 @@ def serve_ours(channel: Channel, folder: Path, plan: Plan, seed: int) -> None:
         members = mute.members(list(grid.get_node_ids()))
         recorded.know(members)
         strategy = ours.strategy_of(population, about, members, settings, journal)
-        rules = {"mean": Mean(), "random": Random(plan.k)}
+        rules = {
+            "mean": Mean(),
+            "random": Random(plan.k),
+            "kbest": KBest(plan.best, search="racing"),
+        }
         bases = ours.base_models(rules, population, about, members)
         channel.answer("ready")
         for step in channel:

@@ -12,7 +12,7 @@ from fedspeech import tensors
 from fedspeech.diff import wire
 from fedspeech.diff.apply import apply_files
 from fedspeech.errors import DiffError, ModelError
-from fedspeech.tensors import Tensors, sha256, sha256_of, write, write_whole
+from fedspeech.tensors import Tensors, intact, sha256, write, write_whole
 
 GENERIC, DIFFERENCE, BASE, VALIDATION = "generic", "difference", "base", "validation"
 RECOGNIZER = "recognizer"
@@ -54,7 +54,7 @@ class Store:
         """`put` for models that belong to each other: all of them or, killed, none; the hashes."""
         names = {role: sha256(model) for role, model in models.items()}
         for role, name in names.items():
-            if not _intact(self.file(name), name):
+            if not intact(self.file(name), name):
                 save = partial(write, tensors=models[role])
                 write_shared(self.file(name), save, self._pool(role))
         self._take(names, notes)
@@ -161,7 +161,7 @@ class Store:
         return bool(state.get(DIFFERENCE_FROM) == state.get(GENERIC))
 
     def _check(self, name: str, role: str) -> None:
-        if not _intact(self.file(name), name):
+        if not intact(self.file(name), name):
             raise _damaged(self.file(name), role)
 
     def hash(self, role: str) -> str | None:
@@ -177,7 +177,13 @@ class Store:
         name = self.hash(role)
         if name is None or (role == DIFFERENCE and not self.fits()):
             return False
-        return _intact(self.file(name), name)
+        return intact(self.file(name), name)
+
+    def lost(self) -> list[Path]:
+        """The files of the models in all roles that are missing or damaged; reads them whole."""
+        state = self.state()
+        named = [str(state[role]) for role in ROLES if state.get(role) is not None]
+        return [self.file(name) for name in named if not intact(self.file(name), name)]
 
     def note(self, **notes: Any) -> None:
         """Keep what JSON can say, by its name, all in one step."""
@@ -223,7 +229,7 @@ def write_shared(path: Path, save: Callable[[Path], object], pool: Path | None) 
         save(path)
         return
     shared = pool / path.name
-    if not _intact(shared, path.stem):
+    if not intact(shared, path.stem):
         save(shared)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,14 +259,6 @@ def _wrong(state: object) -> str | None:
 
 def _found(value: object) -> str:
     return f"found {value!r:.60}"
-
-
-def _intact(path: Path, name: str) -> bool:
-    """Whether the model with this hash is in the file."""
-    try:
-        return path.exists() and sha256_of(tensors.stream(path)) == name
-    except ModelError:
-        return False
 
 
 def _damaged(path: Path, role: str) -> ModelError:

@@ -18,6 +18,7 @@ import ray
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
+from fedspeech import protocol
 from fedspeech.cluster import joining
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import FedSpeechError, RunError
@@ -137,7 +138,7 @@ class RayGrid(SimulatedGrid):
             self._queue.append(number)
 
     def _take_out_arrays(self, message: Message) -> tuple[Message, Arrays]:
-        records = message.content.array_records
+        records = protocol.arrays(message.content)
         if not records:
             return message, {}
         arrays = {name: self._share(record) for name, record in records.items()}

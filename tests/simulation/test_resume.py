@@ -171,11 +171,13 @@ def inflict(damage: str, path: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_lost_personal_model_is_asked_for_again(
-    corpus, undisturbed, finished, first_speaker, damage
+    corpus, undisturbed, finished, first_speaker, damage, caplog
 ):
-    inflict(damage, finished / "models" / "personal" / f"{first_speaker}.safetensors")
+    path = finished / "models" / "personal" / f"{first_speaker}.safetensors"
+    inflict(damage, path)
     asked = resume(settings(corpus), finished)
     assert asked.kinds == [protocol.PERSONALIZE]
+    assert f"{path}: missing or damaged; speaker {first_speaker} is asked again" in caplog.messages
     assert_same(finished, undisturbed)
 
 
@@ -195,16 +197,65 @@ def test_a_device_that_lost_its_models_too_trains_again(
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("role", ["difference", "validation"])
 def test_a_device_whose_own_copy_is_damaged_trains_again(
-    corpus, undisturbed, finished, first_speaker, role, damage
+    corpus, undisturbed, finished, first_speaker, role, damage, caplog
 ):
-    (finished / "models" / "personal" / f"{first_speaker}.safetensors").unlink()
     models = finished / "devices" / first_speaker / "models"
     path = models / f"{json.loads((models / 'state.json').read_text())[role]}.safetensors"
     whole = path.read_bytes()
     inflict(damage, path)
-    resume(settings(corpus), finished)
+    asked = resume(settings(corpus), finished)
+    assert asked.kinds == [protocol.PERSONALIZE]
+    assert f"{path}: missing or damaged; speaker {first_speaker} is asked again" in caplog.messages
     assert_same(finished, undisturbed)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", DAMAGES[1:])
+def test_g_that_is_damaged_where_all_devices_have_it_is_sent_again(
+    corpus, undisturbed, finished, damage, caplog
+):
+    """Its file is one for all of them."""
+    (path,) = (finished / "devices" / "pool").glob("*.safetensors")
+    held = list(finished.glob(f"devices/*/models/{path.name}"))
+    whole = path.read_bytes()
+    inflict(damage, path)
+    for link in held:  # the copy of the run has files of their own
+        link.unlink()
+        os.link(path, link)
+    asked = resume(settings(corpus), finished)
+    assert asked.kinds == [protocol.PERSONALIZE] * len(held)
+    assert sum("missing or damaged" in line for line in caplog.messages) == len(held)
+    assert_same(finished, undisturbed)
+    assert {one.read_bytes() for one in (path, *held)} == {whole}
+
+
+@pytest.mark.faults
+def test_g_that_is_damaged_on_the_server_is_named_and_written_anew(
+    corpus, undisturbed, finished, caplog
+):
+    path = finished / "models" / "generic.safetensors"
+    path.write_bytes(changed(path.read_bytes()))
+    assert resume(settings(corpus), finished).kinds == []
+    assert f"{path}: damaged, or another G; it is written anew" in caplog.messages
+    assert_same(finished, undisturbed)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("role", ["generic", "difference", "validation", "base", "state.json"])
+def test_what_only_a_round_that_has_ended_could_bring_is_named(
+    corpus, undisturbed_long, tmp_path, role
+):
+    folder = Path(shutil.copytree(undisturbed_long, tmp_path / "run"))
+    models = sorted(folder.glob("devices/*/models/state.json"))[0].parent
+    said = json.loads((models / "state.json").read_text())
+    path = models / (role if role == "state.json" else f"{said[role]}.safetensors")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(RunError) as told:
+        simulate(settings(corpus, federation=LONG), folder)
+    first, why = str(told.value).splitlines()
+    assert first.startswith(f"{path}: ")
+    assert why == "The round that it is from has ended: without it the run cannot be resumed"
 
 
 @pytest.mark.faults
@@ -270,7 +321,6 @@ def test_a_device_that_forgot_what_it_holds_is_named_and_begins_anew_without_it(
     first, hint = str(told.value).splitlines()
     assert first.startswith(f"{path}: not readable: ") and hint.startswith("Without this file ")
     path.unlink()
-    (finished / "models" / "personal" / f"{first_speaker}.safetensors").unlink()
     resume(settings(corpus), finished)
     assert_same(finished, undisturbed)
 

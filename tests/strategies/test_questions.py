@@ -1,10 +1,12 @@
 """Races on real clients: what is sent to whom and how often, and what comes of it."""
 
+import weakref
 from collections import Counter
 from itertools import groupby
 
 import numpy as np
 import pytest
+import torch
 from federations import (
     GENERIC_SPEAKERS,
     Around,
@@ -17,11 +19,15 @@ from federations import (
 from flwr.app import Error, Message
 
 from fedspeech import corpus as corpora
-from fedspeech import evaluation, features, protocol, racing, seeding
+from fedspeech import evaluation, features, protocol, racing, seeding, tensors
 from fedspeech.corpus.partition import partition, pseudonym
+from fedspeech.errors import RunError
 from fedspeech.models import description as descriptions
 from fedspeech.population import Population
+from fedspeech.protocol import Member
 from strategies import questions
+from strategies.exchange import Exchange
+from strategies.view import Candidates
 
 CLIENTS = 6
 RACING = {"k": 2, "search": "racing", "budget": 0.6}
@@ -269,3 +275,44 @@ def test_races_of_one_rule_do_not_mix(crowd, tmp_path, monkeypatch):
     assert results(folder)["failures"] == []
     ended = [text for text in asked.texts() if text.get("race", {}).get("ends")]
     assert len(ended) == 2 * CLIENTS
+
+
+class _Alive:
+    """A grid that answers nobody, and counts the sets of tensors that are alive as it sends."""
+
+    def __init__(self):
+        self.sent, self.most, self._seen = [], 0, {}
+
+    def create_message(self, content, kind, node, group):
+        return Message(content, node, kind, group_id=group)
+
+    def send_and_receive(self, messages, timeout):
+        made = iter(messages)
+        while (message := next(made, None)) is not None:
+            records = protocol.arrays(message.content)
+            self._seen |= {id(record): weakref.ref(record) for record in records.values()}
+            self.sent.append(len(records))
+            del message, records
+            self.most = max(self.most, sum(seen() is not None for seen in self._seen.values()))
+        return []
+
+
+@pytest.mark.parametrize(("held", "carried"), [(0.5, 1), (2.5, 2), (100, 4)])
+def test_only_the_candidates_of_one_message_are_in_memory(tmp_path, monkeypatch, held, carried):
+    """So many as have room in a message: they go to everybody before the next ones are read."""
+    population = Population(tmp_path)
+    names = [f"s{number}" for number in range(7)]
+    model = {"w": torch.zeros(100)}
+    tensors.write(population.generic_path, model)
+    for number, name in enumerate(names):
+        tensors.write(population.personal_path(name), {"w": torch.full((100,), float(number))})
+    members = [Member(name, node, 1.0, 1, "") for node, name in enumerate(names)]
+    exchange = Exchange(members, 0.0, [])
+    exchange.admit(names)
+    monkeypatch.setattr(questions, "CANDIDATES_PER_MESSAGE", 4)
+    monkeypatch.setattr(questions, "BYTES_PER_MESSAGE", int(held * tensors.size(model)))
+    asking, grid = questions.Questions(population, exchange, 0), _Alive()
+    with pytest.raises(RunError):  # nobody is left
+        asking.ask(grid, 1, {name: Candidates(names, "train") for name in names})
+    assert sum(grid.sent) == len(names) ** 2
+    assert max(grid.sent) == carried and grid.most <= carried + 1

@@ -62,6 +62,24 @@ def personalize(message: Message, context: Context) -> Message:
     return Message(protocol.content(said, difference=protocol.pack(drawn)), reply_to=message)
 
 
+@app.query("word_errors")
+def word_errors(message: Message, context: Context) -> Message:
+    """Nothing of a candidate that comes; at the end of a race the first k by name."""
+    asked = protocol.text(message.content)
+    race, candidates = asked["race"], sorted(asked["candidates"])
+    said = {"errors": {}, "words": 1, "part": asked["part"]}
+    if race["ends"]:
+        said["errors"] = dict.fromkeys(candidates, 0)
+        said["race"] = {
+            "kept": candidates[: race["k"]],
+            "words": dict.fromkeys(candidates, 1),
+            "decodings": len(candidates),
+            "exhaustive": len(candidates),
+            "confident": False,
+        }
+    return Message(protocol.content(said), reply_to=message)
+
+
 @app.train("install")
 def install(message: Message, context: Context) -> Message:
     """Take M_s and forget it."""
@@ -72,7 +90,7 @@ def install(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Flower's plain route: the model that was sent, moved a little."""
-    sent = message.content.array_records["arrays"].to_torch_state_dict()
+    sent = protocol.arrays(message.content)["arrays"].to_torch_state_dict()
     moved = difference(dict(sent), str(context.node_config["partition-id"]))
     arrays = ArrayRecord({name: sent[name] + moved[name] for name in moved})
     metrics = MetricRecord({"num-examples": 1})

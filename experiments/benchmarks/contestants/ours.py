@@ -101,7 +101,7 @@ def base_models(
     about: ModelDescription,
     members: Sequence[Member],
 ) -> BaseModels:
-    """What builds M_s in a run, for rules that ask no device."""
+    """What builds M_s in a run."""
     settings, exchange = Config(), Exchange(members, 1.0, [])
     exchange.admit(member.speaker for member in members)
     questions = Questions(population, exchange, settings.seed)
