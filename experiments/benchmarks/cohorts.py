@@ -8,6 +8,7 @@ what a matrix product of this size reaches here stands for the peak.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +19,7 @@ from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Row, Setting, ratio, say, spread
 from experiments.benchmarks.workload import Job, Plain
 from fedspeech import seeding, tensors
-from fedspeech.accelerator import place
+from fedspeech.accelerator import autocast, place
 from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.features import one_thread
 from fedspeech.models.description import ModelDescription
@@ -32,6 +33,10 @@ PANELS = (Panel(TABLE, "size", "/ the loop's speed", ("precision",)),)
 WORDS = "one two three four five six seven eight nine ten"
 FRAMES = (100, 200)
 WORDS_EACH = 3
+Way = tuple[str, str]
+"""Loop or cohort, and its precision."""
+Outputs = tuple[torch.Tensor, torch.Tensor]
+Forward = Callable[..., Outputs]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -51,7 +56,7 @@ QUICK = Plan((Job("0.1M", 8, 1, 0), Job("1M", 4, 1, 0)), utterances=16, repeats=
 
 
 def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
-    """A row for each job and precision of the cohort; the loop is fp32 throughout."""
+    """A row for each job and precision, of the cohort and of the loop."""
     with one_thread():
         for job in plan.jobs:
             yield from Case(job, plan.utterances, setting.seed).measure(plan.repeats)
@@ -80,21 +85,22 @@ class Case:
 
     def measure(self, repeats: int) -> Iterator[Row]:
         """The loop and the cohorts in turns, after a repetition that warms up."""
-        ways: dict[str, Callable[[], object]] = {
-            "loop": self.loop,
-            "fp32": lambda: self.cohort("fp32"),
-            "bf16": lambda: self.cohort("bf16"),
+        ways: dict[Way, Callable[[str], object]] = {
+            (name, precision): work
+            for precision in DTYPES
+            for name, work in (("loop", self.loop), ("cohort", self.cohort))
         }
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        seconds: dict[Way, list[float]] = {way: [] for way in ways}
         for turn in range(-1, repeats):
             say(f"cohorts: {self.job.size}, {'warming up' if turn < 0 else turn + 1}")
             for way, work in ways.items():
-                taken = timed(work)
+                taken = timed(partial(work, way[1]))
                 if turn >= 0:
                     seconds[way].append(taken)
         arithmetic = self.arithmetic()
-        for precision in ("fp32", "bf16"):
-            taken, speakers = seconds[precision], self.job.speakers
+        for precision in DTYPES:
+            loop, taken = seconds["loop", precision], seconds["cohort", precision]
+            speakers = self.job.speakers
             reached = [arithmetic / s / 1e9 for s in taken]
             peak = matrix_products(DTYPES[precision])
             yield {
@@ -103,17 +109,18 @@ class Case:
                 "size": self.job.size,
                 "speakers in the cohort": speakers,
                 "precision": precision,
-                "loop, speakers per second": spread([speakers / s for s in seconds["loop"]]),
+                "loop, speakers per second": spread([speakers / s for s in loop]),
                 "cohort, speakers per second": spread([speakers / s for s in taken]),
-                "/ the loop's speed": ratio(seconds["loop"], taken),
+                "/ the loop's speed": ratio(loop, taken),
                 "cohort, GFLOP/s": spread(reached),
                 "% of matrix products": spread([100 * each / peak for each in reached]),
             }
 
-    def loop(self) -> list[Tensors]:
+    def loop(self, precision: str) -> list[Tensors]:
         """One speaker after the other."""
         modules = [self.description.module(self.generic).to(place()) for _ in self.speech]
         for module, speech in zip(modules, self.speech, strict=True):
+            module.forward = partial(_within, module.forward, precision)
             plain.train(module, speech, self.job.epochs)
         return [tensors.state(module) for module in modules]
 
@@ -133,6 +140,13 @@ class Case:
         with FlopCounterMode(display=False) as counter:
             plain.train(module, self.speech[0], 1)
         return int(counter.get_total_flops()) * self.job.epochs * self.job.speakers
+
+
+def _within(forward: Forward, precision: str, *batch: torch.Tensor) -> Outputs:
+    """A plain model's outputs; what comes of them is float32, as everybody has it."""
+    with autocast(precision):
+        logits, frames = forward(*batch)
+    return logits.float(), frames
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -24,14 +24,19 @@ def test_arithmetic_by_hand(case):
 
 
 def test_loop_and_cohort_fine_tune_everybody(case):
-    looped, stacked = case.loop(), case.cohort("fp32")
-    assert len(looped) == len(stacked) == 3
-    for models in (looped, stacked):
+    ways = case.loop("fp32"), case.loop("bf16"), case.cohort("fp32")
+    for models in ways:
+        assert len(models) == 3
         for model in models:
             assert model.keys() == case.generic.keys()
             moved = (model["output.weight"] - case.generic["output.weight"]).abs().max()
             # Adam moves each value by about its rate in each of the two updates
             assert 5e-4 < moved < 2e-3
+
+
+def test_products_of_the_loop_are_rounded_to_bf16_where_it_says_so(case):
+    (weights, rounded) = (case.loop(how)[0]["output.weight"] for how in ("fp32", "bf16"))
+    assert 1e-6 < (weights - rounded).abs().max() < 4e-3
 
 
 def test_rows(monkeypatch, tmp_path):
