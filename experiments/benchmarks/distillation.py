@@ -20,7 +20,8 @@ from fedspeech import models, seeding
 from fedspeech.config.distillation import DistillationTraining, ModuleSettings, ReplacingSettings
 from fedspeech.config.model import FeatureSettings
 from fedspeech.corpus.cuts import SAMPLE_RATE
-from fedspeech.decoding.streaming import Stream
+from fedspeech.decoding.streaming import FeatureStream, Stream
+from fedspeech.decoding.transducer import Greedy
 from fedspeech.features import Normalization, Utterance
 from fedspeech.models.description import ModelDescription
 from fedspeech.models.rnnt import BLANK, RNNT
@@ -43,6 +44,8 @@ NAME = (0, 0, "", "benchmark")
 RATE = 0.5
 """The probability of the student's modules; the rest are the teacher's, which are larger."""
 UNITS_PER_SECOND = 4
+BIAS, HALVINGS = 200.0, 24
+"""Of the blank: the largest that is tried, and how often."""
 CHUNK_SECONDS = 0.1
 
 
@@ -174,8 +177,9 @@ def stream(channel: Channel, name: str, plan: Plan) -> None:
     draw = torch.Generator().manual_seed(0)
     wave = 0.1 * torch.randn(int(plan.seconds * SAMPLE_RATE), generator=draw)
     with torch.no_grad():
-        listener.output.weight.mul_(20)  # drawn weights say all units alike
-        listener.output.bias[BLANK] = _bias(listener, plan.seconds)
+        listener.output.weight.mul_(20)  # drawn weights say all units alike,
+        listener.predicted.weight.zero_()  # and whatever was said before, once they say one
+    _let_through(listener, FeatureStream(FEATURES, plain).accept(wave), plan.seconds)
     factors, spelled = [], 0
     for _ in range(plan.repeats):
         heard = Stream(listener, about, plain)
@@ -198,12 +202,16 @@ def stream(channel: Channel, name: str, plan: Plan) -> None:
 
 
 @torch.inference_mode()
-def _bias(listener: RNNT, seconds: float) -> float:
-    """Of the blank: what lets through so many units a second."""
-    frames = torch.randn(1, int(100 * seconds), 64, generator=torch.Generator().manual_seed(1))
-    encoded, _ = listener.encode(frames)
-    predicted, _ = listener.predict(torch.zeros(1, 1, dtype=torch.long))
-    logits = listener.join(encoded[0], predicted[0])
-    lead = logits[:, 1:].max(1).values - logits[:, BLANK]
-    share = 1 - UNITS_PER_SECOND * seconds / len(lead)
-    return float(lead.quantile(share) + listener.output.bias[BLANK])
+def _let_through(listener: RNNT, frames: torch.Tensor, seconds: float) -> None:
+    """Give the blank the bias with which greedy search spells nearly so many units in a second."""
+    encoded, _ = listener.encode(frames[None])
+    low, high = -BIAS, BIAS
+    for _ in range(HALVINGS):
+        listener.output.bias[BLANK] = middle = (low + high) / 2
+        search = Greedy(listener, 1)
+        search.accept(encoded, torch.tensor([encoded.shape[1]]))
+        if len(search.spelled[0]) > UNITS_PER_SECOND * seconds:
+            low = middle
+        else:
+            high = middle
+    listener.output.bias[BLANK] = high
