@@ -328,6 +328,12 @@ def test_k_of_zero_is_refused_where_the_rule_is_made(file):
 # What is read.
 
 
+def test_what_is_wrong_with_the_whole_is_not_blamed_on_an_override(file):
+    path = file("kind = 'distillation'\nrows = ['lcrm']")
+    assert told(path, "training.epochs=3").startswith("mine.toml:2: settings: rows: expected")
+    assert told(path, "rows=['lcrm']").startswith("--set rows=['lcrm']: settings: rows: expected")
+
+
 def test_overrides_are_toml_or_else_text(file):
     overrides = (
         "corpus.path=/data/TED LIUM",
@@ -566,7 +572,8 @@ DISTILL = "kind = 'distillation'\n"
     [
         (
             f"{DISTILL}rows = ['teacher', 'lcrm']",
-            "mine.toml: settings: rows: expected some of teacher, student, kd, lcmr, found 'lcrm'",
+            "mine.toml:2: settings: rows: expected some of teacher, student, kd, lcmr, found "
+            "'lcrm'",
         ),
         (
             f"{DISTILL}rows = ['kd', 'kd']",
@@ -574,7 +581,7 @@ DISTILL = "kind = 'distillation'\n"
         ),
         (
             f"{DISTILL}rows = ['kd']\n[replacing.kd]",
-            "mine.toml: settings: replacing: teacher, student and kd are rows already",
+            "mine.toml:3: settings: replacing: teacher, student and kd are rows already",
         ),
         (
             f"{DISTILL}[replacing.lcmr]\nrate = 1.5",

@@ -6,6 +6,7 @@ the files beside this one, each setting with its meaning.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -114,7 +115,10 @@ def _explain(
     overrides: Sequence[str],
 ) -> str:
     keys = [str(part) for part in item["loc"]]
-    where = f"{settings_file.where(keys, paths, overrides)}: {'.'.join(keys) or 'settings'}"
+    # What is told of the settings as a whole begins with the name of the one that is at fault.
+    named = re.match(r"Value error, ([\w.]+): ", item["msg"])
+    at = keys or (named[1].split(".") if named else [])
+    where = f"{settings_file.where(at, paths, overrides)}: {'.'.join(keys) or 'settings'}"
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(keys[-1], _known(schema, keys[:-1]), n=1, cutoff=0.4)
         hint = f"; the nearest known one is {near[0]}" if near else ""

@@ -79,8 +79,8 @@ class ReplacingSettings(Settings):
     """How the probability p of the student's modules goes from `rate` to 1."""
     rate: Share = 0.5
     """p_0: the probability at the beginning."""
-    base: Annotated[float, Field(gt=1, strict=True)] = 40.0
-    """B of the logarithmic schedule."""
+    base: Annotated[float, Field(ge=1.001, strict=True)] = 40.0
+    """B of the logarithmic schedule; nearer to 1 it would be the linear one, but for rounding."""
     phase: Share = 0.75
     """The share of updates in which modules are replaced; then the student learns alone."""
     strategy: Literal[1, 2] = 2

@@ -72,7 +72,7 @@ def where(keys: Sequence[str], paths: Sequence[Path], overrides: Sequence[str]) 
     """What set it: an override, or the line of a file, nearest first; else the nearest file."""
     for setting in reversed(overrides):
         set_there = setting.partition("=")[0].strip().split(".")
-        if all(ours == theirs for ours, theirs in zip(keys, set_there, strict=False)):
+        if keys and all(ours == theirs for ours, theirs in zip(keys, set_there, strict=False)):
             return f"--set {setting}"
     lines = ((path, _line(path, keys)) for path in paths)
     return next((f"{path}{line}" for path, line in lines if line), str(paths[0]))

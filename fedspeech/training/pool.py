@@ -1,11 +1,13 @@
 """A run that is nothing but trainings: its cells, each finished once, on some processes.
 
 A cell is one training with its judgement. What is finished lies in the run's folder, and a run that
-goes on does not train it again. The results are the same to the byte whatever the number of workers
-and however often the run was interrupted.
+goes on does not train it again unless a file of it is missing or damaged. The results are the same
+to the byte whatever the number of workers and however often the run was interrupted.
 """
 
+import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -23,11 +25,14 @@ import torch
 
 from fedspeech.config.distillation import DistillationConfig
 from fedspeech.config.neural_diff import NeuralDiffConfig
-from fedspeech.errors import RunError
+from fedspeech.errors import DivergedError, RunError
 from fedspeech.progress import stage
 from fedspeech.run_folder import RunFolder
 from fedspeech.tensors import write_whole
 
+log = logging.getLogger("fedspeech")
+FILES = "files"
+"""In a finished cell's figures: the SHA-256 of every file of it, by its name under `models`."""
 Figures = dict[str, Any]
 """Of a finished cell: JSON, with errors and words of every test utterance, by speaker."""
 
@@ -66,7 +71,7 @@ class Trainings:
     def finish(self, cells: Sequence[C], make: Make) -> dict[C, Figures]:
         """Finish what is not finished yet; the figures of all cells."""
         run, workers = self.run.path, self._workers
-        done = {cell for cell in cells if record(run, cell).exists()}
+        done = {cell for cell in cells if is_finished(run, cell)}
         with self.timed("trainings"), stage(len(cells)) as shown:
             shown.start("trainings", len(cells))
             for _ in done:
@@ -105,6 +110,35 @@ def record(run: Path, cell: Cell) -> Path:
     return run / "cells" / f"{cell.name}.json"
 
 
+def keep(run: Path, cell: Cell, figures: Figures) -> None:
+    """Write the figures of a cell whose files are all there: it is finished."""
+    models = run / "models"
+    own = sorted(path for path in models.rglob("*") if path.stem == cell.name)
+    files = {str(path.relative_to(models)): _sha256(path) for path in own}
+    text = json.dumps({**figures, FILES: files}) + "\n"
+    write_whole(record(run, cell), lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def is_finished(run: Path, cell: Cell) -> bool:
+    """Whether a cell need not be trained; a file that is missing or damaged is named.
+
+    Raises RunError where its figures are damaged.
+    """
+    if not record(run, cell).exists():
+        return False
+    for name, expected in read(run, cell).get(FILES, {}).items():
+        path = run / "models" / name
+        if not path.exists() or _sha256(path) != expected:
+            log.warning("%s: missing or damaged; %s is trained again", path, cell.name)
+            return False
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read(run: Path, cell: Cell) -> Figures:
     """The figures of a finished cell. Raises RunError where they are damaged."""
     path = record(run, cell)
@@ -116,22 +150,34 @@ def read(run: Path, cell: Cell) -> Figures:
 
 
 def _finished(cells: Sequence[C], done: set[C], workers: int, run: Path, make: Make) -> Iterator[C]:
-    """The cells that are not done, each when it is; none begins before its base is done."""
+    """The cells that are not done, each when it is; none begins before its base is done.
+
+    Where one diverges the others are finished all the same, but for those that it is the base of;
+    then it is told.
+    """
+    diverged: list[DivergedError] = []
     waiting = [cell for cell in cells if cell not in done]
     ready: set[Cell] = set(done)
     running: set[Future[C]] = set()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start, (run, make)) as pool:
         try:
-            while waiting or running:
+            while True:
                 free = [c for c in waiting if c.base is None or c.base in ready]
                 for cell in free[: workers - len(running)]:
                     waiting.remove(cell)
                     running.add(pool.submit(_finish, cell))
+                if not running:
+                    break
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    ready.add(future.result())
-                    yield future.result()
+                    try:
+                        cell = future.result()
+                    except DivergedError as error:
+                        diverged.append(error)
+                        continue
+                    ready.add(cell)
+                    yield cell
         except BrokenProcessPool:
             raise RunError(
                 "a worker died (killed, or out of memory); what is finished is kept: "
@@ -142,6 +188,8 @@ def _finished(cells: Sequence[C], done: set[C], workers: int, run: Path, make: M
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+    if diverged:
+        raise RunError("\n".join([*map(str, diverged), "all that did not need it is finished"]))
 
 
 def _told(cell: Cell, figures: Figures) -> str:
@@ -175,6 +223,5 @@ def _go_with_the_parent() -> None:
 
 def _finish(cell: C) -> C:
     """Finish a cell in this process."""
-    text = json.dumps(_learn(cell)) + "\n"
-    write_whole(record(_run, cell), lambda part: part.write_text(text, encoding="utf-8"))
+    keep(_run, cell, _learn(cell))
     return cell

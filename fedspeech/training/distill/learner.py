@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedspeech.config.distillation import KD, STUDENT, TEACHER, DistillationConfig
-from fedspeech.errors import RunError
+from fedspeech.errors import DivergedError
 from fedspeech.models.rnnt import RNNT
 from fedspeech.tensors import Tensors
 from fedspeech.training import checkpoint
@@ -30,7 +30,7 @@ def learn(
 ) -> Learned:
     """Train a cell; `teacher` is the model of its base, `kept` the file of its checkpoint.
 
-    Raises RunError where the training diverges.
+    Raises DivergedError where the training diverges.
     """
     model = task.model(cell.row, cell.seed)
     if cell.row == TEACHER and settings.teacher.file is not None:
@@ -64,7 +64,7 @@ def _train(loop: Loop, cell: Cell, kept: Path) -> list[float]:
     for epoch in range(len(losses), loop.settings.epochs):
         losses.append(loop.epoch(epoch))
         if not math.isfinite(losses[-1]):
-            raise RunError(
+            raise DivergedError(
                 f"{cell.name}: training diverged in epoch {epoch + 1} (loss {losses[-1]:.3g}); "
                 f"training.learning_rate = {loop.settings.learning_rate:g} may be too large"
             )

@@ -20,7 +20,7 @@ from fedspeech.models.description import ModelDescription
 from fedspeech.models.rnnt import RNNT
 from fedspeech.tensors import Tensors
 from fedspeech.training.course import Course, fitting
-from fedspeech.training.distill import modules
+from fedspeech.training.distill import modules, schedules
 
 
 class Task:
@@ -45,7 +45,21 @@ class Task:
         if not self._taught:
             raise CorpusError("all training utterances have more units than there are steps")
         self.skipped = len(spoken) - len(self._taught)
+        self._check_phases()
         self._test = features.prepare(test, settings.features, (), folder)
+
+    def _check_phases(self) -> None:
+        """Raise ConfigError where a schedule does not reach 1 before the last update."""
+        course = self.course(self._settings.seed)
+        updates = course.updates_per_epoch * course.settings.epochs
+        for row in self._settings.rows:
+            replacing = self._settings.replacing.get(row)
+            if replacing is not None and schedules.rate(replacing, 1 - 1 / updates) < 1:
+                raise ConfigError(
+                    f"replacing.{row}: with {updates} updates a {replacing.schedule} schedule over "
+                    f"{replacing.phase:g} of them never reaches 1, so the student would never work "
+                    "alone; expected a shorter phase, or more updates"
+                )
 
     @property
     def sets(self) -> dict[str, set[str]]:
@@ -99,6 +113,8 @@ def given(settings: DistillationConfig) -> Tensors:
     """The teacher that the settings name a file of. Raises as `check` does."""
     assert settings.teacher.file is not None
     path = Path(settings.teacher.file)
+    if not path.name:
+        raise ConfigError(f"teacher.file: expected a safetensors file, found {str(path)!r}")
     about = description.read(path.with_suffix(".json"))
     name = "teacher.name", settings.teacher.name
     description.check_as_set("teacher.file", path, about, name, settings.features, settings.units)
@@ -122,15 +138,18 @@ def _check_units(settings: DistillationConfig, ours: ModelDescription) -> None:
     path = Path(settings.teacher.file).with_suffix(".json")
     theirs = description.read(path).units
     if json.dumps(theirs.to_json()) != json.dumps(ours.units.to_json()):
+        both = theirs.vocabulary, ours.units.vocabulary
         raise ConfigError(
-            f"teacher.file: {path} spells with {_listed(theirs.vocabulary)}, "
-            f"the training speech with {_listed(ours.units.vocabulary)}"
+            f"teacher.file: {path} spells with {_listed(*both)}, the training speech with "
+            f"{_listed(*reversed(both))}"
         )
 
 
-def _listed(vocabulary: Sequence[str]) -> str:
-    first = " ".join(vocabulary[1:9])
-    return f"{len(vocabulary) - 1} units ({first}{' …' if len(vocabulary) > 9 else ''})"
+def _listed(vocabulary: Sequence[str], other: Sequence[str]) -> str:
+    """How many units, and the first that the other lacks, or all but alike."""
+    own = [unit for unit in vocabulary[1:] if unit not in other]
+    what = " ".join(own[:8]) + (" …" if len(own) > 8 else "")
+    return f"{len(vocabulary) - 1} units" + (f" (only here: {what})" if own else "")
 
 
 def _sets(settings: DistillationConfig, test: Sequence[MonoCut]) -> dict[str, set[str]]:

@@ -16,7 +16,7 @@ from fedspeech.diff.apply import apply
 from fedspeech.diff.learned_hash import HashDiff
 from fedspeech.diff.learned_sparse import CubicSchedule, SparseDiff
 from fedspeech.diff.methods import Sparse
-from fedspeech.errors import RunError
+from fedspeech.errors import DivergedError, RunError
 from fedspeech.tensors import Tensors, size, state
 from fedspeech.training.loop import Loop
 from fedspeech.training.neural_diff.cells import Cell
@@ -43,7 +43,7 @@ class Outcome:
 
 
 def learn(task: Task, settings: NeuralDiffConfig, cell: Cell, base: Tensors | None) -> Outcome:
-    """Train a cell on top of its base. Raises RunError where the training diverges."""
+    """Train a cell on top of its base. Raises DivergedError where the training diverges."""
     module = _module(task, cell, base)
     if cell.model == "BL":
         loss = _train(_loop(task, settings.training, cell, module), cell)
@@ -161,7 +161,7 @@ def _train(loop: Loop, cell: Cell) -> float:
     for epoch in range(loop.settings.epochs):
         loss = loop.epoch(epoch)
         if not math.isfinite(loss):
-            raise RunError(
+            raise DivergedError(
                 f"{cell.name}: training diverged in epoch {epoch + 1} (loss {loss:.3g}); its "
                 f"learning_rate = {loop.settings.learning_rate:g} may be too large"
             )

@@ -16,7 +16,7 @@ from fedspeech.training.parallel import cell
 from fedspeech.training.parallel.crew import Crew
 from fedspeech.training.parallel.learner import Training
 from fedspeech.training.parallel.task import Task
-from fedspeech.training.pool import Figures, read, record
+from fedspeech.training.pool import Figures, is_finished, keep, read
 
 
 class Cell(NamedTuple):
@@ -47,7 +47,7 @@ def train_all(task: Task, cells: list[Cell], run: RunFolder) -> dict[str, Figure
 
     All have the corpus, the features, the model and the `engine` of the first one's settings.
     """
-    left = [each for each in cells if not record(run.path, each).exists()]
+    left = [each for each in cells if not is_finished(run.path, each)]
     with stage(sum(each.settings.training.epochs for each in cells)) as shown:
         shown.start("epochs")
         for each in cells:
@@ -86,7 +86,7 @@ def finish(crew: Crew, task: Task, each: Cell, run: RunFolder, shown: Stage) -> 
     tensors.write(path, trained.model)
     went = {"cell": each.name, **trained.happened, "epochs": trained.epochs}
     _write(each.timing(run), went)
-    _write(record(run.path, each), figures)
+    keep(run.path, each, figures)
     cell.forget(training)
 
 
@@ -101,7 +101,7 @@ def _give_up(task: Task, each: Cell, run: RunFolder, error: DivergedError) -> No
         **counted({s: Counts(own.words, own.words) for s, own in counts.items()}),
     }
     _write(each.timing(run), {"cell": each.name, "epochs": []})
-    _write(record(run.path, each), figures)
+    keep(run.path, each, figures)
 
 
 def _write(path: Path, content: Any) -> None:

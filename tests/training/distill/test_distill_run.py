@@ -1,6 +1,7 @@
 """A whole run: killed and resumed, with one worker and with two, and what comes of its student."""
 
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -137,3 +138,37 @@ def test_the_report_of_the_folder_is_shown(whole):
     done = CliRunner().invoke(app, ["report", str(whole)])
     assert done.exit_code == 0, done.output
     assert "together" in done.output and "rnnt-tiny-flat out of rnnt-tiny-deep" in done.output
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("row", ["lcmr", "teacher"])
+def test_a_model_that_is_missing_or_damaged_is_named_and_trained_again(
+    whole, file, environment, tmp_path, row
+):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    damaged, lost = (out / "models" / f"seed-{seed}.{row}.safetensors" for seed in (0, 1))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-4] + bytes(4))
+    lost.unlink()
+    (out / "results.json").unlink()
+    again = command("distill", file, out, "--resume")
+    done = subprocess.run(again, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in (damaged, lost):
+        assert f"{path}: missing or damaged; {path.stem} is trained again" in done.stderr
+    for path in (whole / "models").rglob("*.*"):
+        assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes()
+    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_where_a_row_diverges_the_others_are_finished_before_it_is_told(
+    file, environment, tmp_path
+):
+    out = tmp_path / "run"
+    wrong = ["--set", "kd.alpha=1e38", "--set", "seeds=[0]"]
+    run = command("distill", file, out, *wrong)
+    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "seed-0.kd: training diverged in epoch 1" in done.stderr
+    names = {path.name for path in out.glob("cells/*.json")}
+    assert names == {f"seed-0.{row}.json" for row in ROWS if row != "kd"}
