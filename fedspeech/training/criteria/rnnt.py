@@ -63,6 +63,8 @@ def in_parts(
     parts = _split(fits.tolist(), lengths.tolist(), counts.tolist(), most)
     if len(parts) > 1:
         _say_split(losses.device.type)
+    if any(_cells(part, lengths.tolist(), counts.tolist()) > most for part in parts):
+        _say_too_large(losses.device.type)
     for part in parts:
         chosen = torch.tensor(part, device=losses.device)
         own = partial(lattice, [references[i] for i in part], lengths[chosen])
@@ -129,12 +131,25 @@ def _split(
     parts: list[list[int]] = []
     for i in chosen:
         part = [*parts[-1], i] if parts else [i]
-        cells = max(lengths[j] for j in part) * (max(counts[j] for j in part) + 1)
-        if parts and len(part) * cells <= most:
+        if parts and _cells(part, lengths, counts) <= most:
             parts[-1] = part
         else:
             parts.append([i])
     return parts
+
+
+def _cells(part: Sequence[int], lengths: Sequence[int], counts: Sequence[int]) -> int:
+    """Of some utterances' lattices, padded."""
+    return len(part) * max(lengths[j] for j in part) * (max(counts[j] for j in part) + 1)
+
+
+@cache
+def _say_too_large(kind: str) -> None:
+    log.warning(
+        "one utterance's lattice alone takes more than an eighth of the memory (%s), and an "
+        "utterance is not split: where the memory runs out, leave out the longest ones",
+        kind,
+    )
 
 
 @cache

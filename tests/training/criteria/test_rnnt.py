@@ -128,14 +128,18 @@ def test_a_lattice_too_large_for_the_memory_is_split_which_it_says_and_changes_n
 
     whole = learned()
     assert not caplog.records
-    for memory in (10_000, 1):
-        # 10,000 bytes: an eighth of them is 14 cells of 84 bytes; the third utterance has 24.
+    for memory, alone in ((20_200, 0), (10_000, 1), (1, 1)):
+        # An eighth of 20,200 bytes are 30 cells of 84 bytes, of 10,000 14; the third utterance has
+        # 24, and cannot be split.
         monkeypatch.setattr(accelerator, "memory_bytes", lambda there=memory: there)
         rnnt._say_split.cache_clear()
+        rnnt._say_too_large.cache_clear()
         caplog.clear()
         with caplog.at_level(logging.WARNING, "fedspeech"):
             parted = learned()
-        assert "it is computed in parts" in caplog.text and len(caplog.records) == 1
+        assert "it is computed in parts" in caplog.text
+        assert caplog.text.count("one utterance's lattice alone") == alone
+        assert len(caplog.records) == 1 + alone
         torch.testing.assert_close(parted, whole)
     assert rnnt._split([0, 1, 2, 3], LENGTHS, [2, 1, 3, 0], 14) == [[0], [1], [2], [3]]
     assert rnnt._split([0, 1, 2, 3], LENGTHS, [2, 1, 3, 0], 30) == [[0, 1], [2], [3]]
