@@ -3,8 +3,9 @@
 Each device keeps its own result, so that the client app, when it is asked, has finished already.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from flwr.app import Context, Message
@@ -17,6 +18,9 @@ from fedspeech.device.lock import locked
 from fedspeech.device.store import MODELS
 from fedspeech.errors import DiskError
 from fedspeech.training.personal import FineTuned, Tuning, fine_tune_together
+
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""What the system says where there is no room or no more files may be open."""
 
 
 class _Member(NamedTuple):
@@ -31,7 +35,8 @@ def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
     A cohort is whole or it is another one: a speaker that is not asked, since it answered before
     an interruption, is fine-tuned along with the others, and its stack is what it was. What it has
     finished it keeps: by now it would begin with another P_s. Who cannot be fine-tuned, whatever
-    was raised, is left out, and says why when the client app asks.
+    was raised, is left out, and says why when the client app asks. Raises DiskError where the
+    system refuses what it may give next time: the stack would be another one then.
     """
     with ExitStack() as stack:
         members = _members(cohort, stack)
@@ -53,7 +58,7 @@ def _members(cohort: Sequence[tuple[Context, Message | None]], stack: ExitStack)
     opened: list[tuple[Speaker, Mapping[str, Any]]] = []
     rounds = set()
     for context, message in cohort:
-        with suppress(Exception):
+        with _left_out():
             stack.enter_context(locked(folder(context) / MODELS))
             me = speaker.open_folder(folder(context))
             if message is None:
@@ -65,16 +70,24 @@ def _members(cohort: Sequence[tuple[Context, Message | None]], stack: ExitStack)
     members = []
     for me, asked in opened:
         if (asked.get("generation"), asked.get("round")) in rounds:
-            with suppress(Exception):
+            with _left_out():
                 members.append(_Member(me, asked, me.tunings(asked)))
     return members
 
 
-def _keep(member: _Member, judge: FineTuned, tuned: FineTuned) -> None:
-    """Raises DiskError: a run on a full disk would lose speaker after speaker."""
+@contextmanager
+def _left_out() -> Iterator[None]:
+    """Let a speaker that cannot be fine-tuned be left out. Raises DiskError."""
     try:
-        member.me.keep_tuned(member.asked, judge, tuned)
+        yield
     except DiskError:
         raise
-    except Exception:
-        return
+    except Exception as error:
+        if getattr(error, "errno", None) in REFUSED:
+            raise DiskError(str(error)) from error
+
+
+def _keep(member: _Member, judge: FineTuned, tuned: FineTuned) -> None:
+    """Raises DiskError: a run on a full disk would lose speaker after speaker."""
+    with _left_out():
+        member.me.keep_tuned(member.asked, judge, tuned)

@@ -22,7 +22,6 @@ from fedspeech.errors import ConfigError
 from fedspeech.participation import IMPROVE, PERSONALIZATION, Round
 from fedspeech.population import Population
 from fedspeech.protocol import Member
-from fedspeech.releases import Releases
 from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.simulation import devices, sizing
 from fedspeech.simulation.grid import SimulatedGrid
@@ -33,7 +32,7 @@ from server.detail import detail
 from server.fleet import FleetGrid
 from server.generic import Generic
 from server.journal import Journal
-from server.left_behind import LeftBehind, check_stores
+from server.left_behind import LeftBehind, check_states
 from server.metrics import Metrics
 from server.recorded_grid import RecordedGrid
 from server.releases import release
@@ -143,8 +142,7 @@ class _Run:
     def go(self, grid: Grid, found: Mapping[str, AggregationRule]) -> None:
         """From the corpus to the results."""
         if self.settings.deployment is None:
-            ended = (self.journal.last_round() or {}).get("personal", {})
-            check_stores(self.run.devices, ended)
+            check_states(self.run.devices)
         with self.stages.stage("generic model"):
             trained = self._obtain_generic()
         with self.stages.stage("federation"):
@@ -157,20 +155,25 @@ class _Run:
             rounds = attendance.of(PERSONALIZATION, plan)
             _warn_of_large_groups(found, len({s for one in rounds for s in one.answers}))
             population = Population(self.run.models)
-            line = self._release(recorded, trained, members, population, plan)
+            model, failures = self._improve(recorded, trained, members, plan)
+            line = release(self.settings, model, trained.description, population)
+            trained.description.write(population.generic_path.with_suffix(".json"))
             strategy = Personalization(
                 *(found, population, trained.description, members, self.settings),
                 *(self.journal, rounds, line, self._budgets(members, trained.model)),
             )
-            failures = (Failure(s, 0, protocol.DESCRIBE, why) for s, why in absent.items())
-            strategy.outcome.failures.extend(failures)
+            away = (Failure(s, 0, protocol.DESCRIBE, why) for s, why in absent.items())
+            strategy.outcome.failures.extend(away)
             simulated = self.run.devices if self.settings.deployment is None else None
-            left = LeftBehind(strategy.personal, population, simulated)
+            ended = (self.journal.last_round() or {}).get("active", ())
+            left = LeftBehind(strategy.personal, population, simulated, ended)
             recorded.keep(protocol.PERSONALIZE, left.keeper())
+            recorded.before_sending = left.check
             speakers = {member.node: member.speaker for member in members}
             recorded.detail = lambda reply: self._tell_losses(speakers, reply)
-            model = ArrayRecord(dict(population.generic()))
-            strategy.start(recorded, model, self.settings.federation.rounds)
+            arrays = ArrayRecord(dict(population.generic()))
+            strategy.start(recorded, arrays, self.settings.federation.rounds)
+            strategy.outcome.failures[:0] = failures  # of a stage that drops nobody from this one
             _warn_of_skipped(strategy.outcome.skipped)
             self.stages.deaths = getattr(grid, "deaths", 0)
         with self.stages.stage("results"):
@@ -200,24 +203,20 @@ class _Run:
             self.metrics.fine_tuning(speaker, int(reply.metadata.group_id), losses)
         return detail(reply)
 
-    def _release(
+    def _improve(
         self,
         recorded: RecordedGrid,
         trained: Generic,
         members: Sequence[Member],
-        population: Population,
         plan: Sequence[Round],
-    ) -> Releases:
-        """Improve G where the settings say so, and make it the last release of its line."""
+    ) -> tuple[Tensors, list[Failure]]:
+        """G, improved where the settings say so, and who did not answer meanwhile."""
         rounds = attendance.of(IMPROVE, plan)
-        grid: Grid = recorded
-        if rounds and self.settings.federation.participation is not None:
-            nodes = {member.speaker: member.node for member in members}
-            grid = AttendedGrid(recorded, nodes, rounds, self.settings.federation.quorum)
-        model = improve.run(grid, trained.model, trained.description, self.settings)
-        line = release(self.settings, model, trained.description, population)
-        trained.description.write(population.generic_path.with_suffix(".json"))
-        return line
+        if not rounds:
+            return trained.model, []
+        nodes = {member.speaker: member.node for member in members}
+        grid = AttendedGrid(recorded, nodes, rounds, self.settings.federation.quorum)
+        return improve.run(grid, trained.model, trained.description, self.settings), grid.failures
 
     def _budgets(self, members: Sequence[Member], model: Tensors) -> Budgets:
         """Of the run, with what a device's line in a file says and what it says itself."""

@@ -10,6 +10,7 @@ from fedspeech import protocol
 from fedspeech.errors import RunError
 from fedspeech.participation import Round
 from server.wrapped_grid import WrappedGrid
+from strategies.outcome import Failure
 
 
 class AttendedGrid(WrappedGrid):
@@ -18,6 +19,7 @@ class AttendedGrid(WrappedGrid):
     The first exchange of a round is its training. Until then the nodes are those that are asked,
     afterwards those that were done by the deadline: only these are evaluated on. What comes too
     late has been sent all the same, so it is in the ledger; the strategy does not see it.
+    `failures` are the speakers that did not answer well, which it does not see either.
     """
 
     def __init__(
@@ -26,6 +28,8 @@ class AttendedGrid(WrappedGrid):
         super().__init__(grid)
         self._nodes, self._plan, self._quorum = nodes, plan, quorum
         self._round, self._trained = plan[0], False
+        self._speakers = {node: speaker for speaker, node in nodes.items()}
+        self.failures: list[Failure] = []
 
     def follow(self, strategy: Strategy) -> None:
         """Hear from the strategy which round it is in."""
@@ -51,17 +55,26 @@ class AttendedGrid(WrappedGrid):
 
         Raises RunError where fewer of those asked to train have answered well than the quorum.
         """
-        replies = self._grid.send_and_receive(messages, timeout=timeout)
+        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        self._note(replies)
         in_time = {self._nodes.get(speaker) for speaker in self._round.in_time}
         taken = [reply for reply in replies if reply.metadata.src_node_id in in_time]
         if not self._trained:
             self._trained = True
-            self._check_quorum(taken)
+            missing = sum(speaker not in self._nodes for speaker in self._round.asked)
+            self._check_quorum(taken, len(replies) + missing)
         return iter(taken)
 
-    def _check_quorum(self, replies: Sequence[Message]) -> None:
+    def _note(self, replies: Sequence[Message]) -> None:
+        for reply in replies:
+            if (why := protocol.failure(reply)) is not None:
+                speaker = self._speakers[reply.metadata.src_node_id]
+                kind = reply.metadata.message_type
+                self.failures.append(Failure(speaker, self._round.number, kind, why))
+
+    def _check_quorum(self, replies: Sequence[Message], of: int) -> None:
         reasons = [why for reply in replies if (why := protocol.failure(reply)) is not None]
-        there, of = len(replies) - len(reasons), len(self._round.asked)
+        there = len(replies) - len(reasons)
         if there >= (least := max(self._quorum * of, 1)):
             return
         raise RunError(

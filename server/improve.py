@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.app.exception import AppExitException
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedspeech import protocol, seeding
@@ -67,14 +66,15 @@ def check(settings: FederationSettings, rounds: Sequence[Round]) -> None:
         )
 
 
-def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Config) -> Tensors:
+def run(
+    grid: AttendedGrid, model: Tensors, description: ModelDescription, settings: Config
+) -> Tensors:
     """G after the strategy's rounds.
 
     Raises RunError where it has no result, or fewer speakers answer than the quorum.
     """
     improve = settings.federation.improve
-    if improve is None:
-        return model
+    assert improve is not None
     # Flower's strategies draw the nodes of a round from Python's own generator, and what they add
     # for differential privacy from NumPy's.
     random.seed(seeding.key(settings.seed, 0, "", "sampling of clients"))
@@ -85,8 +85,7 @@ def run(grid: Grid, model: Tensors, description: ModelDescription, settings: Con
         "settings": settings.personal.model_dump(mode="json"),
     }
     found = strategy(improve)
-    if isinstance(grid, AttendedGrid):
-        grid.follow(found)
+    grid.follow(found)
     config = ConfigRecord(dict(protocol.write_text(said)))
     try:
         result = found.start(

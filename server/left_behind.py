@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
+from fedspeech import protocol
 from fedspeech.device.store import DIFFERENCE, GENERIC, MODELS, VALIDATION, Store
 from fedspeech.errors import ModelError, RunError
 from fedspeech.population import Population
@@ -20,37 +21,51 @@ from strategies.personal import PersonalModels
 log = logging.getLogger("fedspeech")
 FINE_TUNED = GENERIC, DIFFERENCE, VALIDATION
 """What a device has once it has answered `train.personalize`."""
-GONE = "The round that it is from has ended: without it the run cannot be resumed"
 
 
-def check_stores(folder: Path, ended: Collection[str]) -> None:
-    """Raise RunError where a simulated device does not know which models it holds, or lacks one
-    that only a round could bring which has ended: `ended` are the speakers that had one.
-    """
+def check_states(folder: Path) -> None:
+    """Raise RunError where a simulated device does not know which models it holds."""
     for device in devices.folders(folder):
-        store = Store(device / MODELS)
         try:
-            lost = _lost_for_good(store) if device.name in ended else None
-            store.state()
+            Store(device / MODELS).state()
         except ModelError as error:
-            anew = "Without this file --resume lets the device begin anew; all else stays"
-            raise RunError(f"{error}\n{GONE if device.name in ended else anew}") from None
-        if lost is not None:
-            raise RunError(f"{lost}: missing or damaged\n{GONE}")
-
-
-def _lost_for_good(store: Store) -> Path | None:
-    lacking = any(store.state().get(role) is None for role in FINE_TUNED)
-    return next(iter([store.folder] if lacking else store.lost()), None)
+            raise RunError(
+                f"{error}\nWithout this file --resume lets the device begin anew; all else stays"
+            ) from None
 
 
 class LeftBehind:
-    """The P_s on the server's disk and, where the devices are simulated, what they hold."""
+    """The P_s on the server's disk and, where the devices are simulated, what they hold.
+
+    `ended` are the speakers that were there when the last round ended.
+    """
 
     def __init__(
-        self, personal: PersonalModels, population: Population, devices: Path | None
+        self,
+        personal: PersonalModels,
+        population: Population,
+        devices: Path | None,
+        ended: Collection[str],
     ) -> None:
         self._personal, self._population, self._devices = personal, population, devices
+        self._unchecked = set(ended) if devices is not None else set()
+        # What later rounds have trained, no device can train again: it began with what it replaced.
+        self._can_train_again = devices is not None and not ended
+
+    def check(self, speaker: str, kind: str) -> None:
+        """Raise RunError where a device that is about to be asked lacks a model that only a round
+        could bring which has ended: it would drop out.
+        """
+        if speaker not in self._unchecked or kind not in protocol.ANSWERS:
+            return
+        self._unchecked.remove(speaker)
+        store = self._store(speaker)
+        lacking = any(store.state().get(role) is None for role in FINE_TUNED)
+        for lost in [store.folder] if lacking else store.lost():
+            raise RunError(
+                f"{lost}: missing or damaged\nThe round that it is from has ended: without it the "
+                "run cannot be resumed"
+            )
 
     def keeper(self) -> Keeper:
         """Keeps P_s, and asks for it again where it is not there any more."""
@@ -65,9 +80,13 @@ class LeftBehind:
     def _lost(self, speaker: str, content: RecordDict) -> Iterator[Path]:
         if not self._personal.still_there(speaker, content):
             yield self._population.personal_path(speaker)
-        if self._devices is not None:
-            store = Store(self._devices / speaker / MODELS)
+        if self._can_train_again:
+            store = self._store(speaker)
             state = store.state()
             for role in FINE_TUNED:
                 if not store.holds(role):
                     yield store.file(state[role]) if role in state else store.folder
+
+    def _store(self, speaker: str) -> Store:
+        assert self._devices is not None
+        return Store(self._devices / speaker / MODELS)

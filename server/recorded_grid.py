@@ -57,6 +57,8 @@ class RecordedGrid(WrappedGrid):
         self._underway = Underway(getattr(grid, "at_once", 1))
         self._ready: Callable[[], bool] = getattr(grid, "ready", lambda: False)
         self.detail: Callable[[Message], str] = lambda reply: ""
+        self.before_sending: Callable[[str, str], object] = lambda speaker, kind: None
+        """Told of a speaker and a message's type before it is really sent, and may raise."""
 
     def know(self, members: Iterable[Member]) -> None:
         """Whose node is whose."""
@@ -101,6 +103,7 @@ class RecordedGrid(WrappedGrid):
         return asked
 
     def _send(self, one: Asked, message: Message) -> None:
+        self.before_sending(one.speaker, one.kind)
         if protocol.arrays(message.content):
             # It was sent, should this process end before the answer is kept.
             self._journal.add_unanswered(_row(one, 0, {}, ""))

@@ -22,6 +22,8 @@ from strategies.view import Federation, SpeakerView
 
 BUILT_TOGETHER_BYTES = 2**29
 """Of the M_s that are built side by side and wait to be sent."""
+MOST_MAPPED = 2**14
+"""Files that are read for them at once. Linux lets a process map 65,530."""
 
 
 class BaseModels:
@@ -120,7 +122,9 @@ class BaseModels:
         """M_s, or the mix, of everybody who is still there."""
         generic = dict(self._population.generic())
         views = iter(list(self._still_there(base).items()))
-        together = max(1, BUILT_TOGETHER_BYTES // size(generic))
+        peers = max((len(view.weights) for view in self._still_there(base).values()), default=0)
+        fitting = min(BUILT_TOGETHER_BYTES // size(generic), MOST_MAPPED // (peers + 1))
+        together = max(1, fitting)
         while some := dict(itertools.islice(views, together)):
             yield from self._build(base, some, alpha, generic)
 

@@ -1,5 +1,6 @@
 """A cohort's stack on the devices' own folders."""
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -173,19 +174,23 @@ def test_whose_notes_are_damaged_is_left_out_although_it_is_not_asked(cohort):
     assert hashes(members[1]) == hashes(expected[1])
 
 
-@pytest.mark.parametrize(("error", "ends"), [(DiskError("full"), True), (OSError("no"), False)])
-def test_only_a_full_disk_ends_the_run_where_a_result_cannot_be_kept(
-    cohort, monkeypatch, error, ends
+@pytest.mark.parametrize("step", ["keep_tuned", "tunings"])
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [(DiskError("full"), True), (OSError(errno.EMFILE, "many"), True), (OSError("no"), False)],
+)
+def test_only_what_the_system_may_give_next_time_ends_the_run(
+    cohort, monkeypatch, error, ends, step
 ):
     members = cohort("broken")
-    keep, broken = speakers.Speaker.keep_tuned, Path(str(members[0][0].node_config["device"]))
+    real, broken = getattr(speakers.Speaker, step), Path(str(members[0][0].node_config["device"]))
 
     def refuse(me, *rest):
         if me.folder == broken:
             raise error
-        keep(me, *rest)
+        return real(me, *rest)
 
-    monkeypatch.setattr(speakers.Speaker, "keep_tuned", refuse)
+    monkeypatch.setattr(speakers.Speaker, step, refuse)
     if ends:
         with pytest.raises(DiskError):
             prepare(members)

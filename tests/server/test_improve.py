@@ -11,8 +11,10 @@ from fedspeech.config.federation import ImproveSettings
 from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.errors import ConfigError
 from fedspeech.models.description import ModelDescription
+from fedspeech.participation import Round
 from fedspeech.units import learn
 from server import improve
+from server.attended_grid import AttendedGrid
 
 DESCRIPTION = ModelDescription(
     "tdnn-tiny", FeatureSettings(), learn(["ba di"], UnitSettings(kind="words"))
@@ -75,7 +77,8 @@ def test_all_draws_of_a_strategy_follow_from_the_seed(monkeypatch):
         asked = {"improve": {"class": "mine:Noisy"}}
         config = Config.model_validate({"seed": seed, "federation": asked})
         model = {"x": torch.zeros(3, dtype=torch.float64)}
-        return improve.run(None, model, DESCRIPTION, config)["x"].tolist()
+        grid = AttendedGrid(None, {}, [Round("improve", 1, {}, {}, {}, 0.0)], 1.0)
+        return improve.run(grid, model, DESCRIPTION, config)["x"].tolist()
 
     assert improved(0, before=1) == improved(0, before=2)
     assert improved(0, before=1) != improved(1, before=1)

@@ -141,7 +141,7 @@ def test_who_is_tested_on_other_words_from_one_answer_to_the_next_drops_out(crow
 def test_a_poisoned_answer_to_a_flower_strategy_is_left_out(crowd, tmp_path):
     """FedAvg would average NaN, or give up the whole round for one answer of another form."""
     improve = {"class": "flwr.serverapp.strategy:FedAvg", "options": {}}
-    federation = {"bases": ["generic"], "improve": improve}
+    federation = {"bases": ["generic"], "improve": improve, "quorum": 0.4}
     bad = {"nan": "t06", "shape": "t07", "no metrics": "t08", "raise": "t09"}
     everybody = (*GOOD, *bad.values())
     folders = {GOOD: tmp_path / "alone", everybody: tmp_path / "run"}
@@ -155,6 +155,18 @@ def test_a_poisoned_answer_to_a_flower_strategy_is_left_out(crowd, tmp_path):
     assert all(torch.allclose(alone[name], run[name], rtol=1e-5, atol=1e-7) for name in alone)
     trained = [row["speaker"] for row in ledger(folders[everybody]) if row["kind"] == "train"]
     assert set(trained) == {pseudonym(0, speaker) for speaker in everybody}  # what was sent counts
+    failures = results(folders[everybody])["failures"]
+    assert {(one["speaker"], one["round"], one["message"]) for one in failures} == {
+        (pseudonym(0, speaker), 1, "train") for speaker in bad.values()
+    }
+    with pytest.raises(RunError, match=r"improve, round 1: 3 of 7 speakers .* at least 3\.5"):
+        simulate(
+            settings(
+                crowd, partition={"clients": everybody}, federation={**federation, "quorum": 0.5}
+            ),
+            tmp_path / "too few",
+            APP,
+        )
 
 
 @pytest.mark.faults

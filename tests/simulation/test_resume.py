@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -241,21 +242,65 @@ def test_g_that_is_damaged_on_the_server_is_named_and_written_anew(
     assert_same(finished, undisturbed)
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("role", ["generic", "difference", "validation", "base", "state.json"])
-def test_what_only_a_round_that_has_ended_could_bring_is_named(
-    corpus, undisturbed_long, tmp_path, role
-):
-    folder = Path(shutil.copytree(undisturbed_long, tmp_path / "run"))
-    models = sorted(folder.glob("devices/*/models/state.json"))[0].parent
+def held_by(folder: Path, number: int = 0) -> tuple[str, dict[str, Path]]:
+    """A speaker, and the files that its device has, by their roles."""
+    models = sorted(folder.glob("devices/*/models/state.json"))[number].parent
     said = json.loads((models / "state.json").read_text())
-    path = models / (role if role == "state.json" else f"{said[role]}.safetensors")
+    roles = ("generic", "difference", "validation", "base")
+    return models.parent.name, {role: models / f"{said[role]}.safetensors" for role in roles}
+
+
+LAST_ROUND = "round = 2 AND kind NOT IN ('train', 'evaluate')"
+"""Of the personalization; the Flower strategy's has other messages."""
+
+
+@pytest.fixture
+def in_round_2(undisturbed_long, tmp_path) -> Path:
+    """A run that was killed when its last round began."""
+    folder = Path(shutil.copytree(undisturbed_long, tmp_path / "run"))
+    with closing(sqlite3.connect(folder / "journal.sqlite")) as journal, journal:
+        journal.execute(f"DELETE FROM messages WHERE {LAST_ROUND}")
+    return folder
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("role", ["generic", "difference", "validation", "base"])
+def test_what_only_a_round_that_has_ended_could_bring_is_named(corpus, in_round_2, role):
+    path = held_by(in_round_2)[1][role]
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(RunError) as told:
-        simulate(settings(corpus, federation=LONG), folder)
+        simulate(settings(corpus, federation=LONG), in_round_2)
     first, why = str(told.value).splitlines()
-    assert first.startswith(f"{path}: ")
+    assert first == f"{path}: missing or damaged"
     assert why == "The round that it is from has ended: without it the run cannot be resumed"
+
+
+@pytest.mark.faults
+def test_what_no_device_is_asked_for_any_more_is_not_missed(corpus, undisturbed_long, tmp_path):
+    folder = Path(shutil.copytree(undisturbed_long, tmp_path / "run"))
+    for path in held_by(folder)[1].values():
+        path.unlink()
+    (folder / "results.json").unlink()
+    assert resume(settings(corpus, federation=LONG), folder).kinds == []
+    assert_same(folder, undisturbed_long)
+
+
+@pytest.mark.faults
+def test_a_device_that_dropped_out_may_have_lost_everything(corpus, in_round_2):
+    speaker, files = held_by(in_round_2)
+    for path in files.values():
+        path.unlink()
+    with closing(sqlite3.connect(in_round_2 / "journal.sqlite")) as journal, journal:
+        state = json.loads(journal.execute("SELECT state FROM rounds").fetchone()[0])
+        state["active"].remove(speaker)
+        failure = {"speaker": speaker, "round": 1, "message": "train.install", "reason": "gone"}
+        state["failures"].append(failure)
+        journal.execute("UPDATE rounds SET state = ?", [json.dumps(state)])
+    resume(settings(corpus, federation=LONG), in_round_2)
+    found = results(in_round_2)
+    assert found["failures"] == [failure] and speaker not in {
+        row["speaker"] for row in found["per_speaker"]
+    }
 
 
 @pytest.mark.faults
