@@ -102,6 +102,9 @@ def joined(
 
     Chan, Golub, LeVeque 1983: nothing cancels out.
     """
+    # With a gradient, which is that of a constant, what is remembered would be kept for it, and no
+    # recomputation of the layer keeps that again.
+    counts = counts.detach()
     count = counts.sum(0)
     mean = (counts * means).sum(0) / count
     variance = (counts * (variances + (means - mean).square())).sum(0) / count

@@ -246,7 +246,12 @@ def trained(model: TDNN, recomputes: bool) -> tuple[dict[str, torch.Tensor], tor
     return {"logits": logits.detach(), **gradients, **running(model)}, after
 
 
-def test_a_layer_that_is_computed_twice_gives_the_same_bits(tiny):
+@pytest.mark.parametrize("gathered", [None, lambda measured: 1.0 * measured[None]])
+def test_a_layer_that_is_computed_twice_gives_the_same_bits(tiny, gathered):
+    """Also where its statistics are those of several learners, which have a gradient."""
+    for module in tiny.modules():
+        if isinstance(module, MaskedBatchNorm):
+            module.gathered = gathered
     kept, after = trained(tiny, recomputes=False)
     again, as_well = trained(tiny, recomputes=True)
     assert kept.keys() == again.keys()

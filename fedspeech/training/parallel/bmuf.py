@@ -38,9 +38,10 @@ class BMUF(Method):
             self._end_block()
 
     def finish(self) -> None:
-        """The last block may be shorter."""
-        if self._steps % self.settings.block:
+        """The last block may be shorter; it ends once, also where this is gone on with."""
+        if missing := -self._steps % self.settings.block:
             self._end_block()
+            self._steps += missing
         super().finish()
 
     def state(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One model trained by its learners from beginning to end, whatever happens to them."""
 
+import itertools
 import json
 import logging
 import time
@@ -104,9 +105,17 @@ class _Cell:
         while epoch := self.epochs.close(learners, now - self._since):
             self._since, self._recent = now, 0
             self._write_down()
+            self._forget_old()
             if len(self.epochs.told) > self._shown:
                 self._shown += 1
                 self.shown.advance(f"{self.training.name}: {said(epoch)}")
+
+    def _forget_old(self) -> None:
+        """Remove checkpoints from before the last epoch but one that is over for all: of the last
+        one some may not have been written yet."""
+        for number in self._all:
+            path = self.training.checkpoint(number, len(self.epochs.told) - 2)
+            path.unlink(missing_ok=True)
 
     @property
     def _counts(self) -> dict[str, int]:
@@ -187,19 +196,31 @@ class _Cell:
         went = json.loads(text)
         told = went.pop("epochs", [])
         self.happened = Counter(went)
-        epoch = len(told)
-        while epoch and not self._is_kept(epoch):
-            epoch -= 1
+        whole = (e for e in range(len(told), 0, -1) if self._kept(e) == set(self._all))
+        some = (e for e in range(len(told), 0, -1) if self._is_kept(e))
+        epoch = next(itertools.chain(whole, some), 0)
+        self._forget_later(epoch)
         self.epochs = Epochs(told[:epoch])
         return epoch * self._parts, epoch or None
 
+    def _forget_later(self, epoch: int) -> None:
+        """Remove what learners that were ahead have kept: they go the same way again, but it need
+        not lead to the same place."""
+        folder, name = self._record.parent, self.training.name
+        for path in folder.glob(f"{name}.learner-*.epoch-*.checkpoint"):
+            if int(path.stem.rpartition("-")[2]) > epoch:
+                path.unlink()
+
     def _is_kept(self, epoch: int) -> bool:
         """Whether all can go on from there; where nobody restarts, also from another's model."""
-        kept = {n for n in self._all if self.training.checkpoint(n, epoch).exists()}
+        kept = self._kept(epoch)
         servers = {n for n in self._all if not self._learns(n)}
         if self._method.alike:
             return 0 in kept
         return kept == set(self._all) if self._method.restarts else servers < kept
+
+    def _kept(self, epoch: int) -> set[int]:
+        return {n for n in self._all if self.training.checkpoint(n, epoch).exists()}
 
     def _average(self) -> Tensors:
         """The model of all learners: their average, where the method does not leave them alike."""

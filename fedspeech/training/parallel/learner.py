@@ -187,10 +187,8 @@ class Learner:
     def _save(self, method: Method) -> None:
         if method.alike and self._number > 0:
             return
-        keep = self._training.checkpoint
-        checkpoint.save(keep(self._number, self._epoch), self._loop, method=method.state())
-        # The others may not have come so far; then all go on from the one before.
-        keep(self._number, self._epoch - 2).unlink(missing_ok=True)
+        path = self._training.checkpoint(self._number, self._epoch)
+        checkpoint.save(path, self._loop, method=method.state())
 
     def _parameters(self) -> torch.Tensor:
         vector = torch.nn.utils.parameters_to_vector(self._loop.model.parameters())

@@ -5,12 +5,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from learners import FEATURES, Job, Letters, Plain, shared, training, transducer, vector
+from learners import (
+    FEATURES,
+    Job,
+    Letters,
+    Plain,
+    first_model,
+    shared,
+    training,
+    transducer,
+    vector,
+)
 
 from fedspeech.config.data_parallel import ParallelSettings
 from fedspeech.features import batch
 from fedspeech.training.criteria import rnnt
+from fedspeech.training.parallel.bmuf import BMUF
+from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.server import leaves_time
+from fedspeech.training.parallel.watch import Watch
 
 RATE = 0.05
 
@@ -158,6 +171,34 @@ def test_bmuf_with_blocks_of_one_step_and_no_momentum_is_averaging(together):
         model = model - RATE * np.mean(steps, 0)
     for each in together(settings):
         np.testing.assert_allclose(each.models[-1], model, rtol=0, atol=1e-12)
+
+
+class _Alone:
+    """A group of one learner."""
+
+    rank, size = 0, 1
+
+    def check(self) -> None: ...
+
+    def sum(self, values: torch.Tensor) -> None: ...
+
+    def wait_for_all(self, *times: float) -> None: ...
+
+
+def test_bmuf_that_is_gone_on_with_after_its_end_stays_as_it_was():
+    """The last block is shorter; its momentum counts once."""
+    given = job(method="bmuf", learners=1, block=3, block_momentum=0.5)
+    loop = ParallelLoop(first_model(given), shared(given), Watch(), "one")
+    method = BMUF(loop, _Alone(), given.parallel)
+    for part in method.parts(0):
+        loop.learn(method, part)
+    assert method.state()["steps"] % 3
+    method.finish()
+    ended, state = vector(loop.model), method.state()
+    again = BMUF(loop, _Alone(), given.parallel)
+    again.resume(state)
+    again.finish()
+    np.testing.assert_array_equal(vector(loop.model), ended)
 
 
 @pytest.mark.parametrize("partner", ["ring", "random"])

@@ -1,0 +1,65 @@
+"""From where a training is gone on with: what lies in its folder decides."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.training.parallel.cell import _Cell
+from fedspeech.training.parallel.learner import Training
+
+TASK = SimpleNamespace(
+    fingerprint=lambda settings, seed: "same",
+    share=lambda settings, seed: SimpleNamespace(parts_per_epoch=10),
+)
+
+
+def cell(folder, method: str, told: int, kept: dict[int, list[int]]) -> _Cell:
+    """Told of so many epochs; `kept` are the epochs of whose ends each learner has a checkpoint."""
+    (folder / "cells").mkdir(exist_ok=True)
+    parallel = {"method": method, "learners": 2}
+    settings = DataParallelConfig.model_validate({"parallel": parallel, "comparison": None})
+    training = Training(settings, 0, folder, "one")
+    text = json.dumps({"epochs": [{}] * told})
+    (folder / "cells" / "one.epochs.json").write_text(text)
+    for learner, epochs in kept.items():
+        for epoch in epochs:
+            training.checkpoint(learner, epoch).write_text("")
+    return _Cell(None, TASK, training, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "told", "kept", "goes_on"),
+    [
+        ("ring", 2, {0: [1, 2], 1: [1, 2]}, 2),
+        ("ring", 2, {0: [1, 2], 1: [1]}, 1),  # killed before the second one had written its own
+        ("ring", 2, {0: [2], 1: [1]}, 2),  # one was lost: the other's model serves
+        ("ring", 2, {}, 0),
+        ("allreduce", 2, {0: [1, 2]}, 2),  # one has what all have
+        ("bmuf", 2, {0: [1, 2], 1: [1]}, 1),
+        ("parameter-server", 3, {0: [2, 3], 1: [2], 2: [2, 3]}, 2),
+        ("parameter-server", 3, {0: [2, 3], 1: [2, 3]}, 0),  # the server's own is what counts
+    ],
+)
+def test_it_goes_on_from_where_all_were_if_there_is_such_a_place(
+    tmp_path, method, told, kept, goes_on
+):
+    first, epoch = cell(tmp_path, method, told, kept)._from_disk()
+    assert (first, epoch or 0) == (10 * goes_on, goes_on)
+
+
+def test_what_learners_kept_that_were_ahead_is_forgotten(tmp_path):
+    one = cell(tmp_path, "ad-psgd", 2, {0: [2, 3, 11], 1: [2]})
+    one._from_disk()
+    kept = sorted(path.name for path in (tmp_path / "cells").glob("*.checkpoint"))
+    assert kept == [f"one.learner-{learner}.epoch-2.checkpoint" for learner in (0, 1)]
+
+
+def test_nothing_is_removed_that_an_epoch_needs_which_is_over_for_all(tmp_path):
+    """A server is far ahead of a slow learner; it has kept what the slow one needs."""
+    one = cell(tmp_path, "parameter-server", 4, {0: [3, 4], 1: [3, 4], 2: [2, 3, 4, 5, 6, 7]})
+    one.epochs.told.extend([{}] * 4)
+    one._forget_old()
+    kept = {int(p.stem.rpartition("-")[2]) for p in tmp_path.glob("cells/one.learner-2.*")}
+    assert kept == {3, 4, 5, 6, 7}
