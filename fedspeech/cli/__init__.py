@@ -120,11 +120,10 @@ def train(
     from fedspeech.config.data_parallel import DataParallelConfig
 
     _show_logs(verbose)
-    settings = config.load(file, overrides)
+    settings = config.load(file, overrides, without=["comparison"])
     if not isinstance(settings, DataParallelConfig):
         raise ConfigError(f"{file}: kind = {settings.kind}, expected data-parallel")
-    one = {"comparison": None, "seeds": settings.seeds[:1]}
-    _run(settings.model_copy(update=one), out, resume)
+    _run(settings.model_copy(update={"seeds": settings.seeds[:1]}), out, resume)
 
 
 @app.command()

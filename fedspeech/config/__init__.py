@@ -7,7 +7,7 @@ the files beside this one, each setting with its meaning.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,15 +74,16 @@ KINDS: dict[str, type[Experiment]] = {
 }
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load(path: Path, overrides: Sequence[str] = (), without: Collection[str] = ()) -> Experiment:
     """Read a TOML file and what it extends, apply `section.key=value` overrides, validate.
 
-    `kind` says which settings there are. Raises ConfigError naming file, line, what was found and
-    what was expected.
+    Sections of `without` are as if they were not there. `kind` says which settings there are.
+    Raises ConfigError naming file, line, what was found and what was expected.
     """
     table, paths = settings_file.read(path)
     for override in overrides:
         settings_file.override(table, override)
+    table = {key: value for key, value in table.items() if key not in without}
     kind = table.get("kind", "personalization")
     if not isinstance(kind, str) or kind not in KINDS:
         where = settings_file.where(["kind"], paths, overrides)

@@ -97,6 +97,8 @@ class _Cell:
         if self._learns(report.learner):
             self.epochs.take(report)
             self._close_epochs()
+        else:
+            self.epochs.add_bytes(report.measured.bytes)
 
     def _close_epochs(self) -> None:
         """Write down and show the epochs that are over for all who are there."""

@@ -20,11 +20,16 @@ class Epochs:
         self.told = [dict(each) for each in told]
         self._open: dict[int, dict[int, Report]] = {}
         self._latest: dict[int, int] = {}
+        self._sent_beside = 0
 
     def take(self, report: Report) -> None:
         """One more report."""
         self._open.setdefault(report.epoch, {})[report.learner] = report
         self._latest[report.learner] = report.epoch
+
+    def add_bytes(self, sent: int) -> None:
+        """What was sent by who does not learn; it counts in the epoch that is closed next."""
+        self._sent_beside += sent
 
     def close(self, learners: Sequence[int], seconds: float) -> dict[str, Any] | None:
         """The next epoch, if these learners are all beyond it; it took so many seconds."""
@@ -34,6 +39,8 @@ class Epochs:
             return None
         found = self._open.pop(number)
         self.told.append(_summary([found[learner] for learner in sorted(found)], seconds))
+        self.told[-1]["bytes"] += self._sent_beside
+        self._sent_beside = 0
         return self.told[-1]
 
     @property

@@ -46,7 +46,12 @@ class Predictions:
         `rows` has the seconds of an epoch for each row as it was measured, on this machine's
         processors; `curves` those of many learners with batches as large as one learner's.
         """
-        many = itertools.product(self._about.ways, self._about.simulated.learners)
+        size = self._settings.parallel.node_size
+        many = [
+            (name, count)
+            for name, count in itertools.product(self._about.ways, self._about.simulated.learners)
+            if name != "hierarchical" or count < size or count % size == 0  # nodes are whole
+        ]
         return {
             "processors": machine.cores(),
             "batch_size": self._settings.training.batch_size,

@@ -190,6 +190,19 @@ def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings):
     assert {point["learners"] for point in told["curves"]} >= {1, 128}
 
 
+def test_a_hierarchy_is_simulated_with_whole_nodes_only(settings):
+    """Learners of a node that is not whole would wait for one that is not there."""
+    parallel = settings.parallel.model_copy(update={"node_size": 4})
+    about = settings.comparison.model_copy(update={"ways": ("hierarchical", "ring")})
+    asked = about.simulated.model_copy(update={"learners": (1, 2, 4, 6, 8)})
+    about = about.model_copy(update={"simulated": asked})
+    changed = settings.model_copy(update={"parallel": parallel, "comparison": about})
+    measured = Measured({8: [0.2]}, Link(1e9, 0.0))
+    found = Predictions(changed, measured, 80, build("tdnn-tiny", 16, 5)).table({})["curves"]
+    counts = {way: [p["learners"] for p in found if p["way"] == way] for way in about.ways}
+    assert counts == {"hierarchical": [1, 2, 4, 8], "ring": [1, 2, 4, 6, 8]}
+
+
 def test_statistics_are_counted_by_the_calls_of_the_model():
     model, calls = build("tdnn-tiny", 16, 5), []
 

@@ -294,3 +294,14 @@ def test_what_is_no_training_is_told(tmp_path):
     path.write_text('name = "other"\n')
     done = CliRunner().invoke(app, ["train", str(path)])
     assert f"{path}: kind = personalization, expected data-parallel" in str(done.exception)
+
+
+def test_one_training_is_not_held_to_what_a_comparison_needs(table, tmp_path):
+    file = tmp_path / "small.toml"
+    what = table(learners=37) | {"comparison": {"learners": [1, 5]}}
+    file.write_text(tomli_w.dumps(what))
+    out = ["--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, ["train", str(file), *out])
+    assert "parallel.learners: 37 learners, but 36 utterances" in str(done.exception)
+    done = CliRunner().invoke(app, ["run", str(file), *out])
+    assert "comparison.learners: 5 learners cannot share batches" in str(done.exception)
