@@ -132,15 +132,18 @@ class _Cell:
 
     def _count(self, outcome: Outcome) -> None:
         for number, why in outcome.dead.items():
-            log.warning("learner %d died: %s", number, why)
-            self.happened["deaths"] += 1
-            self._recent += 1
-            self._write_down()
-            if self._recent > MOST_DEATHS:
-                raise RunError(
-                    f"{self.training.name}: learner {number} died, the {self._recent}th in one "
-                    f"epoch ({why}); what is finished is kept: go on with --resume"
-                )
+            self._died(number, why)
+
+    def _died(self, number: int, why: str) -> None:
+        log.warning("learner %d died: %s", number, why)
+        self.happened["deaths"] += 1
+        self._recent += 1
+        self._write_down()
+        if self._recent > MOST_DEATHS:
+            raise RunError(
+                f"{self.training.name}: learner {number} died, the {self._recent}th in one "
+                f"epoch ({why}); what is finished is kept: go on with --resume"
+            )
 
     def _mend(self, outcome: Outcome) -> tuple[int, int | None]:
         """Where to go on, with whom: `members` are settled."""
@@ -160,7 +163,7 @@ class _Cell:
         self._write_down()
         log.warning("all learners go on from the end of epoch %d", epoch or 0)
         self._joining.clear()
-        self._prepare(self._all)
+        self._prepare(self._all, again=True)
         return first, epoch
 
     def _take_in(self, able: list[int]) -> None:
@@ -182,15 +185,25 @@ class _Cell:
         self._write_down()
         log.warning("learners %s go on together", ", ".join(map(str, self._members)))
 
-    def _prepare(self, numbers: list[int]) -> None:
-        for number, reference in self.crew.prepare(self.training, self._agreed, numbers).items():
-            try:
-                gotten(reference)
-            except ray.exceptions.RayActorError as error:
-                self.crew.bury(number)
-                why = str(error).strip().splitlines()[-1]
-                raise RunError(f"learner {number} cannot start: {why}") from None
+    def _prepare(self, numbers: list[int], again: bool = False) -> None:
+        """Let learners begin; `again` they may die once more, and others take their places."""
+        waiting = list(numbers)
+        while waiting:
+            prepared = self.crew.prepare(self.training, self._agreed, waiting)
+            waiting = [n for n, begins in prepared.items() if not self._begins(n, begins, again)]
         self._members = list(numbers)
+
+    def _begins(self, number: int, prepared: ray.ObjectRef, again: bool) -> bool:
+        try:
+            gotten(prepared)
+        except ray.exceptions.RayActorError as error:
+            self.crew.bury(number)
+            why = str(error).strip().splitlines()[-1]
+            if not again:
+                raise RunError(f"learner {number} cannot start: {why}") from None
+            self._died(number, why)
+            return False
+        return True
 
     def _from_disk(self) -> tuple[int, int | None]:
         """The first part after the last epoch that was told of and that was kept."""

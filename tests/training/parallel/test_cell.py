@@ -4,8 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.errors import RunError
+from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel.cell import _Cell
 from fedspeech.training.parallel.learner import Training
 
@@ -63,3 +66,27 @@ def test_nothing_is_removed_that_an_epoch_needs_which_is_over_for_all(tmp_path):
     one._forget_old()
     kept = {int(p.stem.rpartition("-")[2]) for p in tmp_path.glob("cells/one.learner-2.*")}
     assert kept == {3, 4, 5, 6, 7}
+
+
+@pytest.mark.parametrize(("deaths", "again"), [(2, True), (9, True), (1, False)])
+def test_who_dies_while_all_begin_again_is_replaced(tmp_path, monkeypatch, deaths, again):
+    left, buried = iter(range(deaths)), []
+
+    def gotten(number):
+        if number == 1 and next(left, None) is not None:
+            raise ray.exceptions.RayActorError()
+
+    monkeypatch.setattr(cells, "gotten", gotten)
+    one = cell(tmp_path, "allreduce", 1, {})
+    one.crew = SimpleNamespace(
+        prepare=lambda training, agreed, numbers: {number: number for number in numbers},
+        bury=buried.append,
+    )
+    if deaths == 2:
+        one._prepare([0, 1, 2], again)
+        assert one._members == [0, 1, 2] and buried == [1, 1] and one.happened["deaths"] == 2
+        return
+    told = "learner 1 died, the 4th in one epoch" if again else "learner 1 cannot start"
+    with pytest.raises(RunError, match=told):
+        one._prepare([0, 1, 2], again)
+    assert len(buried) == (4 if again else 1)
