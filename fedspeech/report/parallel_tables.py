@@ -97,10 +97,11 @@ def talk(results: ParallelResults, went: Went) -> Table:
         )
     columns = ("method, learners", "batch", "sent", "staleness", "most", "apart", "eigenvalue")
     notes = (
-        "sent: by all learners in an epoch. staleness: updates by others between a model and the "
-        "gradient of it. apart: root mean square of the learners' distances from their average, "
-        "when the last epoch ends. eigenvalue: the second one of the mixing matrix, which is what "
-        "an averaging leaves of such a distance (of ad-psgd, of its square), or more than it does.",
+        "sent: by all learners, and a parameter server, in an epoch. staleness: updates by others "
+        "between a model and the gradient of it. apart: root mean square of the learners' "
+        "distances from their average, when the last epoch ends. eigenvalue: the second one of the "
+        "mixing matrix, which is what an averaging leaves of such a distance, or more than it does "
+        "(of its square where pairs are averaged: ad-psgd with one partner, hierarchical).",
     )
     return Table(
         "What learners sent, and how far apart they were", columns, tuple(rows), notes=notes

@@ -27,6 +27,8 @@ log = logging.getLogger("fedspeech")
 
 MOST_DEATHS = 3
 """Learners that die within one epoch before the run is given up."""
+START_SECONDS = 1800.0
+"""A learner that has not read its speech after so long never will: Ray has no place for it."""
 EVENTS = ("deaths", "restarts", "rejoins")
 """What is counted: learners that died, returns of all of them to a checkpoint, learners that joined
 again."""
@@ -195,7 +197,13 @@ class _Cell:
 
     def _begins(self, number: int, prepared: ray.ObjectRef, again: bool) -> bool:
         try:
-            gotten(prepared)
+            gotten(prepared, START_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            spare = ray.available_resources()
+            raise RunError(
+                f"learner {number} is not there after {START_SECONDS:g} s; Ray has "
+                f"{spare.get('CPU', 0):g} processors and {spare.get('GPU', 0):g} GPUs to spare"
+            ) from None
         except ray.exceptions.RayActorError as error:
             self.crew.bury(number)
             why = str(error).strip().splitlines()[-1]

@@ -21,7 +21,8 @@ def way(parallel: ParallelSettings) -> str:
 
 def left_apart(parallel: ParallelSettings) -> float | None:
     """The second eigenvalue of a row's mixing matrix: what one averaging leaves, or less, of the
-    models' distance from their mean; of `ad-psgd` that of the squared distance, expected.
+    models' distance from their mean. Where pairs are averaged, as in `ad-psgd` with one partner at
+    a time and in `hierarchical`, that of the squared distance, expected.
 
     None where models are not averaged step by step.
     """

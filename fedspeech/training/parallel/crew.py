@@ -80,10 +80,11 @@ def everywhere(settings: DataParallelConfig) -> DataParallelConfig:
     return settings.model_copy(update={"corpus": corpus})
 
 
-def gotten(reference: ray.ObjectRef) -> Any:
-    """What a learner answers. Raises its FedSpeechError; RayError where it died."""
+def gotten(reference: ray.ObjectRef, seconds: float | None = None) -> Any:
+    """What a learner answers. Raises its FedSpeechError; RayError where it died, or has not
+    answered in so many seconds."""
     try:
-        return ray.get(reference)
+        return ray.get(reference, timeout=seconds)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, FedSpeechError):
             raise error.cause from None

@@ -171,7 +171,13 @@ class Learner:
         path = self._training.checkpoint(self._number, order.epoch)
         if not path.exists():  # one that has all models, or one that was there
             paths = (self._training.checkpoint(n, order.epoch) for n in order.seat.members)
-            path = next(other for other in paths if other.exists())
+            found = next((other for other in paths if other.exists()), None)
+            if found is None:
+                raise RunError(
+                    f"learner {self._number} on {socket.gethostname()}: {path} is not there; all "
+                    "machines need the run's folder"
+                )
+            path = found
         (self._kept,) = checkpoint.load(path, self._loop, "method") or [{}]
         self._epoch = order.epoch
         self._watch.take()

@@ -72,7 +72,7 @@ def test_nothing_is_removed_that_an_epoch_needs_which_is_over_for_all(tmp_path):
 def test_who_dies_while_all_begin_again_is_replaced(tmp_path, monkeypatch, deaths, again):
     left, buried = iter(range(deaths)), []
 
-    def gotten(number):
+    def gotten(number, seconds):
         if number == 1 and next(left, None) is not None:
             raise ray.exceptions.RayActorError()
 
@@ -90,3 +90,25 @@ def test_who_dies_while_all_begin_again_is_replaced(tmp_path, monkeypatch, death
     with pytest.raises(RunError, match=told):
         one._prepare([0, 1, 2], again)
     assert len(buried) == (4 if again else 1)
+
+
+def test_a_learner_that_ray_cannot_place_is_told(tmp_path, monkeypatch):
+    """There is one processor, and somebody else has it."""
+    monkeypatch.setattr(cells, "START_SECONDS", 0.5)
+    one = cell(tmp_path, "allreduce", 1, {})
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        taken = ray.remote(num_cpus=1)(_Idle).remote()
+        ray.get(taken.here.remote())
+        waits = ray.remote(num_cpus=1)(_Idle).remote()
+        one.crew = SimpleNamespace(prepare=lambda *_: {0: waits.here.remote()})
+        told = r"learner 0 is not there after 0\.5 s; Ray has 0 processors and 0 GPUs to spare"
+        with pytest.raises(RunError, match=told):
+            one._prepare([0])
+    finally:
+        ray.shutdown()
+
+
+class _Idle:
+    def here(self) -> bool:
+        return True
