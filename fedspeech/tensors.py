@@ -216,6 +216,12 @@ def _flush_name(path: Path) -> None:
         os.close(folder)
 
 
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def destination(path: Path) -> Path:
     """The file that is written in place of `path`: what it leads to, where it is a link.
 

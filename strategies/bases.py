@@ -121,8 +121,9 @@ class BaseModels:
     def _built(self, base: str, alpha: float | None) -> Iterator[tuple[str, Tensors]]:
         """M_s, or the mix, of everybody who is still there."""
         generic = dict(self._population.generic())
-        views = iter(list(self._still_there(base).items()))
-        peers = max((len(view.weights) for view in self._still_there(base).values()), default=0)
+        there = self._still_there(base)
+        views = iter(list(there.items()))
+        peers = max((len(view.weights) for view in there.values()), default=0)
         fitting = min(BUILT_TOGETHER_BYTES // size(generic), MOST_MAPPED // (peers + 1))
         together = max(1, fitting)
         while some := dict(itertools.islice(views, together)):

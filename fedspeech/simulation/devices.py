@@ -1,13 +1,12 @@
 """The folders of simulated devices: each holds one speaker's speech, and is all that speaker's."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedspeech.corpus.cuts import write
 from fedspeech.corpus.partition import Client, pseudonym
-from fedspeech.tensors import write_whole
+from fedspeech.tensors import sha256_of_file, write_whole
 
 ABOUT = "device.json"
 
@@ -26,7 +25,7 @@ def lay_out(clients: Sequence[Client], folder: Path, seed: int) -> None:
             for file, cuts in speech.items():
                 # A worker may run in another folder than the one that a relative path starts from.
                 write(device / file, cuts)
-            written = {file: _sha256(device / file) for file in speech}
+            written = {file: sha256_of_file(device / file) for file in speech}
             # Where the devices of one machine share the file of G.
             about = {"speaker": name, "pool": "../pool", "files": written}
             _write_text(device / ABOUT, json.dumps(about) + "\n")
@@ -37,14 +36,10 @@ def _is_whole(device: Path, name: str) -> bool:
         about = json.loads((device / ABOUT).read_text(encoding="utf-8"))
         files = dict(about["files"])
         return about["speaker"] == name and files == {
-            file: _sha256(device / file) for file in files
+            file: sha256_of_file(device / file) for file in files
         }
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def folders(folder: Path) -> list[Path]:

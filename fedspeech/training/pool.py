@@ -5,7 +5,6 @@ goes on does not train it again unless a file of it is missing or damaged. The r
 to the byte whatever the number of workers and however often the run was interrupted.
 """
 
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -28,7 +27,7 @@ from fedspeech.config.neural_diff import NeuralDiffConfig
 from fedspeech.errors import DivergedError, RunError
 from fedspeech.progress import stage
 from fedspeech.run_folder import RunFolder
-from fedspeech.tensors import write_whole
+from fedspeech.tensors import sha256_of_file, write_whole
 
 log = logging.getLogger("fedspeech")
 FILES = "files"
@@ -114,7 +113,7 @@ def keep(run: Path, cell: Cell, figures: Figures) -> None:
     """Write the figures of a cell whose files are all there: it is finished."""
     models = run / "models"
     own = sorted(path for path in models.rglob("*") if path.stem == cell.name)
-    files = {str(path.relative_to(models)): _sha256(path) for path in own}
+    files = {str(path.relative_to(models)): sha256_of_file(path) for path in own}
     text = json.dumps({**figures, FILES: files}) + "\n"
     write_whole(record(run, cell), lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -128,15 +127,10 @@ def is_finished(run: Path, cell: Cell) -> bool:
         return False
     for name, expected in read(run, cell).get(FILES, {}).items():
         path = run / "models" / name
-        if not path.exists() or _sha256(path) != expected:
+        if not path.exists() or sha256_of_file(path) != expected:
             log.warning("%s: missing or damaged; %s is trained again", path, cell.name)
             return False
     return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(run: Path, cell: Cell) -> Figures:

@@ -60,10 +60,11 @@ def in_parts(
     counts = torch.tensor([len(reference) for reference in references], device=losses.device)
     fits = ((counts <= lengths) & (lengths > 0)).nonzero()[:, 0]
     most = int(SHARE * accelerator.memory_bytes() / each)
-    parts = _split(fits.tolist(), lengths.tolist(), counts.tolist(), most)
+    sizes = lengths.tolist(), counts.tolist()
+    parts = _split(fits.tolist(), *sizes, most)
     if len(parts) > 1:
         _say_split(losses.device.type)
-    if any(_cells(part, lengths.tolist(), counts.tolist()) > most for part in parts):
+    if any(_cells(part, *sizes) > most for part in parts):
         _say_too_large(losses.device.type)
     for part in parts:
         chosen = torch.tensor(part, device=losses.device)
