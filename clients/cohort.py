@@ -21,6 +21,8 @@ from fedspeech.training.personal import FineTuned, Tuning, fine_tune_together
 
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """What the system says where there is no room or no more files may be open."""
+TRIES = 3
+"""For a speaker's recordings to be read."""
 
 
 class _Member(NamedTuple):
@@ -67,12 +69,17 @@ def _members(cohort: Sequence[tuple[Context, Message | None]], stack: ExitStack)
                 asked = receive(me, message)
                 opened.append((me, asked))
                 rounds.add((asked["generation"], asked["round"]))
-    members = []
-    for me, asked in opened:
-        if (asked.get("generation"), asked.get("round")) in rounds:
-            with _left_out():
-                members.append(_Member(me, asked, me.tunings(asked)))
-    return members
+    there = [one for one in opened if (one[1].get("generation"), one[1].get("round")) in rounds]
+    members = [_member(me, asked) for me, asked in there]
+    return [member for member in members if member is not None]
+
+
+def _member(me: Speaker, asked: Mapping[str, Any]) -> _Member | None:
+    """None where it cannot be fine-tuned, and that stays so: the stack would be another one."""
+    for _ in range(TRIES):
+        with _left_out():
+            return _Member(me, asked, me.tunings(asked))
+    return None
 
 
 @contextmanager

@@ -86,7 +86,13 @@ class Stage:
         return (self._last - self._started) / fresh if fresh else 0.0
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line, self._console)
+
+
+def say(line: str, console: Console | None = None) -> None:
+    """One line that stays, above the live one."""
+    console = console or Console(stderr=True)
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Told(ProgressColumn):

@@ -91,12 +91,15 @@ class Releases:
         if tensors.sha256(model) != line[0]["model"]:
             raise ModelError(f"{self.folder / line[0]['file']}: damaged: its hash differs")
         for one, data in zip(line[1:], self._diffs(line[1 : place + 1]), strict=False):
-            if (found := result_of(data)) != one["model"]:
-                raise ModelError(
-                    f"{self.folder / one['file']}: gives the model {found[:12]}, and {LINE} says "
-                    f"{one['model'][:12]}"
-                )
-            model = apply(model, data)
+            path = self.folder / one["file"]
+            try:
+                if (found := result_of(data)) != one["model"]:
+                    raise ModelError(
+                        f"{path}: gives the model {found[:12]}, and {LINE} says {one['model'][:12]}"
+                    )
+                model = apply(model, data)
+            except DiffError as error:
+                raise ModelError(f"{path}: {error}") from None
         return model
 
     def size(self, name: str) -> int:

@@ -166,12 +166,14 @@ class _Run:
             strategy.outcome.failures.extend(away)
             simulated = self.run.devices if self.settings.deployment is None else None
             ended = (self.journal.last_round() or {}).get("active", ())
-            left = LeftBehind(strategy.personal, population, simulated, ended)
+            left = LeftBehind(strategy.personal, simulated, ended)
             recorded.keep(protocol.PERSONALIZE, left.keeper())
             recorded.before_sending = left.check
             speakers = {member.node: member.speaker for member in members}
             recorded.detail = lambda reply: self._tell_losses(speakers, reply)
             arrays = ArrayRecord(dict(population.generic()))
+            if self.settings.deployment is None:
+                sizing.tell(self.settings)
             strategy.start(recorded, arrays, self.settings.federation.rounds)
             strategy.outcome.failures[:0] = failures  # of a stage that drops nobody from this one
             _warn_of_skipped(strategy.outcome.skipped)

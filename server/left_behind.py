@@ -13,7 +13,6 @@ from flwr.app import RecordDict
 from fedspeech import protocol
 from fedspeech.device.store import DIFFERENCE, GENERIC, MODELS, VALIDATION, Store
 from fedspeech.errors import ModelError, RunError
-from fedspeech.population import Population
 from fedspeech.simulation import devices
 from server.recorded_grid import Keeper
 from strategies.personal import PersonalModels
@@ -43,11 +42,10 @@ class LeftBehind:
     def __init__(
         self,
         personal: PersonalModels,
-        population: Population,
         devices: Path | None,
         ended: Collection[str],
     ) -> None:
-        self._personal, self._population, self._devices = personal, population, devices
+        self._personal, self._devices = personal, devices
         self._unchecked = set(ended) if devices is not None else set()
         # What later rounds have trained, no device can train again: it began with what it replaced.
         self._can_train_again = devices is not None and not ended
@@ -78,8 +76,9 @@ class LeftBehind:
         return lost is None
 
     def _lost(self, speaker: str, content: RecordDict) -> Iterator[Path]:
-        if not self._personal.still_there(speaker, content):
-            yield self._population.personal_path(speaker)
+        lost = self._personal.lost(speaker, protocol.text(content)["kept"])
+        if lost is not None:
+            yield lost
         if self._can_train_again:
             store = self._store(speaker)
             state = store.state()

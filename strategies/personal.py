@@ -1,5 +1,6 @@
 """Personal models as they arrive: whole or as diffs, kept on the server's disk."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flwr.app import RecordDict
@@ -61,21 +62,22 @@ class PersonalModels:
         whole = self._budgets.of(speaker, PERSONAL) is None
         return Personal(said["kept"], said["kept" if whole else "personal"])
 
-    def still_there(self, speaker: str, content: RecordDict) -> bool:
-        """Whether the P_s that a remembered reply speaks of is on disk, undamaged."""
-        return self.holds(speaker, protocol.text(content)["kept"])
-
-    def holds(self, speaker: str, name: str) -> bool:
-        """Whether this P_s is on disk, undamaged, and with it the diff that brought it."""
+    def lost(self, speaker: str, name: str) -> Path | None:
+        """The file that is missing or damaged of this P_s and the diff that brought it, if any."""
+        path = self._population.diff_path(speaker)
+        data = self._population.diff(speaker)
         try:
-            data = self._population.diff(speaker)
-            if data is None:
-                came = self._budgets.of(speaker, PERSONAL) is None
-            else:
-                came = result_of(data) == name
-            return came and self._hash(speaker) == name
-        except (ModelError, DiffError):
-            return False
+            if data is not None and result_of(data) != name:
+                return path
+        except DiffError:
+            return path
+        if data is None and self._budgets.of(speaker, PERSONAL) is not None:
+            return path
+        path = self._population.personal_path(speaker)
+        try:
+            return None if self._hash(speaker) == name else path
+        except ModelError:
+            return path
 
     def _hash(self, speaker: str) -> str:
         return sha256(dict(self._population.personal(speaker)))

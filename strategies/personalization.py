@@ -74,7 +74,7 @@ class Personalization(Strategy):
     ) -> None:
         self.rules = dict(rules)
         self.outcome = Outcome()
-        self._population, self._description, self._config = population, description, config
+        self._description, self._config = description, config
         self._rounds, self._plan = rounds, plan
         self._overdue: dict[str, int] = {}
         """The round that each box owes a P_s of."""
@@ -155,10 +155,11 @@ class Personalization(Strategy):
     def _check_kept(self, next: Round) -> None:
         """Raise RunError unless the P_s of those who sit the next round out are what they sent."""
         for speaker in sorted(set(self._exchange.active) - set(next.answers)):
-            if not self.personal.holds(speaker, self._personal[speaker].here):
+            lost = self.personal.lost(speaker, self._personal[speaker].here)
+            if lost is not None:
                 raise RunError(
-                    f"{self._population.personal_path(speaker)}: missing or damaged, and the round "
-                    "that it is from has ended; without it the run cannot be resumed"
+                    f"{lost}: missing or damaged, and the round that it is from has ended; without "
+                    "it the run cannot be resumed"
                 )
 
     def _end(self, round: int) -> None:

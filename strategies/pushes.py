@@ -10,9 +10,9 @@ from fedspeech import protocol
 from fedspeech.budgets import BASE, GENERIC, Budgets
 from fedspeech.diff.budget import Made, make
 from fedspeech.diff.methods import METHODS
-from fedspeech.errors import BudgetError, DiffError
+from fedspeech.errors import BudgetError, DiffError, ModelError
 from fedspeech.population import Population
-from fedspeech.releases import Releases
+from fedspeech.releases import LINE, Releases
 from fedspeech.tensors import Tensors, sha256, size
 from strategies.outcome import Pushed
 
@@ -64,17 +64,23 @@ class Pushes:
     def to_keep(self, speaker: str, model: Tensors, held: str | None) -> Push:
         """M_s to be installed, as a diff from the M_s that is installed (`held`), else from G.
 
-        The server remembers what it has pushed to each device as a line of diffs.
+        The server remembers what it has pushed to each device as a line of diffs. Raises ModelError
+        where that line is gone or damaged.
         """
         budget = self._budgets.of(speaker, BASE)
         if budget is None:
             return self._whole(model)
         line = Releases(self._population.pushed(speaker))
-        generation, _ = self._held_generic()
-        if held is None or not line.names or line.names[0] != generation:
+        if held is None:
             held = line.begin(self._population.generic_path)
+        elif held not in line.names:
+            raise ModelError(
+                f"{line.folder / LINE}: missing or damaged: expected the model {held[:12]}, which "
+                f"the device of {speaker} holds; without it the run cannot go on"
+            )
+        there = line.model(held)
         with self._own_failure(speaker):
-            made = make(line.model(held), model, budget, METHODS[self._method](held))
+            made = make(there, model, budget, METHODS[self._method](held))
         name = sha256(made.result)
         line.add(held, name, made.data)
         return _as_diff(name, made)

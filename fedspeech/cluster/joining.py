@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import grpc
 import ray
 
 from fedspeech.config.engine import GPU_STEPS, EngineSettings
@@ -68,14 +69,28 @@ def _start(engine: EngineSettings) -> None:
 
 
 def _join(address: str) -> None:
-    host, _, port = address.rpartition(":")
     try:
-        # Ray itself would try for many minutes.
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        _knock(address)
         _init(address=address)
     except (OSError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
         said = str(error).strip().splitlines()[0]
         raise RunError(f"engine.ray_address = {address!r}: cannot join Ray there: {said}") from None
+
+
+def _knock(address: str) -> None:
+    """Raise OSError unless somebody there speaks gRPC, as Ray's head does.
+
+    Ray itself would try for many minutes.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return  # Ray has the certificates
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise OSError("who answers is not Ray's head") from None
 
 
 def _init(**options: Any) -> None:

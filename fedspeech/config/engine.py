@@ -73,8 +73,9 @@ class EngineSettings(RaySettings):
     roundings.
     """
     retries: Count = 2
-    """How often a message is tried again on a new worker after its worker died, or hung. After that
-    its speaker is lost; a cohort's ends the run."""
+    """How often a message is tried again after its client raised, and on a new worker after its
+    worker died or hung. After that its speaker is lost; where a cohort's workers die, the run ends.
+    """
     message_seconds: Patience = 3600.0
     """A worker that does not answer a message within so many seconds is killed. With a cohort, it
     has so many for each speaker."""

@@ -1,9 +1,10 @@
 """One client after the other in this process: the readable reference."""
 
+import copy
 from collections.abc import Iterable, Iterator
 
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message
 
 from fedspeech.config.engine import EngineSettings
 from fedspeech.simulation.grid import Nodes, SimulatedGrid, answer, load_app, prepare
@@ -16,7 +17,7 @@ class InProcessGrid(SimulatedGrid):
         super().__init__(nodes, engine.cohort_size)
         self.at_once = engine.cohort_size
         self._app = load_app(app)
-        self._threads = engine.cpus_per_worker
+        self._threads, self._retries = engine.cpus_per_worker, engine.retries
         self._waiting: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -36,10 +37,20 @@ class InProcessGrid(SimulatedGrid):
             before = torch.get_num_threads()
             torch.set_num_threads(self._threads)
             self._prepare_cohort(node)
-            reply = answer(self._app, self._waiting.pop(message_id), self._contexts[node])
+            reply = self._answer(self._waiting.pop(message_id), self._contexts[node])
             torch.set_num_threads(before)
             return iter([reply])
         return iter([])
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        """The reply; one that is an error is asked for again, and leaves nothing in the state."""
+        for _ in range(self._retries + 1):
+            state = copy.deepcopy(context.state)
+            reply = answer(self._app, message, context)
+            if not reply.has_error():
+                break
+            context.state = state
+        return reply
 
     def _prepare_cohort(self, node: int) -> None:
         if self._cohort > 1 and (cohort := self._cohorts.take(node)) is not None:

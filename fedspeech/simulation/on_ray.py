@@ -37,13 +37,14 @@ START_SECONDS = 600.0
 
 @dataclass
 class Task:
-    """A message on its way, and how often its worker died."""
+    """A message on its way, how often its worker died, and how often its client raised."""
 
     message: Message
     arrays: Arrays
     alone: bool = False
     """Whether it travels by itself: it was in a batch whose worker died."""
     deaths: int = 0
+    errors: int = 0
 
     @property
     def kind(self) -> str:
@@ -72,7 +73,8 @@ class RayGrid(SimulatedGrid):
 
     When a worker dies, the messages of its batch go out again one by one, and only one that was
     alone is charged with the death: it cannot fail its neighbours. A cohort is tried again as it
-    was; where its workers die all the same, the run ends. A worker that hangs is killed.
+    was; where its workers die all the same, the run ends. A worker that hangs is killed. A client
+    that raises is asked again when the others have been.
     """
 
     def __init__(self, app: str, nodes: Nodes, engine: EngineSettings) -> None:
@@ -252,7 +254,13 @@ class RayGrid(SimulatedGrid):
         kind = self._tasks[batch.numbers[0]].kind
         self._pace.learn(kind, len(batch.numbers), done, answers.seconds)
         for number, (reply, state) in zip(batch.numbers, answers.replies, strict=False):
-            self._contexts[self._tasks[number].message.metadata.dst_node_id].state = state
+            task = self._tasks[number]
+            task.errors += reply.has_error()
+            if reply.has_error() and task.errors <= self._engine.retries:
+                self._queue.append(number)
+                continue
+            if not reply.has_error():
+                self._contexts[task.message.metadata.dst_node_id].state = state
             self._end(number, reply)
         self._queue.extendleft(reversed(batch.numbers[done:]))
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fedspeech import machine, models
+from fedspeech import machine, models, progress
 from fedspeech.accelerator import trains_on_gpu
 from fedspeech.config import Config
 from fedspeech.config.engine import EngineSettings
@@ -61,6 +61,14 @@ def settle(settings: Config, before: int | None = None) -> Config:
     return settings
 
 
+def tell(settings: Config) -> None:
+    """Say so where speakers are fine-tuned one by one since no GPU would gain by a stack."""
+    if settings.engine.cohort_size == 1 and not trains_on_gpu(settings.engine):
+        progress.say(
+            "speakers are fine-tuned one by one: on a processor plain loops are faster than a stack"
+        )
+
+
 def _would(most: int) -> str:
     return f"{most} would" if most else "not even one would"
 
@@ -93,10 +101,7 @@ def with_cohort(settings: Config, size: int) -> Config:
 
 
 def _auto(settings: Config, most: int) -> int:
-    if not trains_on_gpu(settings.engine):
-        log.info("cohorts of 1: on a processor plain loops are faster than a stack")
-        return 1
-    return max(1, most)
+    return max(1, most) if trains_on_gpu(settings.engine) else 1
 
 
 def _module(settings: Config) -> torch.nn.Module:

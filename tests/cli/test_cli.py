@@ -114,7 +114,8 @@ def test_what_flower_logs_is_shown_where_it_is_wanted(experiment, tmp_path, verb
     assert done.returncode == 0, done.stderr
     assert ("aggregate_train: Received 3 results" in done.stderr) == verbose
     others = [line for line in done.stderr.splitlines() if not re.search(r": \d+ in \d", line)]
-    assert bool(others) == verbose
+    ours = "speakers are fine-tuned one by one: on a processor plain loops are faster than a stack"
+    assert ours in others and bool(others[1:]) == verbose
 
 
 # What a user gets wrong: one message, exit status 2, nothing left behind.

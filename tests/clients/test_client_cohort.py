@@ -198,3 +198,21 @@ def test_only_what_the_system_may_give_next_time_ends_the_run(
     prepare(members)
     assert app(members[0][1], members[0][0]).has_error()
     assert len(kept(members[1])) == 2
+
+
+def test_what_goes_wrong_twice_leaves_nobody_out_of_the_stack(cohort, monkeypatch):
+    members, expected = cohort("broken"), cohort("expected")
+    prepare(expected)
+    real, broken = speakers.Speaker.tunings, Path(str(members[0][0].node_config["device"]))
+    failed = []
+
+    def fail_twice(me, asked):
+        if me.folder == broken and len(failed) < 2:
+            failed.append(me)
+            raise OSError("no")
+        return real(me, asked)
+
+    monkeypatch.setattr(speakers.Speaker, "tunings", fail_twice)
+    prepare(members)
+    assert len(failed) == 2
+    assert [hashes(member) for member in members] == [hashes(member) for member in expected]

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from federations import (
@@ -200,6 +202,19 @@ def test_a_run_that_is_interrupted_sends_the_same(experiment, budgeted, tmp_path
     simulate(experiment, tmp_path / "run", around=Breaks)
     assert_same(budgeted[0], tmp_path / "run")
     assert len(journaled(tmp_path / "run")) == len(journaled(budgeted[0]))
+
+
+def test_a_damaged_diff_of_a_personal_model_is_named_and_asked_for_again(
+    experiment, budgeted, tmp_path, caplog
+):
+    folder = Path(shutil.copytree(budgeted[0], tmp_path / "run"))
+    (folder / "results.json").unlink()
+    speaker = pseudonym(0, "t03")
+    path = Population(folder / "models").diff_path(speaker)
+    path.write_bytes(path.read_bytes()[:-1])
+    simulate(experiment, folder)
+    assert f"{path}: missing or damaged; speaker {speaker} is asked again" in caplog.messages
+    assert_same(folder, budgeted[0])
 
 
 @slow

@@ -60,6 +60,16 @@ def test_nobody_at_the_address_is_said_at_once():
     )
 
 
+def test_who_is_there_but_is_not_ray_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(joining, "CONNECT_SECONDS", 1.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(RunError, match="cannot join Ray there: who answers is not Ray's head"):
+            joining.connect(EngineSettings(ray_address=address))
+
+
 @pytest.mark.parametrize(
     ("nodes", "engine", "places"),
     [

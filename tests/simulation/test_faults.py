@@ -65,7 +65,7 @@ def test_a_bad_answer_is_its_own_speakers_failure(crowd, good_alone, tmp_path):
     plan([fault(protocol.PERSONALIZE, speaker, what) for what, speaker in BAD.items()])
     experiment = settings(crowd, federation={"bases": BASES, "quorum": 0.2})
     run = simulate(experiment, tmp_path / "run", client=APP)
-    assert met() == len(BAD)
+    assert met() == len(BAD) + experiment.engine.retries  # one of them raises
     failures = {one["speaker"]: one for one in results(run)["failures"]}
     reasons = {what: failures[pseudonym(0, speaker)]["reason"] for what, speaker in BAD.items()}
     assert reasons == {
@@ -184,6 +184,35 @@ def test_below_the_quorum_the_run_says_why(crowd, tmp_path):
         f"  {pseudonym(0, speaker)}, round 1, train.personalize: RuntimeError: this client raises"
         for speaker in ("t03", "t05")
     )
+
+
+RAISING = [
+    (kind, speaker, 2)
+    for kind, speaker in (
+        (protocol.DESCRIBE, "t03"),
+        (protocol.PERSONALIZE, "t04"),
+        (protocol.WORD_ERRORS, "t05"),
+        (protocol.EVALUATE, "t06"),
+    )
+]
+"""As often as a client may raise."""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("grid", ["in-process", "ray"])
+def test_clients_that_raise_change_nothing(corpus, undisturbed, one_ray, tmp_path, grid):
+    run = disturb(corpus, tmp_path / "run", RAISING, "raise", grid=grid)
+    assert worker_deaths(run) == 0
+    assert_same(run, undisturbed)
+
+
+@slow
+@pytest.mark.faults
+def test_clients_that_raise_with_cohorts_change_nothing(
+    corpus, undisturbed_cohorts, one_ray, tmp_path
+):
+    run = disturb(corpus, tmp_path / "run", RAISING, "raise", cohort=COHORT_SIZE)
+    assert_same(run, undisturbed_cohorts)
 
 
 # Workers that die.
