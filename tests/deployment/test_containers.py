@@ -161,7 +161,7 @@ def test_the_key_of_the_ca_is_nowhere(running: Engine):
 
 def test_control_is_reached_by_the_operator_only(running: Engine, home: Path, port: int):
     trust = ssl.create_default_context(cafile=home / "keys" / "ca.crt")
-    for path, status in (("/v1/control/list-nodes", 404), ("/v1/fleet/pull-messages", 415)):
+    for path, status in (("/v1/control/list-nodes", 404), ("/v1/fleet/pull-messages", 401)):
         reply = connection.ask(Address("localhost", port), trust, "POST", path)
         assert reply.status == status
     knock = "import socket; socket.create_connection(('{}', {}), 5)"
