@@ -62,7 +62,7 @@ def main(grid: Grid, context: Context) -> None:
             name = settings.engine.superlink or "of the run"
             grid = FleetGrid(grid, name, run.path / "spool", settings.deployment.deadline)
         found = rules.of_experiment(settings)
-        models.find(settings.model.name)
+        models.find(settings.model.name, settings.model.sizes)
         if settings.federation.improve is not None:
             improve.strategy(settings.federation.improve)
         generic.check(settings)

@@ -39,8 +39,9 @@ def check(settings: Config) -> None:
         return
     path = Path(settings.generic.model)
     about = _read(path).description
-    name = "model.name", settings.model.name
-    descriptions.check_as_set("generic.model", path, about, name, settings.features, settings.units)
+    descriptions.check_as_set(
+        "generic.model", path, about, "model", settings.model, settings.features, settings.units
+    )
 
 
 def obtain(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedspeech import rules
-from fedspeech.config import Config, DistillationConfig, NeuralDiffConfig, dump, load
+from fedspeech.config import Config, DistillationConfig, NeuralDiffConfig, dump, load, located
 from fedspeech.config.model import AugmentationSettings
 from fedspeech.errors import ConfigError, RuleError
 
@@ -213,6 +213,23 @@ def told(path: Path, *overrides: str) -> str:
             )
         ),
         (
+            "[model]\nencoder_unit = 96",
+            "mine.toml:2: model.encoder_unit: unknown setting; the nearest known one is "
+            "encoder_units",
+        ),
+        (
+            "[model]\nwidth = 0",
+            "mine.toml:2: model.width: Input should be greater than or equal to 1, found 0",
+        ),
+        (
+            "[model]\njoint = 100000",
+            "mine.toml:2: model.joint: Input should be less than or equal to 16384, found 100000",
+        ),
+        (
+            "[model]\nbypass = 1",
+            "mine.toml:2: model.bypass: Input should be a valid boolean, found 1",
+        ),
+        (
             "[features]\nkind = 'mfc'",
             "mine.toml:2: features.kind: Input should be 'mfcc' or 'log-mel', found 'mfc'",
         ),
@@ -317,6 +334,35 @@ def test_a_mistake_in_an_extended_file_names_that_file(file):
 def test_a_mistake_in_an_override_names_the_override(file, override, message):
     path = file("[generic]\nepochs = 3\n[partition.train]\nseconds = 30.0\n")
     assert told(path, "seed=1", override) == message
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("model.projection: too large", "mine.toml:4: model.projection: too large"),
+        ("model.name = 'x': is not there", "below.toml:2: model.name = 'x': is not there"),
+        ("model.stacking: not made", "mine.toml:3: model.stacking: not made"),
+        ("model.width: too wide", "--set model.width=3: model.width: too wide"),
+        ("features: not alike", "mine.toml: features: not alike"),
+        ("gone.toml: no such file", "gone.toml: no such file"),
+        ("mix_on = 'server' needs more", "mix_on = 'server' needs more"),
+    ],
+)
+def test_what_a_run_says_of_a_setting_has_the_place_where_it_was_made(file, said, told):
+    file("[model]\nname = 'x'\n", "below.toml")
+    path = file("extends = 'below.toml'\n\n[model]\nprojection = 7\n")
+    settings = load(path, ["model.width=3"])
+    with pytest.raises(ConfigError) as caught, located(settings, path, ["model.width=3"]):
+        raise ConfigError(said)
+    assert str(caught.value).replace(f"{path.parent}/", "") == told
+
+
+def test_sizes_are_written_out_where_they_are_others_than_the_names(file):
+    assert tomllib.loads(dump(Config()))["model"] == {"name": "tdnn-small"}
+    path = file("[model]\nname = 'rnnt-tiny'\nencoder_units = 64\nprojection = 0\n")
+    settings = load(path, ["model.bypass=false"])
+    assert settings.model.sizes == {"encoder_units": 64, "projection": 0, "bypass": False}
+    assert load(file(dump(settings), "again.toml")) == settings
 
 
 def test_k_of_zero_is_refused_where_the_rule_is_made(file):

@@ -23,9 +23,9 @@ from fedspeech.config.training import PersonalSettings
 from fedspeech.corpus import partition, synthetic
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import Client
-from fedspeech.models import MODELS, PAPER_LAYERS, SMALL_LAYERS, description
+from fedspeech.models import MODELS, PAPER_LAYERS, SMALL_LAYERS, Model, description
 from fedspeech.models.description import ModelDescription
-from fedspeech.models.tdnn import TDNN, Layer
+from fedspeech.models.tdnn import TDNN, Layer, Shape
 from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors
 from fedspeech.training.personal import validation_split
@@ -38,10 +38,8 @@ STILL = PersonalAugmentation(speeds=(), time_masks=0, frequency_masks=0)
 BATCH, RATE = 16, 5e-4
 
 
-def _of_width(
-    width: int, layers: tuple[Layer, ...] = SMALL_LAYERS
-) -> Callable[[int, int], torch.nn.Module]:
-    return lambda inputs, units: TDNN(inputs, units, width=width, layers=layers)
+def _of_width(width: int, layers: tuple[Layer, ...] = SMALL_LAYERS) -> Model:
+    return Model(TDNN, Shape(width, layers))
 
 
 MODELS.update(

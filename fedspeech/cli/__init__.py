@@ -67,7 +67,10 @@ def run(
     from fedspeech import config
 
     _show_logs(verbose)
-    _run(config.load(file, [*overrides, *_place(on)]), out, resume)
+    overrides = [*overrides, *_place(on)]
+    settings = config.load(file, overrides)
+    with config.located(settings, file, overrides):
+        _run(settings, out, resume)
 
 
 def _place(on: tuple[str, str] | None) -> list[str]:
@@ -99,7 +102,8 @@ def distill(
     settings = config.load(file, overrides)
     if not isinstance(settings, DistillationConfig):
         raise ConfigError(f"{file}: kind = {settings.kind}, expected distillation")
-    _run(settings, out, resume)
+    with config.located(settings, file, overrides):
+        _run(settings, out, resume)
 
 
 @app.command()
@@ -123,7 +127,8 @@ def train(
     settings = config.load(file, overrides, without=["comparison"])
     if not isinstance(settings, DataParallelConfig):
         raise ConfigError(f"{file}: kind = {settings.kind}, expected data-parallel")
-    _run(settings.model_copy(update={"seeds": settings.seeds[:1]}), out, resume)
+    with config.located(settings, file, overrides):
+        _run(settings.model_copy(update={"seeds": settings.seeds[:1]}), out, resume)
 
 
 @app.command()
@@ -234,13 +239,20 @@ def strategies() -> None:
 
 @app.command("models")
 def models_() -> None:
-    """List the acoustic models and their sizes. Example: `fedspeech models`."""
+    """List the acoustic models, and their sizes by the settings that change them. Example:
+    `fedspeech models`.
+    """
     from fedspeech import models
 
-    table = Table("model", "trained values (40 features, 500 units)")
-    for name in models.MODELS:
-        count = models.parameters(models.build(name, 40, 500))
-        table.add_row(name, f"{count:,}")
+    table = Table(
+        Column("model", no_wrap=True),
+        Column("trained values (40 features, 500 units)", min_width=10),
+        Column("sizes", overflow="fold"),
+    )
+    for name, model in models.MODELS.items():
+        count = models.parameters(model.build(40, 500))
+        sizes = (f"{size} {value}" for size, value in models.sized(model).items())
+        table.add_row(name, f"{count:,}", ", ".join(sizes))
     Console().print(table)
 
 

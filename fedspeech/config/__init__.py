@@ -7,7 +7,8 @@ the files beside this one, each setting with its meaning.
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,6 +95,22 @@ def load(path: Path, overrides: Sequence[str] = (), without: Collection[str] = (
     except ValidationError as error:
         lines = [_explain(KINDS[kind], item, paths, overrides) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+@contextmanager
+def located(settings: Experiment, path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Let a ConfigError of the block that begins with a setting say where it was made, as `load`
+    does. `settings` are what that read from the file and the overrides.
+    """
+    _, paths = settings_file.read(path)
+    try:
+        yield
+    except ConfigError as error:
+        named = re.match(r"([\w.-]+)( = [^:]*)?: ", str(error))
+        keys = named[1].split(".") if named else []
+        if not keys or keys[0] not in type(settings).model_fields:
+            raise
+        raise ConfigError(f"{settings_file.where(keys, paths, overrides)}: {error}") from None
 
 
 def dump(config: Experiment) -> str:

@@ -7,6 +7,9 @@ from pydantic import Field, field_validator
 from fedspeech.config.values import Count, Fraction, Positive, PositiveFloat, Real, Settings
 
 LEAST_SPEED, MOST_SPEED = 0.5, 2.0
+MOST = 2**14
+"""Of what a model may have of anything: with more it would not be refused but take all memory."""
+Size = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 
 
 class FeatureSettings(Settings):
@@ -79,6 +82,37 @@ class UnitSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The acoustic model, by its name in `fedspeech.models.MODELS`."""
+    """The acoustic model, by its name in `fedspeech.models.MODELS`, and sizes that are to be others
+    than those that the name stands for (`fedspeech models` lists them).
+
+    `width` is for a TDNN, all others are for an RNN-T.
+    """
 
     name: str = "tdnn-small"
+    width: Size | None = None
+    """Channels of every hidden layer."""
+    encoder_layers: Size | None = None
+    encoder_units: Size | None = None
+    """Of each LSTM layer of the encoder."""
+    projection: Annotated[int, Field(ge=0, le=MOST, strict=True)] | None = None
+    """Values that each layer of the encoder passes on, to itself as well; less than it has units.
+    0: as many."""
+    prediction_layers: Size | None = None
+    prediction_units: Size | None = None
+    embedding: Size | None = None
+    """Values that the prediction network reads of a unit."""
+    joint: Size | None = None
+    """Values that both networks are projected to, which the joint network adds."""
+    stacking: Size | None = None
+    """Frames of 10 ms that the encoder's first layer sees at a time."""
+    subsampling: Size | None = None
+    """Frames of 10 ms for each step of the output: a multiple of `stacking`. The steps that this
+    makes one are joined behind the encoder's first layer."""
+    bypass: Annotated[bool, Field(strict=True)] | None = None
+    """Whether a layer adds what it takes to what it gives, where both have as many values."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Those that are others than the name says."""
+        found = {name: getattr(self, name) for name in ModelSettings.model_fields if name != "name"}
+        return {name: value for name, value in found.items() if value is not None}

@@ -69,12 +69,15 @@ def override(table: dict[str, Any], setting: str) -> None:
 
 
 def where(keys: Sequence[str], paths: Sequence[Path], overrides: Sequence[str]) -> str:
-    """What set it: an override, or the line of a file, nearest first; else the nearest file."""
+    """What set it: an override, or the line of a file, nearest first; else the line of its section;
+    else the nearest file.
+    """
     for setting in reversed(overrides):
         set_there = setting.partition("=")[0].strip().split(".")
         if keys and all(ours == theirs for ours, theirs in zip(keys, set_there, strict=False)):
             return f"--set {setting}"
-    lines = ((path, _line(path, keys)) for path in paths)
+    names = (keys[:count] for count in range(len(keys), 0, -1))
+    lines = ((path, _line(path, name)) for name in names for path in paths)
     return next((f"{path}{line}" for path, line in lines if line), str(paths[0]))
 
 

@@ -1,12 +1,18 @@
-"""Acoustic models: one architecture per file, and `MODELS`, the dict that names them."""
+"""Acoustic models: one architecture per file, and `MODELS`, the dict that names them.
 
+A name stands for an architecture with its sizes, of which settings may change some.
+"""
+
+import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
 from fedspeech.errors import ConfigError
-from fedspeech.models import rnnt
+from fedspeech.models import rnnt, tdnn
 from fedspeech.models.rnnt import RNNT
 from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.models.tdnn import TDNN, Layer
@@ -19,43 +25,74 @@ SMALL_LAYERS = (Layer(1), *(Layer(3, 1),) * 2, *(Layer(3, 2),) * 2, *(Layer(3, 3
 """Sees 45 frames to each side, which a whole word of a command corpus needs."""
 
 
-def _transducer(shape: rnnt.Shape) -> Callable[[int, int], torch.nn.Module]:
-    return lambda inputs, units: RNNT(inputs, units, shape)
+class Model(NamedTuple):
+    """An architecture with its sizes."""
+
+    architecture: Callable[[int, int, Any], torch.nn.Module]
+    """(features, output units with the blank, shape) -> the module"""
+    shape: Any
+    """A dataclass that raises ConfigError, which begins with the size at fault, where sizes do not
+    go together."""
+
+    def build(self, inputs: int, units: int) -> torch.nn.Module:
+        """The module for features of `inputs` values and `units` output units (with the blank)."""
+        return self.architecture(inputs, units, self.shape)
 
 
-MODELS: dict[str, Callable[[int, int], torch.nn.Module]] = {
-    "tdnn": lambda inputs, units: TDNN(inputs, units, width=512, layers=PAPER_LAYERS),
-    "tdnn-small": lambda inputs, units: TDNN(inputs, units, width=256, layers=SMALL_LAYERS),
-    "tdnn-tiny": lambda inputs, units: TDNN(inputs, units, width=96, layers=SMALL_LAYERS),
-    "rnnt": _transducer(rnnt.NEURAL_DIFF),
-    "rnnt-teacher-41m": _transducer(rnnt.TEACHER_41M),
-    "rnnt-student-22m": _transducer(rnnt.STUDENT_22M),
-    "rnnt-teacher-57m": _transducer(rnnt.TEACHER_57M),
-    "rnnt-student-30m": _transducer(rnnt.STUDENT_30M),
-    "rnnt-small": _transducer(rnnt.SMALL),
-    "rnnt-tiny": _transducer(rnnt.TINY),
-    "rnnt-tiny-deep": _transducer(rnnt.TINY_DEEP),
-    "rnnt-tiny-flat": _transducer(rnnt.TINY_FLAT),
+MODELS = {
+    "tdnn": Model(TDNN, tdnn.Shape(512, PAPER_LAYERS)),
+    "tdnn-small": Model(TDNN, tdnn.Shape(256, SMALL_LAYERS)),
+    "tdnn-tiny": Model(TDNN, tdnn.Shape(96, SMALL_LAYERS)),
+    "rnnt": Model(RNNT, rnnt.NEURAL_DIFF),
+    "rnnt-teacher-41m": Model(RNNT, rnnt.TEACHER_41M),
+    "rnnt-student-22m": Model(RNNT, rnnt.STUDENT_22M),
+    "rnnt-teacher-57m": Model(RNNT, rnnt.TEACHER_57M),
+    "rnnt-student-30m": Model(RNNT, rnnt.STUDENT_30M),
+    "rnnt-small": Model(RNNT, rnnt.SMALL),
+    "rnnt-tiny": Model(RNNT, rnnt.TINY),
+    "rnnt-tiny-deep": Model(RNNT, rnnt.TINY_DEEP),
+    "rnnt-tiny-flat": Model(RNNT, rnnt.TINY_FLAT),
 }
+UNCHANGED: Mapping[str, int] = MappingProxyType({})
+"""The sizes that a name stands for."""
 
 
-def find(name: str) -> Callable[[int, int], torch.nn.Module]:
-    """What builds the named model. Raises ConfigError for an unknown name."""
+def find(name: str, sizes: Mapping[str, int] = UNCHANGED, setting: str = "model") -> Model:
+    """The named model, with some of its sizes changed.
+
+    Raises ConfigError, which begins with the `setting`, for an unknown name, sizes that the model
+    does not have, and sizes that do not go together.
+    """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; the nearest is {near[0]}" if near else ""
-        raise ConfigError(
-            f"model.name: unknown model {name!r}, expected one of {', '.join(sorted(MODELS))}{hint}"
-        )
-    return MODELS[name]
+        known = ", ".join(sorted(MODELS))
+        raise ConfigError(f"{setting}.name: unknown model {name!r}, expected one of {known}{hint}")
+    model = MODELS[name]
+    there = sized(model)
+    for size in sizes:
+        if size not in there:
+            raise ConfigError(f"{setting}.{size}: a {name} has {', '.join(there)} instead")
+    try:
+        return model._replace(shape=dataclasses.replace(model.shape, **sizes))
+    except ConfigError as error:
+        raise ConfigError(f"{setting}.{error}") from None
 
 
-def build(name: str, inputs: int, units: int) -> torch.nn.Module:
+def sized(model: Model) -> dict[str, int]:
+    """The sizes of a model that settings may change."""
+    sizes = dataclasses.asdict(model.shape)
+    return {name: value for name, value in sizes.items() if isinstance(value, int)}
+
+
+def build(
+    name: str, inputs: int, units: int, sizes: Mapping[str, int] = UNCHANGED
+) -> torch.nn.Module:
     """The named model for features of `inputs` values and `units` output units (with the blank).
 
-    Raises ConfigError for an unknown name.
+    Raises ConfigError as `find` does.
     """
-    return find(name)(inputs, units)
+    return find(name, sizes).build(inputs, units)
 
 
 def stack(model: torch.nn.Module) -> StackedTDNN | None:

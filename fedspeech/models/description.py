@@ -1,33 +1,46 @@
 """What goes with a model's tensors to make them usable: architecture, features and vocabulary."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 
 from fedspeech import models
-from fedspeech.config.model import FeatureSettings, UnitSettings
+from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
+from fedspeech.config.values import Settings
 from fedspeech.errors import ConfigError, ModelError
 from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.tensors import Tensors, check_like, write_whole
 from fedspeech.units import Units
 
+S = TypeVar("S", bound=Settings)
+
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A name of `MODELS`, what the model sees, and what it spells with."""
+    """A name of `MODELS`, what the model sees, what it spells with, and which of its sizes are
+    others than the name says.
+    """
 
     name: str
     features: FeatureSettings
     units: Units
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, model: ModelSettings, features: FeatureSettings, units: Units
+    ) -> "ModelDescription":
+        """Of the model that settings speak of."""
+        return cls(model.name, features, units, model.sizes)
 
     def empty(self) -> torch.nn.Module:
         """The module with freshly drawn weights (PyTorch's generator)."""
-        return models.build(self.name, self.features.dimension, len(self.units))
+        return models.build(self.name, self.features.dimension, len(self.units), self.sizes)
 
     def module(self, tensors: Tensors) -> torch.nn.Module:
         """The module with these weights, copied. Raises ModelError where they do not fit it."""
@@ -63,6 +76,7 @@ class ModelDescription:
         """What `from_json` reads."""
         return {
             "name": self.name,
+            **({"sizes": dict(self.sizes)} if self.sizes else {}),
             "features": self.features.model_dump(mode="json"),
             "units": self.units.to_json(),
         }
@@ -71,19 +85,28 @@ class ModelDescription:
     def from_json(content: Mapping[str, Any]) -> "ModelDescription":
         """Raises ModelError where the content is not a description."""
         try:
-            features = FeatureSettings.model_validate(content["features"])
-            return ModelDescription(content["name"], features, Units.from_json(content["units"]))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(["features", *map(str, first["loc"])])
-            raise ModelError(f"not a description of a model: {where}: {first['msg']}") from None
-        except (KeyError, TypeError, ValueError) as error:
+            model = {**content.get("sizes", {}), "name": content["name"]}
+            return ModelDescription.of(
+                _settings(ModelSettings, model, "sizes"),
+                _settings(FeatureSettings, content["features"], "features"),
+                Units.from_json(content["units"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"not a description of a model: {error!r}") from None
 
     def write(self, path: Path) -> None:
         """Write the description as JSON."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
         write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _settings(schema: type[S], content: Any, section: str) -> S:
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([section, *map(str, first["loc"])])
+        raise ModelError(f"not a description of a model: {where}: {first['msg']}") from None
 
 
 def read(path: Path) -> ModelDescription:
@@ -102,18 +125,32 @@ def check_as_set(
     setting: str,
     path: Path,
     about: ModelDescription,
-    name: tuple[str, str],
+    section: str,
+    model: ModelSettings,
     features: FeatureSettings,
     units: UnitSettings,
 ) -> None:
     """Raise ConfigError where a model that a setting names is another one than the others say.
 
-    `name` is the setting of the architecture, such as `model.name`, and its value.
+    `section` is that of the settings of the architecture, such as `model`.
     """
     for key, theirs, ours in (
-        (name[0], about.name, name[1]),
+        (f"{section}.name", about.name, model.name),
+        *_sizes(section, about, model),
         ("features", about.features.model_dump(), features.model_dump()),
         ("units.kind", about.units.kind, units.kind),
     ):
         if theirs != ours:
             raise ConfigError(f"{setting}: {path} has {key} = {theirs}, the settings say {ours}")
+
+
+def _sizes(
+    section: str, about: ModelDescription, model: ModelSettings
+) -> Iterator[tuple[str, int, int]]:
+    """Each setting of a size, with that of the model and that of the settings, if both are of one
+    architecture.
+    """
+    if about.name == model.name:
+        theirs = models.sized(models.find(about.name, about.sizes))
+        ours = models.sized(models.find(model.name, model.sizes, section))
+        yield from ((f"{section}.{size}", theirs[size], ours[size]) for size in ours)

@@ -21,11 +21,13 @@ such step every 30 ms.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from fedspeech.errors import ConfigError
 from fedspeech.models.tdnn import Dropout, at_least_float32
 
 BLANK = 0
@@ -34,11 +36,12 @@ BLANK_AT_START = 0.8
 from equal probabilities a deep encoder stays for many epochs where it spells nothing."""
 Network = Literal["encoder", "prediction"]
 State = list[tuple[torch.Tensor, torch.Tensor]]
-"""Of each LSTM layer: output and memory cells, both (1, batch, units)."""
+"""Of each LSTM layer: output (1, batch, units or projection), memory cells (1, batch, units)."""
 
 
-class Shape(NamedTuple):
-    """Sizes of an RNN-T."""
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of an RNN-T. Raises ConfigError where they do not go together."""
 
     encoder_layers: int
     encoder_units: int
@@ -48,23 +51,54 @@ class Shape(NamedTuple):
     joint: int
     """Both networks are projected to so many values, which the joint network adds."""
     stacking: int = 3
-    """Frames of 10 ms that the encoder sees at a time."""
-    joined: int = 1
-    """Steps of the encoder's first layer that its second one sees at a time."""
+    """Frames of 10 ms that the encoder's first layer sees at a time."""
+    subsampling: int = 3
+    """Frames for each step of the output: as many times those of `stacking` as its second layer
+    sees steps of the first one at a time."""
+    projection: int = 0
+    """Values that each layer of the encoder passes on, to itself as well (Sak, Senior, Beaufays
+    2014); 0: as many as it has units."""
     bypass: bool = False
     """A layer adds what it takes to what it gives, where both have as many values (He et al. 2016).
     Deep encoders learn many times sooner with it; the papers' have none."""
 
+    def __post_init__(self) -> None:
+        if self.subsampling % self.stacking:
+            raise ConfigError(
+                f"subsampling: expected a multiple of stacking = {self.stacking}, found "
+                f"{self.subsampling}"
+            )
+        if self.joined > 1 and self.encoder_layers == 1:
+            raise ConfigError(
+                f"subsampling: expected stacking = {self.stacking} with a single encoder layer, "
+                f"behind which no steps can be joined, found {self.subsampling}"
+            )
+        if self.projection >= self.encoder_units:
+            raise ConfigError(
+                f"projection: expected less than encoder_units = {self.encoder_units}, found "
+                f"{self.projection}"
+            )
+
+    @property
+    def joined(self) -> int:
+        """Steps of the encoder's first layer that its second one sees at a time."""
+        return self.subsampling // self.stacking
+
+    @property
+    def encoder_outputs(self) -> int:
+        """Values that each layer of the encoder passes on."""
+        return self.projection or self.encoder_units
+
 
 NEURAL_DIFF = Shape(6, 1024, 2, 1024, embedding=256, joint=640)
-TEACHER_41M = Shape(4, 1024, 2, 512, embedding=512, joint=512, joined=2)
-STUDENT_22M = Shape(2, 1024, 1, 512, embedding=512, joint=512, joined=2)
-TEACHER_57M = Shape(6, 1024, 2, 512, embedding=512, joint=512, joined=2)
-STUDENT_30M = Shape(3, 1024, 1, 512, embedding=512, joint=512, joined=2)
-SMALL = Shape(3, 256, 1, 128, embedding=64, joint=128, joined=2)
-TINY = Shape(2, 96, 1, 48, embedding=24, joint=48, joined=2)
-TINY_DEEP = Shape(5, 96, 2, 48, embedding=24, joint=48, stacking=6, bypass=True)
-TINY_FLAT = TINY_DEEP._replace(encoder_layers=2, prediction_layers=1)
+TEACHER_41M = Shape(4, 1024, 2, 512, embedding=512, joint=512, subsampling=6)
+STUDENT_22M = Shape(2, 1024, 1, 512, embedding=512, joint=512, subsampling=6)
+TEACHER_57M = Shape(6, 1024, 2, 512, embedding=512, joint=512, subsampling=6)
+STUDENT_30M = Shape(3, 1024, 1, 512, embedding=512, joint=512, subsampling=6)
+SMALL = Shape(3, 256, 1, 128, embedding=64, joint=128, subsampling=6)
+TINY = Shape(2, 96, 1, 48, embedding=24, joint=48, subsampling=6)
+TINY_DEEP = Shape(5, 96, 2, 48, embedding=24, joint=48, stacking=6, subsampling=6, bypass=True)
+TINY_FLAT = replace(TINY_DEEP, encoder_layers=2, prediction_layers=1)
 """A student of `TINY_DEEP`."""
 
 
@@ -76,15 +110,16 @@ class RNNT(nn.Module):
     def __init__(self, inputs: int, units: int, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.subsampling = shape.stacking * shape.joined
-        wide = shape.encoder_units * shape.joined
-        sizes = [shape.stacking * inputs, wide, *[shape.encoder_units] * shape.encoder_layers]
-        self.encoder = _layers(sizes[: shape.encoder_layers], shape.encoder_units)
+        self.subsampling = shape.subsampling
+        wide = shape.encoder_outputs * shape.joined
+        sizes = [shape.stacking * inputs, wide, *[shape.encoder_outputs] * shape.encoder_layers]
+        sizes = sizes[: shape.encoder_layers]
+        self.encoder = _layers(sizes, shape.encoder_units, shape.projection)
         self.embedding = nn.Embedding(units, shape.embedding)
         sizes = [shape.embedding, *[shape.prediction_units] * (shape.prediction_layers - 1)]
         self.prediction = _layers(sizes, shape.prediction_units)
         self.dropout = Dropout(0.0)
-        self.encoded = nn.Linear(shape.encoder_units, shape.joint)
+        self.encoded = nn.Linear(shape.encoder_outputs, shape.joint)
         self.predicted = nn.Linear(shape.prediction_units, shape.joint, bias=False)
         self.output = nn.Linear(shape.joint, units)
         odds = BLANK_AT_START / (1 - BLANK_AT_START)
@@ -116,7 +151,7 @@ class RNNT(nn.Module):
         x = x.to(self.output.bias.dtype).reshape(batch, -1, shape.stacking * features.shape[2])
         layers = self.layers("encoder")
         x, first = self._run(layers[:1], x, state and state[:1])
-        x = x.reshape(batch, -1, shape.joined * shape.encoder_units)
+        x = x.reshape(batch, -1, shape.joined * shape.encoder_outputs)
         x, rest = self._run(layers[1:], x, state and state[1:])
         return self.encoded(x), first + rest
 
@@ -144,16 +179,19 @@ class RNNT(nn.Module):
     ) -> tuple[torch.Tensor, State]:
         states: State = []
         for number, layer in enumerate(layers):
+            own = not torch.is_grad_enabled() or bool(getattr(layer, "proj_size", 0))
             # On a processor, PyTorch learns no LSTM in bfloat16, or ten times more slowly.
-            with torch.autocast("cpu", enabled=False), _own_lstm(not torch.is_grad_enabled()):
+            with torch.autocast("cpu", enabled=False), _own_lstm(own):
                 y, after = layer(x, state[number] if state else None)
             x = x + self.dropout(y) if self.shape.bypass and x.shape == y.shape else self.dropout(y)
             states.append(after)
         return x, states
 
 
-def _layers(inputs: Sequence[int], units: int) -> nn.ModuleList:
-    return nn.ModuleList(nn.LSTM(size, units, batch_first=True) for size in inputs)
+def _layers(inputs: Sequence[int], units: int, projection: int = 0) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.LSTM(size, units, batch_first=True, proj_size=projection) for size in inputs
+    )
 
 
 @contextmanager
@@ -161,7 +199,8 @@ def _own_lstm(wanted: bool) -> Iterator[None]:
     """PyTorch's own LSTM in the block if wanted, instead of oneDNN's.
 
     oneDNN's learns twice as fast, but lays the weights out anew in every call: for a few steps of
-    one utterance that takes six times as long as the steps.
+    one utterance that takes six times as long as the steps. Of a projection it warns that it has
+    none.
     """
     set_flags: Any = torch.backends.mkldnn.set_flags
     before, *_ = set_flags(False if wanted else None, _fp32_precision=None)

@@ -10,6 +10,7 @@ frame, so that everything after it runs at a third of the frame rate.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -155,6 +156,15 @@ class TDNNLayer(nn.Module):
         return dropped * present
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a TDNN."""
+
+    width: int
+    """Channels of every hidden layer."""
+    layers: tuple[Layer, ...]
+
+
 class TDNN(nn.Module):
     """Features (batch, frames, inputs) -> logits (batch, ceil(frames / 3), units).
 
@@ -167,8 +177,9 @@ class TDNN(nn.Module):
     subsampling = SUBSAMPLING
     recomputes = False
 
-    def __init__(self, inputs: int, units: int, width: int, layers: tuple[Layer, ...]) -> None:
+    def __init__(self, inputs: int, units: int, shape: Shape) -> None:
         super().__init__()
+        width, layers = shape.width, shape.layers
         first = TDNNLayer(inputs, width, 2 * CONTEXT + 1, 1, SUBSAMPLING)
         rest = (TDNNLayer(width, width, layer.kernel, layer.dilation, 1) for layer in layers[1:])
         self.tdnn = nn.ModuleList([first, *rest])

@@ -47,7 +47,7 @@ def look_over(settings: Config) -> None:
     if not LOG.isEnabledFor(logging.INFO):
         logging.getLogger("flwr").setLevel(logging.WARNING)
     rules.of_experiment(settings)
-    models.find(settings.model.name)
+    models.find(settings.model.name, settings.model.sizes)
 
 
 def serve(server: ServerApp, grid: Grid, run: RunFolder) -> None:

@@ -107,7 +107,8 @@ def _auto(settings: Config, most: int) -> int:
 def _module(settings: Config) -> torch.nn.Module:
     """The model without weights."""
     with torch.device("meta"):
-        return models.build(settings.model.name, settings.features.dimension, UNITS)
+        model = models.find(settings.model.name, settings.model.sizes)
+        return model.build(settings.features.dimension, UNITS)
 
 
 def most_together(settings: Config) -> int:
@@ -151,9 +152,10 @@ def bytes_each(settings: Config) -> int:
 
 
 def _values(module: torch.nn.Module) -> int:
-    """What a layer keeps of each frame, for its gradient; an LSTM four gates and its cells."""
+    """What a layer keeps of each frame, for its gradient; an LSTM four gates, its cells and what it
+    projects them to."""
     if isinstance(module, torch.nn.Conv1d):
         return module.in_channels * module.kernel_size[0] + COPIES * module.out_channels
     if isinstance(module, torch.nn.LSTM):
-        return module.input_size + 2 * COPIES * module.hidden_size
+        return module.input_size + 2 * COPIES * module.hidden_size + module.proj_size
     return 0

@@ -91,7 +91,7 @@ class _Run:
         speech = prepare(list(partition.generic), config.features, speeds, folder)
         development = prepare(list(partition.development), config.features, (), folder)
         units = learn([text_of(cut) for cut in partition.generic], config.units)
-        description = ModelDescription(config.model.name, config.features, units)
+        description = ModelDescription.of(config.model, config.features, units)
         with seeding.scoped(config.seed, 0, "", f"{PURPOSE}, initialization"):
             model = description.empty()
         name = (config.seed, 0, "", PURPOSE)

@@ -131,6 +131,10 @@ def test_what_flower_logs_is_shown_where_it_is_wanted(experiment, tmp_path, verb
         ("rules.kbest.n=3", "rule kbest: "),
         ("rules.mine.class='no_such:Rule'", "rule mine: cannot import no_such:Rule"),
         ("model.name='tdnn-smal'", "unknown model 'tdnn-smal'"),
+        (
+            "model.encoder_units=96",
+            "--set model.encoder_units=96: model.encoder_units: a tdnn-tiny has width instead",
+        ),
         ("corpus.path='no/such/folder'", "no/such/folder"),
         ("corpus.recipe='jsnol'", "jsnol"),
         ("partition.clients=99", "partition.clients: 99 speakers, but there are only 3 left"),
@@ -317,6 +321,7 @@ def test_models_are_listed_with_their_sizes(fedspeech):
     for name in models.MODELS:
         count = models.parameters(models.build(name, 40, 500))
         assert re.search(rf"{name} .* {count:,} ", out)
+    assert re.search(r"\brnnt-tiny-flat .*encoder_layers 2,", out)
 
 
 def test_rules_are_listed_with_where_they_come_from(fedspeech, monkeypatch):

@@ -13,7 +13,9 @@ WORDS = Units("words", ["<blank>", "ba", "di", "gu"])
 def talkative(seed: int) -> RNNT:
     """A model that spells something: its weights are larger than those of a fresh one."""
     with seeding.scoped(seed, 0, "", "talkative"):
-        model = RNNT(4, 4, Shape(1, 6, 1, 5, embedding=4, joint=6, stacking=1)).eval()
+        model = RNNT(
+            4, 4, Shape(1, 6, 1, 5, embedding=4, joint=6, stacking=1, subsampling=1)
+        ).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter)
     return model

@@ -15,6 +15,7 @@ import torch
 from fedspeech.config.data_parallel import ParallelSettings, ParallelTraining
 from fedspeech.config.model import FeatureSettings
 from fedspeech.features import Normalization, Utterance, batch
+from fedspeech.models import tdnn
 from fedspeech.models.rnnt import RNNT, Shape
 from fedspeech.models.tdnn import TDNN, Layer
 from fedspeech.training.parallel import method_of
@@ -61,7 +62,7 @@ def spoken(count: int = 12, seed: int = 0) -> list[Utterance]:
 def model(seed: int = 0) -> TDNN:
     """Two layers with batch normalization, in double precision."""
     torch.manual_seed(seed)
-    return TDNN(DIMENSION, 4, WIDTH, (Layer(1), Layer(3, 1))).double()
+    return TDNN(DIMENSION, 4, tdnn.Shape(WIDTH, (Layer(1), Layer(3, 1)))).double()
 
 
 def transducer() -> RNNT:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fedspeech import models
-from fedspeech.config.model import FeatureSettings, UnitSettings
+from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
 from fedspeech.errors import ConfigError, ModelError
-from fedspeech.models.description import ModelDescription, read
+from fedspeech.models.description import ModelDescription, check_as_set, read
 from fedspeech.tensors import sha256, state
 from fedspeech.units import learn
 
@@ -24,6 +24,36 @@ def test_a_file_keeps_everything(tiny, tmp_path):
     assert found.units.vocabulary == ("<blank>", "ba", "di", "نعم")
     assert found.to_json() == tiny.to_json()
     assert "نعم" in (tmp_path / "model.json").read_text(encoding="utf-8")
+
+
+def test_a_file_keeps_the_sizes_that_are_others_than_the_names(tiny, tmp_path):
+    assert set(tiny.to_json()) == {"name", "features", "units"}
+    settings = ModelSettings(name="rnnt-tiny", encoder_units=30, projection=20, bypass=True)
+    about = ModelDescription.of(settings, tiny.features, tiny.units)
+    about.write(tmp_path / "model.json")
+    found = read(tmp_path / "model.json")
+    assert found.sizes == {"encoder_units": 30, "projection": 20, "bypass": True}
+    assert found.empty().encoder[1].weight_hr_l0.shape == (20, 30)
+    assert found.to_json() == about.to_json()
+    found.check(state(about.empty()))
+    with pytest.raises(ModelError, match=r"weight_hr_l0 is not in the model"):
+        ModelDescription("rnnt-tiny", tiny.features, tiny.units).check(state(about.empty()))
+
+
+def test_sizes_are_compared_with_those_of_the_settings(tiny, tmp_path):
+    def compare(ours: dict[str, int], theirs: dict[str, int]) -> None:
+        about = ModelDescription("rnnt-tiny", tiny.features, tiny.units, theirs)
+        model, units = ModelSettings(name="rnnt-tiny", **ours), UnitSettings(kind="words")
+        check_as_set("x.file", tmp_path / "g", about, "student", model, tiny.features, units)
+
+    compare({}, {})
+    compare({"encoder_units": 96}, {})  # as the name says
+    compare({"joint": 7}, {"joint": 7})
+    told = "x.file: .*g has student.encoder_units = 96, the settings say 30"
+    with pytest.raises(ConfigError, match=told):
+        compare({"encoder_units": 30}, {})
+    with pytest.raises(ConfigError, match=r"student.projection = 40, the settings say 0"):
+        compare({}, {"projection": 40})
 
 
 def test_a_module_is_made_of_tensors(tiny):
@@ -61,6 +91,10 @@ def test_layers_are_those_of_the_module(tiny):
         ({"units": {"kind": "words"}}, "KeyError.'units'."),
         ({"units": {"kind": "runes", "units": ["a"]}}, "expected units that are strings, of kind"),
         ({"units": 3}, "TypeError"),
+        ({"sizes": {"width": 0}}, "sizes.width: Input should be greater"),
+        ({"sizes": {"width": 10**9}}, "sizes.width: Input should be less"),
+        ({"sizes": {"breadth": 9}}, "sizes.breadth: Extra inputs"),
+        ({"sizes": 3}, "TypeError"),
     ],
 )
 def test_what_is_no_description_is_told_with_its_file(tiny, tmp_path, change, told):

@@ -21,6 +21,33 @@ def test_an_unknown_name_is_told(name, told):
         models.build(name, 40, 5)
 
 
+def test_a_name_stands_for_sizes_of_which_some_may_be_others():
+    small = models.sized(models.find("rnnt-small"))
+    sizes = {"encoder_layers": 2, "encoder_units": 20, "bypass": True, "stacking": 2}
+    changed = models.find("rnnt-small", sizes)
+    assert models.sized(changed) == small | sizes
+    model = changed.build(12, 5)
+    assert [layer.input_size for layer in model.encoder] == [2 * 12, 3 * 20]
+    assert model.subsampling == 6 and model.output.in_features == small["joint"]
+    assert models.sized(models.find("tdnn-tiny")) == {"width": 96}
+    assert models.build("tdnn-tiny", 12, 5, {"width": 7}).output.in_channels == 7
+    assert models.sized(models.find("rnnt-small")) == small
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "told"),
+    [
+        ("tdnn-tiny", {"encoder_units": 9}, "student.encoder_units: a tdnn-tiny has width instead"),
+        ("rnnt-tiny", {"width": 9}, "student.width: a rnnt-tiny has encoder_layers, .*, bypass in"),
+        ("rnnt-tiny", {"projection": 96}, "student.projection: expected less than encoder_units"),
+        ("rnn", {}, "student.name: unknown model 'rnn', expected one of"),
+    ],
+)
+def test_sizes_that_a_model_cannot_have_are_told_with_their_setting(name, sizes, told):
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        models.find(name, sizes, "student")
+
+
 @pytest.mark.parametrize("name", ["tdnn-small", "tdnn-tiny", "rnnt-small", "rnnt-tiny"])
 def test_a_seed_gives_the_same_model(name):
     def build(seed: int) -> str:

@@ -1,13 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
 from fedspeech import models, seeding
+from fedspeech.errors import ConfigError
 from fedspeech.models.rnnt import RNNT, Shape
 
 FEATURES, UNITS = 8, 5
-SHAPE = Shape(3, 12, 2, 7, embedding=6, joint=10, stacking=3, joined=2)
+SHAPE = Shape(3, 12, 2, 7, embedding=6, joint=10, stacking=3, subsampling=6)
 
 
 @pytest.fixture
@@ -60,6 +63,30 @@ def test_the_sizes_are_those_of_the_layers_that_the_paper_names():
     assert found == encoder + prediction + joint == 64_175_557
 
 
+def test_layers_that_project_what_they_pass_on_are_as_large_as_equations_say():
+    """Sak, Senior, Beaufays 2014: four gates that see 640 values of before, and the projection."""
+    with torch.device("meta"):
+        found = models.build("rnnt", 64, 2501, {"projection": 640})
+    layers = [4 * 1024 * (inputs + 640 + 2) + 640 * 1024 for inputs in (3 * 64, *[640] * 5)]
+    assert [models.parameters(layer) for layer in found.encoder] == layers
+    assert found.encoded.weight.shape == (640, 640)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"projection": 12}, "projection: expected less than encoder_units = 12, found 12"),
+        ({"projection": 99}, "projection: expected less than encoder_units = 12, found 99"),
+        ({"stacking": 4}, "subsampling: expected a multiple of stacking = 4, found 6"),
+        ({"subsampling": 2}, "subsampling: expected a multiple of stacking = 3, found 2"),
+        ({"encoder_layers": 1}, "subsampling: expected stacking = 3 with a single encoder layer"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_told(sizes, told):
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        replace(SHAPE, **sizes)
+
+
 @pytest.mark.parametrize("units", [5, 65])
 def test_a_fresh_model_says_four_times_in_five_that_nothing_comes_next(units):
     with seeding.scoped(0, 0, "", "fresh"):
@@ -86,12 +113,13 @@ def by_hand(model: RNNT, frames: np.ndarray) -> np.ndarray:
     return x @ linear.weight.detach().double().numpy().T + linear.bias.detach().double().numpy()
 
 
-def lstm_by_hand(x, w_in, w_back, b_in, b_back):
-    h, c, seen = np.zeros(w_back.shape[1]), np.zeros(w_back.shape[1]), []
+def lstm_by_hand(x, w_in, w_back, b_in, b_back, project=None):
+    h, c, seen = np.zeros(w_back.shape[1]), np.zeros(len(w_back) // 4), []
     for row in x:
         i, f, g, o = np.split(w_in @ row + b_in + w_back @ h + b_back, 4)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
+        h = h if project is None else project @ h
         seen.append(h)
     return np.array(seen)
 
@@ -110,7 +138,7 @@ def test_three_frames_are_a_step_and_two_steps_are_joined_after_the_first_layer(
 
 def test_a_bypass_adds_what_a_layer_takes_where_it_gives_as_many_values():
     with seeding.scoped(0, 0, "", "bypassed"):
-        model = RNNT(FEATURES, UNITS, SHAPE._replace(bypass=True)).eval()
+        model = RNNT(FEATURES, UNITS, replace(SHAPE, bypass=True)).eval()
     features, lengths = speech(24)
     wanted = by_hand(model, features[0].double().numpy())
     assert_allclose(model(features, lengths)[0][0].detach(), wanted, atol=1e-5)
@@ -134,6 +162,19 @@ def test_neither_padding_nor_neighbours_nor_what_comes_later_change_what_is_hear
     after, _ = tiny(features, lengths)
     assert_allclose(before[:, :5].detach(), after[:, :5].detach(), atol=1e-6)
     assert (before[:, 5:] - after[:, 5:]).abs().min(1).values.max() > 1e-4
+
+
+def test_a_projection_is_what_a_layer_passes_on_also_to_itself():
+    with seeding.scoped(0, 0, "", "projected"):
+        model = RNNT(FEATURES, UNITS, replace(SHAPE, projection=4, bypass=True)).eval()
+    features, lengths = speech(24)
+    wanted = by_hand(model, features[0].double().numpy())
+    assert_allclose(model(features, lengths)[0][0].detach(), wanted, atol=1e-5)
+    state, parts = None, []
+    for start in range(0, 24, 12):
+        part, state = model.encode(features[:, start : start + 12], state)
+        parts.append(part)
+    assert_allclose(torch.cat(parts, 1)[0].detach(), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [6, 12, 30])

@@ -6,7 +6,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from fedspeech import models, seeding
-from fedspeech.models.tdnn import TDNN, Dropout, Layer, MaskedBatchNorm
+from fedspeech.models.tdnn import TDNN, Dropout, Layer, MaskedBatchNorm, Shape
 
 FEATURES, UNITS = 40, 7
 TDNNS = [name for name in models.MODELS if name.startswith("tdnn")]
@@ -16,7 +16,7 @@ TDNNS = [name for name in models.MODELS if name.startswith("tdnn")]
 def tiny() -> TDNN:
     """Three layers; the running statistics are not those of the beginning."""
     with seeding.scoped(0, 0, "", "tiny"):
-        model = TDNN(FEATURES, UNITS, width=16, layers=(Layer(1), Layer(3, 1), Layer(3, 2)))
+        model = TDNN(FEATURES, UNITS, Shape(16, (Layer(1), Layer(3, 1), Layer(3, 2))))
         for layer in model.tdnn:
             layer.norm.running_mean.normal_()
             layer.norm.running_var.uniform_(0.5, 2)
@@ -73,7 +73,7 @@ def test_the_output_has_a_third_of_the_frames_rounded_up(name, frames):
         features = torch.zeros(2, frames, FEATURES)
     logits, lengths = model(features, torch.tensor([frames, 1]).to("meta"))
     assert logits.shape == (2, -(-frames // 3), UNITS)
-    _, lengths = TDNN(FEATURES, UNITS, 4, (Layer(1),))(*speech(frames, 1))
+    _, lengths = TDNN(FEATURES, UNITS, Shape(4, (Layer(1),)))(*speech(frames, 1))
     assert lengths.tolist() == [-(-frames // 3), 1]
 
 
@@ -276,7 +276,7 @@ def test_in_evaluation_nothing_is_computed_twice(tiny):
 def test_what_training_keeps_of_the_layers_is_known_beforehand():
     """By the storages that autograd saves, without those of the weights."""
     with seeding.scoped(0, 0, "", "wide"):
-        model = TDNN(FEATURES, UNITS, width=256, layers=(Layer(1), Layer(3, 1), Layer(3, 2)))
+        model = TDNN(FEATURES, UNITS, Shape(256, (Layer(1), Layer(3, 1), Layer(3, 2))))
     own = {each.untyped_storage().data_ptr() for each in model.state_dict().values()}
     kept = {}
 

@@ -50,6 +50,10 @@ def test_a_model_is_taken_as_g_and_nothing_is_trained(corpus, first, tmp_path, c
             {"model": {"name": "tdnn-small"}},
             "model.name = tdnn-tiny, the settings say tdnn-small",
         ),
+        (
+            {"model": {"name": "tdnn-tiny", "width": 50}},
+            "model.width = 96, the settings say 50",
+        ),
         ({"units": {"kind": "characters"}}, "units.kind = words, the settings say characters"),
         ({"features": {"kind": "log-mel"}}, "features = .*'mfcc'.*, the settings say .*'log-mel'"),
     ],

@@ -16,7 +16,7 @@ FEDERATION = {
 def test_rules_races_diffs_and_a_flower_strategy(corpus, tmp_path):
     asked = settings(
         corpus,
-        model={"name": "rnnt-tiny"},
+        model={"name": "rnnt-tiny", "encoder_units": 120, "projection": 60, "subsampling": 3},
         features={"kind": "log-mel", "dimension": 64},
         federation=FEDERATION,
         budget={"personal": "10x"},
@@ -29,7 +29,11 @@ def test_rules_races_diffs_and_a_flower_strategy(corpus, tmp_path):
     assert layers[0] == "encoder.0" and layers[-1] == "output"
     about = description.read(run / "models" / "generic.json")
     assert about.name == "rnnt-tiny" and about.features.dimension == 64
-    full = tensors.size(tensors.read(run / "models" / "generic.safetensors"))
+    assert about.sizes == {"encoder_units": 120, "projection": 60, "subsampling": 3}
+    model = tensors.read(run / "models" / "generic.safetensors")
+    assert model["encoder.1.weight_hr_l0"].shape == (60, 120)
+    assert model["encoder.1.weight_ih_l0"].shape == (4 * 120, 60)  # nothing is joined
+    full = tensors.size(model)
     up = [
         int(row["bytes"])
         for row in ledger(run)

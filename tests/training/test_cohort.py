@@ -11,7 +11,7 @@ from fedspeech import features, seeding
 from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.config.training import Optimization, PersonalSettings
 from fedspeech.models.stacked_tdnn import StackedTDNN
-from fedspeech.models.tdnn import TDNN, Layer
+from fedspeech.models.tdnn import TDNN, Layer, Shape
 from fedspeech.tensors import state
 from fedspeech.training.cohort import Cohort
 from fedspeech.training.course import Course
@@ -36,7 +36,7 @@ SETTINGS = {
 
 def model(number: int, dtype: torch.dtype) -> TDNN:
     with seeding.scoped(number, 0, "", "cohort"):
-        return TDNN(40, 7, width=16, layers=(Layer(1), Layer(3, 2), Layer(5, 1))).to(dtype)
+        return TDNN(40, 7, Shape(16, (Layer(1), Layer(3, 2), Layer(5, 1)))).to(dtype)
 
 
 def courses(spoken, **changes) -> list[Course]:

@@ -16,7 +16,7 @@ from fedspeech import evaluation, features, seeding
 from fedspeech.accelerator import computes_in_bf16
 from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.config.training import Optimization
-from fedspeech.models.tdnn import TDNN, Layer
+from fedspeech.models.tdnn import TDNN, Layer, Shape
 from fedspeech.tensors import sha256, state
 from fedspeech.training.course import Course, learning_rate, piecewise_linear
 from fedspeech.training.loop import Loop
@@ -33,7 +33,7 @@ def optimization(**changes) -> Optimization:
 
 def tiny() -> TDNN:
     with seeding.scoped(0, 0, "", "tiny"):
-        return TDNN(40, 7, width=16, layers=(Layer(1), Layer(3)))
+        return TDNN(40, 7, Shape(16, (Layer(1), Layer(3))))
 
 
 def make(spoken, model=None, name=NAME, **changes) -> Loop:
@@ -111,7 +111,7 @@ class Watched(TDNN):
     """Notes what each update sees."""
 
     def __init__(self) -> None:
-        super().__init__(40, 7, width=4, layers=(Layer(1),))
+        super().__init__(40, 7, Shape(4, (Layer(1),)))
         self.seen: list[list[int]] = []
         self.dropout: list[float] = []
         self.optimizer: torch.optim.Optimizer | None = None

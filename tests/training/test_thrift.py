@@ -4,7 +4,7 @@ import small_box
 from slow import slow
 
 from fedspeech import machine
-from fedspeech.models.tdnn import TDNN, Layer
+from fedspeech.models.tdnn import TDNN, Layer, Shape
 from fedspeech.training import thrift
 
 GIB = 2**30
@@ -39,7 +39,7 @@ def speech(count, frames):
 """
 
 ONE_UPDATE = """
-from fedspeech.models.tdnn import TDNN, Layer
+from fedspeech.models.tdnn import TDNN, Layer, Shape
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -52,7 +52,7 @@ def watch():
 
 def update(utterances):
     with seeding.scoped(0, 0, "", "g"):
-        model = TDNN(40, len(UNITS), 32, (Layer(1), *(Layer(3, 1),) * 12))
+        model = TDNN(40, len(UNITS), Shape(32, (Layer(1), *(Layer(3, 1),) * 12)))
     settings = PersonalSettings(epochs=1, batch_size=16)
     Loop(model, Course(settings, FeatureSettings(), UNITS, utterances, (0, 0, "s", "p"))).epoch(0)
     return sha256(state(model))
@@ -107,7 +107,7 @@ def test_the_papers_model_is_fine_tuned_on_five_minutes_within_one_gib():
 
 
 def test_memory_decides_and_nothing_else(monkeypatch):
-    model = TDNN(40, 5, 32, (Layer(1), Layer(3)))
+    model = TDNN(40, 5, Shape(32, (Layer(1), Layer(3))))
     kept = model.kept_bytes(16, 1000)
     # What it does to the allocator would stay in this process.
     monkeypatch.setattr(thrift, "_hand_back", lambda: None)

@@ -66,7 +66,7 @@ def _sizes(layers: Sequence[nn.Module]) -> tuple[int, int]:
     """Values that go in at each step, and that come out."""
     first, last = layers[0], layers[-1]
     assert isinstance(first, nn.LSTM) and isinstance(last, nn.LSTM)
-    return first.input_size, last.hidden_size
+    return first.input_size, last.proj_size or last.hidden_size
 
 
 def _check_frame(teacher: RNNT, student: RNNT) -> None:
@@ -74,7 +74,7 @@ def _check_frame(teacher: RNNT, student: RNNT) -> None:
 
     Raises ConfigError where they differ.
     """
-    for name in ("stacking", "joined", "bypass", "embedding", "joint"):
+    for name in ("stacking", "subsampling", "bypass", "embedding", "joint"):
         theirs, ours = (getattr(model.shape, name) for model in (teacher, student))
         if theirs != ours:
             raise ConfigError(f"modules: {name} is {theirs} in the teacher, {ours} in the student")

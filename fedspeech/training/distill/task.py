@@ -37,8 +37,8 @@ class Task:
         self._settings = settings
         self._sets = _sets(settings, test)
         spelled = units.learn([text_of(cut) for cut in train], settings.units)
-        self.teacher = ModelDescription(settings.teacher.name, settings.features, spelled)
-        self.student = ModelDescription(settings.student.name, settings.features, spelled)
+        self.teacher = ModelDescription.of(settings.teacher, settings.features, spelled)
+        self.student = ModelDescription.of(settings.student, settings.features, spelled)
         _check_units(settings, self.teacher)
         spoken = features.prepare(train, settings.features, settings.speeds, folder)
         self._taught = fitting(spoken, self.student)
@@ -116,8 +116,9 @@ def given(settings: DistillationConfig) -> Tensors:
     if not path.name:
         raise ConfigError(f"teacher.file: expected a safetensors file, found {str(path)!r}")
     about = description.read(path.with_suffix(".json"))
-    name = "teacher.name", settings.teacher.name
-    description.check_as_set("teacher.file", path, about, name, settings.features, settings.units)
+    description.check_as_set(
+        "teacher.file", path, about, TEACHER, settings.teacher, settings.features, settings.units
+    )
     found = tensors.read(path)
     about.module(found)
     return found
@@ -125,7 +126,7 @@ def given(settings: DistillationConfig) -> Tensors:
 
 def _transducer(section: str, model: ModelSettings, settings: DistillationConfig) -> RNNT:
     """Freshly drawn, for a vocabulary of two: no size between modules depends on it."""
-    found = models.find(model.name)(settings.features.dimension, 2)
+    found = models.find(model.name, model.sizes, section).build(settings.features.dimension, 2)
     if not isinstance(found, RNNT):
         raise ConfigError(f"{section}.name: {model.name} is no RNN-T")
     return found

@@ -18,7 +18,8 @@ from fedspeech.training.pool import opened
 def launch(settings: NeuralDiffConfig, folder: Path, resume: bool) -> None:
     """Run an experiment in `folder`. Raises FedSpeechError for whatever is the user's to mend."""
     if settings.recognition is not None:
-        models.find(settings.recognition.model.name)
+        model = settings.recognition.model
+        models.find(model.name, model.sizes, "recognition.model")
     with opened(settings, folder, resume) as trainings:
         run = trainings.run
         with trainings.timed("corpus and features"):

@@ -35,7 +35,7 @@ class Recognition(Task):
         self._train = features.prepare(train, settings.features, settings.speeds, folder)
         self._test = features.prepare(test, settings.features, (), folder)
         spelled = units.learn([text_of(cut) for cut in train], recognition.units)
-        self._description = ModelDescription(recognition.model.name, settings.features, spelled)
+        self._description = ModelDescription.of(recognition.model, settings.features, spelled)
 
     @property
     def generations(self) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ class Task:
         train, test = train_and_test(speech, settings.test)
         self.corpus = statistics.fingerprint(speech)
         spelled = units.learn([text_of(cut) for cut in train], settings.units)
-        self.description = ModelDescription(settings.model.name, settings.features, spelled)
+        self.description = ModelDescription.of(settings.model, settings.features, spelled)
         speeds = settings.training.augmentation.speeds
         spoken = features.prepare(train, settings.features, speeds, folder)
         self.taught: Sequence[Utterance] = fitting(spoken, self.description)
@@ -74,5 +74,5 @@ class Task:
 
 
 def check(settings: DataParallelConfig) -> None:
-    """What can be told before any speech is read. Raises ConfigError for an unknown model."""
-    models.find(settings.model.name)
+    """What can be told before any speech is read. Raises ConfigError as `models.find` does."""
+    models.find(settings.model.name, settings.model.sizes)

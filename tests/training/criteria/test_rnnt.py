@@ -17,7 +17,7 @@ UNITS = 3
 @pytest.fixture
 def model() -> RNNT:
     with seeding.scoped(0, 0, "", "rnnt"):
-        return RNNT(4, UNITS, Shape(1, 6, 1, 5, embedding=4, joint=6, stacking=1))
+        return RNNT(4, UNITS, Shape(1, 6, 1, 5, embedding=4, joint=6, stacking=1, subsampling=1))
 
 
 def heard(steps: int, seed: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ from fedspeech.models.rnnt import RNNT, Shape
 from fedspeech.training.distill.task import Task
 
 UNITS, FEATURES = 5, 8
-DEEP = Shape(3, 16, 2, 12, embedding=8, joint=16, joined=2)
-FLAT = Shape(2, 16, 1, 12, embedding=8, joint=16, joined=2)
+DEEP = Shape(3, 16, 2, 12, embedding=8, joint=16, subsampling=6)
+FLAT = Shape(2, 16, 1, 12, embedding=8, joint=16, subsampling=6)
 QUICK = {
     "epochs": 3,
     "batch_size": 8,
@@ -23,7 +23,7 @@ QUICK = {
 
 def make(encoder: int, prediction: int, seed: int, **sizes: int) -> RNNT:
     """A transducer with so many layers; keyword arguments are sizes of its shape."""
-    usual = {"embedding": 6, "joint": 10, "stacking": 3, "joined": 2}
+    usual = {"embedding": 6, "joint": 10, "stacking": 3, "subsampling": 6}
     widths = {"encoder_units": 12, "prediction_units": 7}
     given = usual | widths | sizes
     shape = Shape(encoder_layers=encoder, prediction_layers=prediction, **given)
@@ -60,8 +60,8 @@ def halved() -> ModuleSettings:
 @pytest.fixture(autouse=True)
 def small_models(monkeypatch) -> None:
     """Two transducers that learn in no time, `deep` and `flat`."""
-    monkeypatch.setitem(models.MODELS, "deep", lambda inputs, units: RNNT(inputs, units, DEEP))
-    monkeypatch.setitem(models.MODELS, "flat", lambda inputs, units: RNNT(inputs, units, FLAT))
+    monkeypatch.setitem(models.MODELS, "deep", models.Model(RNNT, DEEP))
+    monkeypatch.setitem(models.MODELS, "flat", models.Model(RNNT, FLAT))
 
 
 @pytest.fixture(scope="session")

@@ -244,7 +244,16 @@ def test_a_teacher_that_is_none_or_damaged_is_told(settings, given, teacher):
     [
         ({"teacher": {"name": "deep", "file": ""}}, r"teacher\.file: expected a safetensors file"),
         ({"student": {"name": "tdnn-tiny"}}, r"student\.name: tdnn-tiny is no RNN-T"),
-        ({"teacher": {"name": "rnnt-tin"}}, r"unknown model 'rnnt-tin'.*the nearest is rnnt-tiny"),
+        (
+            {"teacher": {"name": "rnnt-tin"}},
+            r"^teacher\.name: unknown model 'rnnt-tin'.*the nearest is rnnt-tiny",
+        ),
+        (
+            {"student": {"name": "flat", "encoder_units": 8}},
+            r"modules\.encoder: module 1 of 2 takes 48 values and gives 16 in the teacher, "
+            "takes 48 and gives 8",
+        ),
+        ({"student": {"name": "flat", "projection": 16}}, r"^student\.projection: expected less"),
         (
             {"teacher": {"name": "rnnt-tiny"}},
             "modules: embedding is 24 in the teacher, 8 in the student",

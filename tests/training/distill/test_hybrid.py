@@ -187,7 +187,7 @@ def test_modules_that_do_not_match_are_told_with_both_sides(teacher, student, wr
         ({"prediction_units": 9}, r"modules\.prediction: module 1 of 1 takes 6 values and gives 7"),
         ({"embedding": 5}, "modules: embedding is 6 in the teacher, 5 in the student"),
         ({"joint": 9}, "modules: joint is 10 in the teacher, 9 in the student"),
-        ({"joined": 1}, "modules: joined is 2 in the teacher, 1 in the student"),
+        ({"subsampling": 3}, "modules: subsampling is 6 in the teacher, 3 in the student"),
         ({"stacking": 1}, "modules: stacking is 3 in the teacher, 1 in the student"),
     ],
 )

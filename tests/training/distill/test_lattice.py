@@ -18,7 +18,11 @@ UNITS, JOINT = 6, 7
 
 def model(seed: int, prediction: int, joint: int) -> RNNT:
     with seeding.scoped(seed, 0, "", "a model"):
-        found = RNNT(4, UNITS, Shape(1, 6, prediction, 5, embedding=4, joint=joint, stacking=1))
+        found = RNNT(
+            4,
+            UNITS,
+            Shape(1, 6, prediction, 5, embedding=4, joint=joint, stacking=1, subsampling=1),
+        )
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.mul_(2)
