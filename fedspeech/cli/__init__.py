@@ -251,7 +251,7 @@ def models_() -> None:
     )
     for name, model in models.MODELS.items():
         count = models.parameters(model.build(40, 500))
-        sizes = (f"{size} {value}" for size, value in models.sized(model).items())
+        sizes = (f"{size} {str(value).lower()}" for size, value in models.sized(model).items())
         table.add_row(name, f"{count:,}", ", ".join(sizes))
     Console().print(table)
 

@@ -1,6 +1,6 @@
 """The page of a run of kind `distillation`: what goes between the frame's header and its end."""
 
-from fedspeech.report import distill_figures, distill_tables, frame, markup
+from fedspeech.report import distill_ablations, distill_figures, distill_tables, frame, markup
 from fedspeech.report.distill_results import DistillResults
 from fedspeech.report.frame import INTERVALS, Section
 from fedspeech.report.run_folder import RunFolder
@@ -28,9 +28,21 @@ def body(results: DistillResults, run: RunFolder) -> str:
                 frame.tables(distill_tables.errors(results), distill_tables.differences(results)),
             ],
         ),
+        *_varied(results),
         Section("Training and time", [losses, frame.time(run)]),
     ]
     return frame.body(_tiles(results), ABOUT, sections, HOW_TO_READ, run)
+
+
+def _varied(results: DistillResults) -> list[Section]:
+    """What several ways of replacing change, as far as the run has some to compare."""
+    figures = (
+        ("Replacing rate", distill_ablations.by_rate(results)),
+        ("Base of the logarithm", distill_ablations.by_base(results)),
+        ("Schedules", distill_ablations.by_schedule(results)),
+    )
+    drawn = [markup.figure(plot, title, "") for title, plot in figures if plot is not None]
+    return [Section("Ways to replace", drawn)] if drawn else []
 
 
 def _tiles(results: DistillResults) -> list[str]:

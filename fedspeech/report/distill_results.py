@@ -4,18 +4,30 @@ from typing import Literal
 
 from fedspeech.report.results import Interval, Record, Wer
 
-TEACHER = "teacher"
+TEACHER, STUDENT, KD = "teacher", "student", "kd"
+
+
+class Replacing(Record):
+    """How a row's modules were replaced: the settings of its section `replacing`."""
+
+    schedule: str
+    rate: float
+    base: float
+    phase: float
+    strategy: int
 
 
 class Row(Wer):
     """One model; rates are means over the seeds, and of these over speakers.
 
-    `sets` has the rates on each test set where there are several, `losses` the mean loss per
-    utterance of every epoch, `minus` the differences to the baselines.
+    `replacing` is None where nothing was, and in what earlier versions wrote. `sets` has the rates
+    on each test set where there are several, `losses` the mean loss per utterance of every epoch,
+    `minus` the differences to the baselines.
     """
 
     row: str
     parameters: int
+    replacing: Replacing | None = None
     seeds: tuple[float, ...]
     sets: dict[str, Wer]
     losses: tuple[float, ...]

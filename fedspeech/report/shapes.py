@@ -34,6 +34,8 @@ class Line(NamedTuple):
     """Which colour and, where colours are used up, which style."""
     marker: str = ""
     style: str | None = None
+    ranges: Sequence[tuple[float, float]] = ()
+    """An interval about each point, if they have some: then the axis names the points."""
 
 
 def rates(rows: Sequence[Rate], label: str, name: str, caption: str) -> Plot:
@@ -67,8 +69,13 @@ def lines(
                 color=color(COLORS[line.place % len(COLORS)]),
                 label=line.name or "_nolegend_",
             )
+            for x, ends in zip(line.x, line.ranges, strict=False):
+                shade = color(COLORS[line.place % len(COLORS)])
+                axes.plot([x, x], ends, color=shade, linewidth=1, alpha=0.5)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if points := sorted({x for line in found if line.ranges for x in line.x}):
+            axes.set_xticks(points, [f"{x:.3g}" for x in points])
         for letter in log:
             _log(axes, letter)
         axes.grid(axis="y")

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedspeech.errors import RunError
-from fedspeech.report import distill_figures, distill_tables, show, write
+from fedspeech.report import distill_ablations, distill_figures, distill_tables, show, write
 from fedspeech.report.distill_results import DistillResults
 from fedspeech.report.results import check
 from fedspeech.report.tables import Estimate
@@ -99,6 +99,100 @@ def test_the_figures_draw_every_row(results, made_up):
     for one in made_up["table"]:
         one["losses"] = []
     assert distill_figures.losses(check(DistillResults, made_up, "here")) is None
+
+
+# What several ways of replacing change.
+
+WAYS = {
+    "a": ("constant", 0.25, 40.0, 0.5, 2),
+    "b": ("constant", 0.75, 40.0, 0.5, 2),
+    "c": ("logarithmic", 0.25, 40.0, 0.5, 2),
+    "d": ("logarithmic", 0.25, 20.0, 0.5, 2),
+    "e": ("logarithmic", 0.75, 40.0, 0.5, 2),
+    "f": ("linear", 0.25, 7.0, 0.5, 2),
+    "lone": ("linear", 0.5, 40.0, 0.5, 1),
+}
+KEYS = ("schedule", "rate", "base", "phase", "strategy")
+
+
+@pytest.fixture
+def varied(made_up, monkeypatch) -> DistillResults:
+    """Rows whose rates are 1 for a, 2 for b and so on, with those of the baselines."""
+    for mean, name in enumerate(WAYS, 1):
+        monkeypatch.setitem(MEANS, name, float(mean))
+        replacing = dict(zip(KEYS, WAYS[name], strict=True))
+        made_up["table"].append(row(name) | {"replacing": replacing})
+    return check(DistillResults, made_up, "here")
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Any]:
+    """What is drawn from now on: the lines and the rates that the shapes were asked for."""
+    found: list[Any] = []
+    for name in ("lines", "rates"):
+        shape = getattr(distill_ablations, name)
+
+        def asked(what, *rest, shape=shape):
+            found.append(list(what))
+            return shape(what, *rest)
+
+        monkeypatch.setattr(distill_ablations, name, asked)
+    return found
+
+
+def test_a_line_for_each_schedule_goes_by_the_rates(varied, drawn):
+    plot = distill_ablations.by_rate(varied)
+    (lines,) = drawn
+    found = {line.name: (list(line.x), list(line.y), list(line.ranges)) for line in lines}
+    assert found == {
+        "constant": ([0.25, 0.75], [1, 2], [(-1, 4), (0, 5)]),
+        "logarithmic, base 40": ([0.25, 0.75], [3, 5], [(1, 6), (3, 8)]),
+        "student": ([0.25, 0.75], [20, 20], []),
+        "kd": ([0.25, 0.75], [19, 19], []),
+    }
+    assert "all of them: phase 0.5, strategy 2" in plot.caption
+    assert ">0.25</text>" in plot.svg and "logarithmic, base 40" in plot.svg
+
+
+def test_a_line_goes_by_the_bases_of_the_logarithm(varied, drawn):
+    plot = distill_ablations.by_base(varied)
+    (lines,) = drawn
+    assert [(line.name, list(line.x), list(line.y)) for line in lines[:1]] == [
+        ("modules replaced", [20, 40], [4, 3])
+    ]
+    assert "all of them: schedule" not in plot.caption
+    assert "(all of them: logarithmic, rate 0.25, phase 0.5, strategy 2)" in plot.caption
+
+
+def test_schedules_are_compared_with_those_of_the_same_rate(varied, drawn):
+    distill_ablations.by_schedule(varied)
+    (rates,) = drawn
+    assert {rate.name: (rate.mean, rate.low, rate.high) for rate in rates} == {
+        "constant, rate 0.25": (1, -1, 4),
+        "logarithmic, rate 0.25": (3, 1, 6),
+        "linear, rate 0.25": (6, 4, 9),
+        "constant, rate 0.75": (2, 0, 5),
+        "logarithmic, rate 0.75": (5, 3, 8),
+        "student": (20, 18, 23),
+        "kd": (19, 17, 22),
+    }
+
+
+def test_what_has_nothing_to_be_compared_with_is_not_drawn(made_up, results):
+    one = dict(zip(KEYS, WAYS["c"], strict=True))
+    made_up["table"][-1]["replacing"] = one
+    single = check(DistillResults, made_up, "here")
+    for figure in ("by_rate", "by_base", "by_schedule"):
+        assert getattr(distill_ablations, figure)(results) is None
+        assert getattr(distill_ablations, figure)(single) is None
+
+
+def test_the_page_has_the_figures_of_what_was_varied(made_up, varied, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(made_up))
+    text = write(tmp_path).read_text()
+    assert text.count("<svg") == 5 and text.count("Ways to replace") == 1
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
 
 
 def test_the_page_is_whole_escaped_and_the_same_each_time(made_up, tmp_path: Path):

@@ -5,7 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from fedspeech.config.distillation import KD, STUDENT, TEACHER, DistillationConfig
+from fedspeech.config.distillation import (
+    KD,
+    STUDENT,
+    TEACHER,
+    DistillationConfig,
+    ReplacingSettings,
+)
 from fedspeech.training.distill.cells import Cell, shipped
 from fedspeech.training.distill.task import Task
 from fedspeech.training.over_seeds import OverSeeds, rate_of
@@ -33,13 +39,16 @@ class Rows:
         """The same rows on some of the speakers."""
         return OverSeeds(self.names, self._of_seeds, self._seeds[0], speakers)
 
-    def row(self, name: str, sets: Mapping[str, OverSeeds[str]]) -> dict[str, Any]:
-        """One row of the table."""
+    def row(
+        self, name: str, sets: Mapping[str, OverSeeds[str]], replacing: ReplacingSettings | None
+    ) -> dict[str, Any]:
+        """One row of the table; `replacing` is how it replaces modules, if it does."""
         of_seeds = self._of_seeds(name)
         losses = np.array([each["losses"] for each in of_seeds])
         return {
             "row": name,
             "parameters": of_seeds[0]["parameters"],
+            "replacing": None if replacing is None else replacing.model_dump(mode="json"),
             **self.judged.rate(name),
             "seeds": [rate_of(each) for each in of_seeds],
             "sets": {value: judged.rate(name) for value, judged in sets.items()},
@@ -62,7 +71,7 @@ def assemble(
     """
     rows = Rows(figures, settings.seeds)
     sets = {value: rows.of_set(speakers) for value, speakers in task.sets.items()}
-    table = [rows.row(name, sets) for name in rows.names]
+    table = [rows.row(name, sets, settings.replacing.get(name)) for name in rows.names]
     teacher = next((row["mean"] for row in table if row["row"] == TEACHER), None)
     ships = shipped(settings)
     return {

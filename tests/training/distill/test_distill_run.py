@@ -57,6 +57,9 @@ def test_the_folder_has_what_a_run_leaves_behind(whole):
     assert [row["row"] for row in found["table"]] == ROWS
     teacher, student, *_ = (row["parameters"] for row in found["table"])
     assert 0.4 < student / teacher < 0.65
+    ways = {row["row"]: row["replacing"] for row in found["table"]}
+    assert ways["kd"] is None and ways["lcmr"]["schedule"] == "logarithmic"
+    assert (ways["together"]["strategy"], ways["together"]["rate"]) == (1, 0.5)
     for row in found["table"]:
         assert len(row["seeds"]) == 2 and len(row["losses"]) == 3
         assert set(row["minus"]) == ({"student", "kd"} if row["row"] in ROWS[3:] else set())
