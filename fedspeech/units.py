@@ -42,9 +42,19 @@ class Units:
 
     def decode(self, numbers: Iterable[int]) -> str:
         """The text that some unit numbers spell."""
-        spelled = [self.vocabulary[number] for number in numbers if number != 0]
-        joined = " ".join(spelled) if self.kind == "words" else "".join(spelled)
-        return " ".join(joined.replace(SPACE, " ").split())
+        return " ".join(self.spell(numbers).split())
+
+    def spell(self, numbers: Iterable[int]) -> str:
+        """The same with all spaces: what some numbers spell, and then others, is what all do.
+
+        A word that is complete has a space behind it.
+        """
+        spelled = "".join(
+            f"{self.vocabulary[number]}{SPACE if self.kind == 'words' else ''}"
+            for number in numbers
+            if number != 0
+        )
+        return spelled.replace(SPACE, " ")
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

@@ -35,6 +35,14 @@ def test_blanks_spell_nothing(units, text):
     assert units.decode(apart) == text
 
 
+@given(spoken, st.integers(0, 40))
+def test_what_is_spelled_in_two_parts_is_what_is_spelled_at_once(units, text, cut):
+    numbers = units.encode(text)
+    apart = units.spell(numbers[:cut]) + units.spell(numbers[cut:])
+    assert apart == units.spell(numbers) and " ".join(apart.split()) == text
+    assert (units.kind == "words") <= (apart == "" or apart.endswith(" "))
+
+
 @given(st.lists(st.text(LETTERS, min_size=1), max_size=5).map(" ".join))
 def test_characters_and_pieces_spell_words_that_were_never_heard(text):
     for kind in ("characters", "pieces"):

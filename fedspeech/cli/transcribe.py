@@ -31,7 +31,8 @@ def transcribe(
     A device recognizes its owner with the personal model that it holds, mixed with the base model
     as it chose. No server is asked. The exit status is 1 where a file could not be read.
 
-    With `--stream` an RNN-T hears a file as if it were being spoken: its line grows word by word.
+    With `--stream` an RNN-T hears a file as if it were being spoken: its line grows word by word. A
+    safetensors file has no speaker: how loud a file is in each band is measured before it begins.
     With `--beam 16` it follows the sixteen likeliest texts instead of one, which is slower.
 
     Example: `fedspeech transcribe runs/demo/devices/s0001 hello.wav`

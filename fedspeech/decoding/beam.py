@@ -32,29 +32,35 @@ class Beam:
     unit, at most `MOST_PER_STEP` times; alignments of the same text are added up. This is
     time-synchronous decoding (Saon, Tüske, Audhkhasi 2020, Alignment-length synchronous decoding
     for RNN transducer, section 2). What is less likely than all that waits already is not followed.
+
+    `agreed` has what all texts of an utterance begin with: none of it changes any more, and no step
+    looks at it again.
     """
 
     @torch.inference_mode()
     def __init__(self, model: RNNT, batch: int, width: int = WIDTH) -> None:
         self._model, self._width = model, width
+        self.agreed: list[list[int]] = [[] for _ in range(batch)]
         self._beams = [[Text((), 0.0, number, 0)] for number in range(batch)]
+        """Texts without what they agree upon."""
         start = torch.full((1, 1), BLANK, device=model.output.weight.device)
         self._predicted, self._state = model.predict(start)
 
     @property
     def texts(self) -> list[list[Text]]:
         """The beam of each utterance, the most likely text first."""
-        return self._beams
+        return [
+            [text._replace(spelled=(*agreed, *text.spelled)) for text in beam]
+            for agreed, beam in zip(self.agreed, self._beams, strict=True)
+        ]
 
     @property
     def spelled(self) -> list[list[int]]:
         """The most likely unit numbers of each utterance."""
-        return [list(beam[0].spelled) for beam in self._beams]
-
-    @property
-    def agreed(self) -> list[list[int]]:
-        """What all texts of an utterance begin with: none of it changes any more."""
-        return [_common([text.spelled for text in beam]) for beam in self._beams]
+        return [
+            [*agreed, *beam[0].spelled]
+            for agreed, beam in zip(self.agreed, self._beams, strict=True)
+        ]
 
     @torch.inference_mode()
     def accept(self, encoded: torch.Tensor, lengths: torch.Tensor) -> None:
@@ -64,6 +70,7 @@ class Beam:
             there = [number for number, count in enumerate(counts) if step < count]
             self._step(encoded[:, step], there)
             self._forget()
+            self._agree(there)
 
     def _step(self, heard: torch.Tensor, there: Sequence[int]) -> None:
         waiting: dict[int, dict[tuple[int, ...], Text]] = {number: {} for number in there}
@@ -138,6 +145,16 @@ class Beam:
         self._state = [(h[:, rows], c[:, rows]) for h, c in self._state]
         places = iter(range(len(rows)))
         self._beams = [[text._replace(row=next(places)) for text in beam] for beam in self._beams]
+
+    def _agree(self, there: Sequence[int]) -> None:
+        """Take from the texts of these utterances what all of them begin with by now."""
+        for number in there:
+            beam = self._beams[number]
+            if same := _common([text.spelled for text in beam]):
+                self.agreed[number] += same
+                self._beams[number] = [
+                    text._replace(spelled=text.spelled[len(same) :]) for text in beam
+                ]
 
 
 def decode(

@@ -3,6 +3,8 @@
 Whatever the chunks, the features are those of the whole recording, and so are the words.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from fedspeech import features
@@ -13,7 +15,6 @@ from fedspeech.errors import ModelError
 from fedspeech.features import SHIFT, WINDOW, Normalization
 from fedspeech.models.description import ModelDescription
 from fedspeech.models.rnnt import RNNT, State
-from fedspeech.units import SPACE
 
 MIRRORED = (WINDOW - SHIFT) // 2
 """Samples before the first one that the first window sees: what follows it, mirrored."""
@@ -97,20 +98,26 @@ class Stream:
         self._search = Greedy(model, 1) if width == 1 else Beam(model, 1, width)
         self._waiting = torch.zeros(0, description.features.dimension)
         self._state: State | None = None
-        self._said = 0
+        self._spelled = 0
+        self._open = ""
+        """What was spelled and is not said yet: at most the beginning of a word."""
 
     def accept(self, samples: torch.Tensor) -> list[str]:
         """Go on with float32 samples (n,) at 16 kHz; the words that are complete by now."""
         self._waiting = torch.cat([self._waiting, self._features.accept(samples)])
         ready = len(self._waiting) // self._model.subsampling * self._model.subsampling
         self._hear(ready)
-        return self._new(self._complete())
+        self._spell(self._search.agreed[0])
+        complete, _, self._open = self._open.rpartition(" ")
+        return complete.split()
 
     def finish(self) -> list[str]:
         """The last words: the recording ends here."""
         self._waiting = torch.cat([self._waiting, self._features.finish()])
         self._hear(len(self._waiting))
-        return self._new(self._units.decode(self._search.spelled[0]).split())
+        self._spell(self._search.spelled[0])
+        last, self._open = self._open.split(), ""
+        return last
 
     @torch.inference_mode()
     def _hear(self, frames: int) -> None:
@@ -121,14 +128,7 @@ class Stream:
         encoded, self._state = self._model.encode(chunk[None].to(place), self._state)
         self._search.accept(encoded, torch.tensor([encoded.shape[1]], device=place))
 
-    def _complete(self) -> list[str]:
-        """The words of what does not change any more, without one that may still go on."""
-        agreed = self._search.agreed[0]
-        words = self._units.decode(agreed).split()
-        if not words or self._units.kind == "words" or self._units.vocabulary[agreed[-1]] == SPACE:
-            return words
-        return words[:-1]
-
-    def _new(self, words: list[str]) -> list[str]:
-        new, self._said = words[self._said :], max(self._said, len(words))
-        return new
+    def _spell(self, units: Sequence[int]) -> None:
+        """Take up what the text has got since the last time."""
+        self._open += self._units.spell(units[self._spelled :])
+        self._spelled = len(units)

@@ -24,7 +24,7 @@ class Greedy:
 
     @property
     def agreed(self) -> list[list[int]]:
-        """All of `spelled`, as nothing of it changes any more."""
+        """All of `spelled`, as nothing of it changes any more; not a copy."""
         return self.spelled
 
     @torch.inference_mode()

@@ -57,27 +57,28 @@ class Recognizer:
     def stream(self, path: Path, channel: int | None = None) -> Iterator[str]:
         """The words of an audio file, each as soon as it is sure.
 
-        Raises CorpusError as `transcribe` does, and ModelError for a model that does not stream, or
-        whose speaker is not known.
+        Without a normalization of its speaker that of the file is measured before it begins. Raises
+        CorpusError as `transcribe` does, and ModelError for a model that does not stream.
         """
-        if self._normalization is None:
-            raise ModelError(
-                f"{self.about}: how its speaker sounds has to be known before a stream begins; "
-                "expected the folder of a device, with features.normalization = speaker"
-            )
-        stream = Stream(self._module, self._description, self._normalization, self._beam)
-        return _words(stream, _samples(path, channel))
+        wave = _samples(path, channel)
+        normalization = self._normalization or self._measured(self._energies(wave))
+        stream = Stream(self._module, self._description, normalization, self._beam)
+        return _words(stream, wave)
 
     def _heard(self, path: Path, channel: int | None) -> Utterance:
-        settings = self._description.features
-        wave = _samples(path, channel)
-        with features.one_thread():
-            energies = features.log_mel(wave, settings.dimension)
-        normalization = self._normalization
-        if normalization is None:
-            matrix = features.transform(settings.kind, settings.dimension)
-            normalization = features.normalization([energies], matrix)
+        energies = self._energies(_samples(path, channel))
+        normalization = self._normalization or self._measured(energies)
         return Utterance(str(path), "", "", {1.0: energies}, normalization)
+
+    def _energies(self, wave: torch.Tensor) -> torch.Tensor:
+        with features.one_thread():
+            return features.log_mel(wave, self._description.features.dimension)
+
+    def _measured(self, energies: torch.Tensor) -> Normalization:
+        settings = self._description.features
+        return features.normalization(
+            [energies], features.transform(settings.kind, settings.dimension)
+        )
 
 
 def _samples(path: Path, channel: int | None) -> torch.Tensor:

@@ -112,7 +112,11 @@ def test_state_is_carried_over_chunks_of_any_size_and_what_is_agreed_stays(chunk
         search.accept(encoded[:, start : start + chunk], left)
         for old, new in zip(agreed, search.agreed, strict=True):
             assert new[: len(old)] == old
-        agreed = search.agreed
+        for texts, prefix in zip(search.texts, search.agreed, strict=True):
+            every = list(zip(*(text.spelled for text in texts), strict=False))
+            same = itertools.takewhile(lambda units: len(set(units)) == 1, every)
+            assert [units[0] for units in same] == prefix
+        agreed = [list(prefix) for prefix in search.agreed]
     assert search.spelled == whole.spelled and any(agreed)
     for texts, others in zip(search.texts, whole.texts, strict=True):
         assert [text.spelled for text in texts] == [text.spelled for text in others]

@@ -115,6 +115,33 @@ def test_words_come_while_somebody_speaks():
     assert len(stream.finish()) < sum(map(len, said))
 
 
+@pytest.mark.parametrize("kind", ["words", "characters", "pieces"])
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_chunk_takes_no_more_work_however_much_was_said_before(kind, width, monkeypatch):
+    """Counted: units that are spelled, and those of the longest text that the search compares."""
+    spelled, compared = [], [0]
+    spell, common = Units.spell, beam._common
+
+    def watched(self, numbers):
+        spelled.append(len(numbers))
+        return spell(self, numbers)
+
+    def counted(texts):
+        compared.append(max(map(len, texts)))
+        return common(texts)
+
+    monkeypatch.setattr(Units, "spell", watched)
+    monkeypatch.setattr(beam, "_common", counted)
+    stream = listener(talkative(kind), width)
+    for part in chunks(noise(20 * 16_000), 1600):
+        stream.accept(part)
+    stream.finish()
+    total = len(stream._search.spelled[0])
+    assert sum(spelled) == total > 50 and len(spelled) == 201
+    print(f"of {total} units at most {max(compared)} were open")
+    assert max(compared) < total / 3
+
+
 def test_a_model_that_has_to_hear_the_end_is_told():
     about = ModelDescription("tdnn-tiny", LOG_MEL, vocabulary("words"))
     with pytest.raises(ModelError, match="model tdnn-tiny does not stream, expected an RNN-T"):

@@ -354,14 +354,24 @@ def test_what_has_no_beam_is_told(fedspeech, device, store, audio, model):
     assert err.endswith("expected an RNN-T for a beam of 16, found TDNN\n")
 
 
-def test_what_cannot_stream_is_told(fedspeech, streaming, store, audio, about, model, tmp_path):
+def test_a_model_that_is_on_no_device_streams_too(fedspeech, streaming, store, audio, tmp_path):
     path = tmp_path / "g.safetensors"
     write(path, store.get(GENERIC))
-    store_about = ModelDescription.from_json(store.state()["description"])
-    store_about.write(path.with_suffix(".json"))
+    about = ModelDescription.from_json(store.state()["description"])
+    about.write(path.with_suffix(".json"))
+    for width in ("1", "4"):
+        options = ("transcribe", "--beam", width)
+        status, out, err = fedspeech(*options, "--stream", path, *audio)
+        assert (status, err) == (0, f"fedspeech: model: {path}\n")
+        assert out == fedspeech(*options, path, *audio)[1]
+        assert out != fedspeech(*options, streaming, *audio)[1]  # which knows how its owner sounds
+    settings = LOG_MEL.model_copy(update={"normalization": "utterance"})
+    ModelDescription(about.name, settings, about.units).write(path.with_suffix(".json"))
     status, out, err = fedspeech("transcribe", "--stream", path, audio[0])
-    assert (status, out) == (2, "")
-    assert f"{path}: how its speaker sounds has to be known before a stream begins" in err
+    assert (status, out) == (2, "") and "features.normalization = utterance" in err
+
+
+def test_what_cannot_stream_is_told(fedspeech, streaming, store, audio, about, model):
     store.note(description=about.to_json())
     store.put(GENERIC, model(0))
     status, out, err = fedspeech("transcribe", "--stream", streaming, audio[0])
