@@ -20,6 +20,7 @@ from flwr.common.constant import ErrorCode
 
 from fedspeech import protocol
 from fedspeech.cluster import joining
+from fedspeech.cluster.warned import Told
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.simulation.grid import Nodes, SimulatedGrid
@@ -89,6 +90,7 @@ class RayGrid(SimulatedGrid):
         self._idle: list[Any] = []
         self._ended: dict[str, Message] = {}
         self._failed_starts = 0
+        self._warned = Told()
         self._looked = 0.0
         self._started_ray = joining.connect(engine)
         for _ in range(engine.workers):
@@ -246,6 +248,7 @@ class RayGrid(SimulatedGrid):
     def _take(self, batch: Batch, answers: Answers) -> None:
         self._failed_starts = 0
         self._idle.append(batch.worker)
+        self._warned.tell(answers.warned)
         if batch.cohort:
             self._queue.extend(batch.numbers)
         if batch.cohort or not batch.numbers:

@@ -10,6 +10,7 @@ import ray
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
+from fedspeech.cluster import warned
 from fedspeech.simulation.grid import answer, load_app, prepare
 
 QUICK_SECONDS = 0.05
@@ -22,10 +23,13 @@ Arrays = dict[str, ray.ObjectRef]
 
 
 class Answers(NamedTuple):
-    """Replies to the first messages of a batch with what their nodes keep, and how long it took."""
+    """Replies to the first messages of a batch with what their nodes keep, how long it took, and
+    what was warned of meanwhile.
+    """
 
     replies: list[tuple[Message, RecordDict]]
     seconds: float
+    warned: list[str]
 
 
 class Worker:
@@ -42,12 +46,14 @@ class Worker:
         """As many replies as QUICK_SECONDS hold, and at least one; none to an empty batch."""
         started = time.monotonic()
         replies: list[tuple[Message, RecordDict]] = []
-        for message, arrays, context in batch:
-            whole = self._whole(message, arrays)
-            replies.append((answer(self._app, whole, context), context.state))
-            if time.monotonic() - started > QUICK_SECONDS:
-                break
-        return Answers(replies, time.monotonic() - started)
+        lines: list[str] = []
+        with warned.kept(lines):
+            for message, arrays, context in batch:
+                whole = self._whole(message, arrays)
+                replies.append((answer(self._app, whole, context), context.state))
+                if time.monotonic() - started > QUICK_SECONDS:
+                    break
+        return Answers(replies, time.monotonic() - started, lines)
 
     def prepare(self, cohort: Sequence[tuple[Context, tuple[Message, Arrays] | None]]) -> Answers:
         """Fine-tune a cohort; no replies, they come when its devices are asked.
@@ -55,8 +61,10 @@ class Worker:
         Raises RunError where the stack does not fit the memory.
         """
         started = time.monotonic()
-        prepare([(context, self._whole(*given) if given else None) for context, given in cohort])
-        return Answers([], time.monotonic() - started)
+        lines: list[str] = []
+        with warned.kept(lines):
+            prepare([(context, self._whole(*one) if one else None) for context, one in cohort])
+        return Answers([], time.monotonic() - started, lines)
 
     def _whole(self, message: Message, arrays: Arrays) -> Message:
         for name, reference in arrays.items():

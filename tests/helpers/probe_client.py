@@ -1,5 +1,6 @@
 """A client app that tells about the process it runs in; its answers are 40 bytes of tensors."""
 
+import logging
 import os
 import signal
 import threading
@@ -19,6 +20,9 @@ app = ClientApp()
 def query(message: Message, context: Context) -> Message:
     asked = protocol.text(message.content)
     time.sleep(asked.get("seconds", 0))
+    if asked.get("warns"):
+        logging.getLogger("fedspeech.deeper").warning("of %s", asked["warns"])
+        logging.getLogger("fedspeech").info("nothing to be told")
     if asked.get("die"):
         os.kill(os.getpid(), signal.SIGKILL)
     arrays = message.content.array_records

@@ -134,6 +134,15 @@ def test_replies_come_in_the_order_of_the_messages(grid):
     assert [reply.metadata.src_node_id for reply in replies] == grid.get_node_ids()
 
 
+def test_what_workers_warn_of_is_told_once(grid, caplog):
+    """Ray keeps what they log to itself."""
+    warnings = ["one", "other", "", "one", "one", "other", "one", "one"]
+    for _ in range(2):
+        ask(grid, [{"warns": each, "seconds": 0.1} for each in warnings])
+    found = [record.getMessage() for record in caplog.records if record.name == "fedspeech"]
+    assert sorted(found) == ["of one", "of other"]
+
+
 @pytest.fixture
 def handed(grid, monkeypatch) -> list[int]:
     """How many messages the workers are handed at a time, from now on."""

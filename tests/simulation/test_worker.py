@@ -68,6 +68,15 @@ def batch(*seconds: float) -> list[tuple[Message, dict, Context]]:
     ]
 
 
+def test_what_is_warned_of_comes_with_the_answers(capfd):
+    worker, asked = Worker("probe_client:app", 1), batch(0, 0, 0)
+    for (message, _, _), warns in zip(asked, ("a lattice", "", "a lattice"), strict=True):
+        message.content = protocol.content({"warns": warns})
+    assert worker.answer(asked).warned == ["of a lattice"] * 2
+    assert worker.answer(batch(0)).warned == []
+    assert "lattice" not in capfd.readouterr().err
+
+
 def test_a_batch_is_broken_off_after_the_first_slow_message():
     worker = Worker("probe_client:app", 1)
     quick = worker.answer(batch(0, 0, 0))

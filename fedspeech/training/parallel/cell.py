@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from fedspeech import tensors
+from fedspeech.cluster.warned import Told
 from fedspeech.errors import RunError
 from fedspeech.progress import Stage
 from fedspeech.tensors import Tensors, write_whole
@@ -61,6 +62,7 @@ class _Cell:
     shown: Stage
     epochs: Epochs = field(default_factory=Epochs)
     happened: Counter[str] = field(default_factory=Counter)
+    _warned: Told = field(default_factory=Told)
     _joining: dict[int, ray.ObjectRef] = field(default_factory=dict)
     _members: list[int] = field(default_factory=list)
     _generation: int = 0
@@ -96,6 +98,7 @@ class _Cell:
         return generation.run(first, epoch, settings.parallel.form_seconds, self._joining)
 
     def _told(self, report: Report) -> None:
+        self._warned.tell(report.warned)
         if self._learns(report.learner):
             self.epochs.take(report)
             self._close_epochs()

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fedspeech import corpus
+from fedspeech.cluster import warned
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
 from fedspeech.run_folder import cache_folder
@@ -57,6 +58,8 @@ class Report:
     measured: Measured
     parameters: torch.Tensor | None
     """All in one vector, where learners' models differ."""
+    warned: Sequence[str] = ()
+    """What the learner warned of meanwhile."""
 
 
 @dataclass
@@ -78,6 +81,7 @@ class Learner:
         speech = corpus.load(settings.corpus)
         self._task = Task(settings, speech, cache_folder() / "features")
         self._stopped: dict[str, threading.Event] = {}
+        self._warned: list[str] = []
 
     def prepare(self, training: Training, agreed: str) -> None:
         """Begin a training with its freshly drawn model.
@@ -108,6 +112,10 @@ class Learner:
         Raises RunError where the group does not form or the training diverges.
         """
         torch.set_num_threads(self._threads)  # of this thread
+        with warned.kept(self._warned):
+            yield from self._learn(order)
+
+    def _learn(self, order: Order) -> Iterator[Report | Ended]:
         self._begin(order)
         group, method = None, None
         lost: str | None = None
@@ -186,7 +194,9 @@ class Learner:
         """A report of each epoch that is over before this one; what to go on from is kept."""
         while self._epoch < epoch:
             parameters = None if method.alike else self._parameters()
-            yield Report(self._number, self._epoch, self._watch.take(), parameters)
+            lines = tuple(self._warned)
+            self._warned.clear()
+            yield Report(self._number, self._epoch, self._watch.take(), parameters, lines)
             self._epoch += 1
             self._save(method)
 

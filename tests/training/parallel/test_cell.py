@@ -1,6 +1,7 @@
 """From where a training is gone on with: what lies in its folder decides."""
 
 import json
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,8 @@ from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
 from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel.cell import _Cell
-from fedspeech.training.parallel.learner import Training
+from fedspeech.training.parallel.learner import Learner, Training
+from fedspeech.training.parallel.watch import Pace, Watch
 
 TASK = SimpleNamespace(
     fingerprint=lambda settings, seed: "same",
@@ -107,6 +109,28 @@ def test_a_learner_that_ray_cannot_place_is_told(tmp_path, monkeypatch):
             one._prepare([0])
     finally:
         ray.shutdown()
+
+
+def test_what_a_learner_warns_of_comes_with_its_epoch_and_is_told_once(tmp_path, caplog):
+    learner = Learner.__new__(Learner)
+    learner._number, learner._threads, learner._epoch = 2, 1, 0
+    learner._watch, learner._warned = Watch(Pace()), []
+    learner._save = lambda method: None
+
+    def learn(order):
+        for epoch, warns in enumerate(("a lattice", "a lattice", ""), 1):
+            if warns:
+                logging.getLogger("fedspeech").warning("of %s", warns)
+            yield from learner._crossed(epoch, SimpleNamespace(alike=True))
+
+    learner._learn = learn
+    reports = list(learner.learn(None))
+    assert [report.warned for report in reports] == [("of a lattice",), ("of a lattice",), ()]
+    caplog.clear()
+    one = cell(tmp_path, "parameter-server", 0, {})  # 2 is the server
+    for report in reports:
+        one._told(report)
+    assert caplog.messages == ["of a lattice"]
 
 
 class _Idle:
