@@ -41,7 +41,9 @@ class Task:
         self.student = ModelDescription.of(settings.student, settings.features, spelled)
         _check_units(settings, self.teacher)
         spoken = features.prepare(train, settings.features, settings.speeds, folder)
-        self._taught = fitting(spoken, self.student)
+        # All rows learn from the same speech, so it fits the one with fewer steps.
+        coarser = max(self.student, self.teacher, key=lambda about: about.subsampling)
+        self._taught = fitting(spoken, coarser)
         if not self._taught:
             raise CorpusError("all training utterances have more units than there are steps")
         self.skipped = len(spoken) - len(self._taught)
@@ -140,6 +142,11 @@ def _check_units(settings: DistillationConfig, ours: ModelDescription) -> None:
     theirs = description.read(path).units
     if json.dumps(theirs.to_json()) != json.dumps(ours.units.to_json()):
         both = theirs.vocabulary, ours.units.vocabulary
+        if set(both[0]) == set(both[1]):
+            raise ConfigError(
+                f"teacher.file: {path} has the units of the training speech, but numbers them or "
+                "splits words otherwise: they were learned from other transcripts"
+            )
         raise ConfigError(
             f"teacher.file: {path} spells with {_listed(*both)}, the training speech with "
             f"{_listed(*reversed(both))}"

@@ -1,5 +1,8 @@
 """One cell: who learns, who does not, and that nothing depends on interruptions."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from fedspeech.training.distill.cells import Cell
 from fedspeech.training.distill.hybrid import Hybrid
 from fedspeech.training.distill.task import check
 from fedspeech.training.loop import Loop
+from fedspeech.units import Units
 
 TEACHER = Cell(0, "teacher", False)
 WAYS = {"lcmr": {}, "together": {"strategy": 1}, "always": {"schedule": "constant", "rate": 1.0}}
@@ -214,6 +218,14 @@ def test_a_teacher_with_another_vocabulary_is_told(settings, task, given, tone_c
         task(config)
 
 
+def test_a_teacher_that_numbers_the_same_units_otherwise_is_told(settings, task, given, found):
+    blank, first, *rest = found.teacher.units.vocabulary
+    units = Units("words", [blank, *rest, first])
+    replace(found.teacher, units=units).write(given.with_suffix(".json"))
+    with pytest.raises(ConfigError, match=r"given\.json has the units of .*, but numbers them or"):
+        task(settings(teacher={"name": "deep", "file": str(given)}))
+
+
 def test_a_schedule_that_ends_after_the_last_update_is_told(settings, task):
     """36 utterances are five updates in an epoch; the last of them begins at four fifths."""
     training = settings().training.model_dump(mode="json") | {"epochs": 1}
@@ -279,6 +291,25 @@ def test_an_utterance_with_more_units_than_steps_is_skipped_and_counted(
     manifest.write_text("\n".join(every) + "\n")
     with pytest.raises(CorpusError, match="all training utterances have more units than there are"):
         task(settings(corpus={"path": str(manifest)}))
+
+
+def test_training_speech_fits_the_model_with_fewer_steps(settings, task, tones):
+    first = task(settings()).course(0).utterances[0]
+    steps = -(-len(first.log_mel[1.0]) // 6)
+    lines = (tones / "manifest.jsonl").read_text().splitlines()
+    text = " ".join(["ba"] * steps)
+    manifest = tones / "dense.jsonl"
+    manifest.write_text(
+        "\n".join(
+            json.dumps(json.loads(line) | ({"text": text} if first.id in line else {}))
+            for line in lines
+        )
+    )
+    asked = {"corpus": {"path": str(manifest)}, "rows": ["teacher", "student"]}
+    assert task(settings(**asked)).skipped == 0
+    coarse = {"name": "deep", "subsampling": 12}
+    assert task(settings(teacher=coarse, **asked)).skipped == 1
+    assert task(settings(student=coarse, **asked)).skipped == 1
 
 
 def test_an_empty_transcript_is_told_with_its_line(settings, task, tones):

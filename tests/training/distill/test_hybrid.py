@@ -86,6 +86,19 @@ def test_in_between_layers_of_both_follow_each_other(hybrid, teacher, student, s
     torch.testing.assert_close(predicted, student.predicted(y))
 
 
+def test_a_projection_stands_in_for_as_many_units(transducer, student, halved, speech):
+    teacher = transducer(5, 2, seed=1, encoder_units=20, projection=12)
+    hybrid = Hybrid(teacher, student, cut(teacher, student, halved))
+    choose(hybrid, [True, False, True, False])
+    x, _ = student.encoder[0](speech.reshape(2, 10, 24))
+    x = x.reshape(2, 5, 24)
+    for layer in (teacher.encoder[1], teacher.encoder[2], student.encoder[2]):
+        x, _ = layer(x)
+    torch.testing.assert_close(hybrid(speech, LENGTHS)[0], student.encoded(x))
+    with pytest.raises(ConfigError, match="gives 12 in the teacher, takes 24 and gives 7 in the"):
+        cut(teacher, transducer(3, 1, seed=2, projection=7), halved)
+
+
 def test_modules_are_chosen_independently_with_the_probability_that_is_asked_for(hybrid):
     generator, rounds = draw(), 4000
     chosen = []
