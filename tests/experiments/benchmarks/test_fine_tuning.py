@@ -44,7 +44,7 @@ def test_everybody_makes_the_same_number_of_updates(held):
 def test_the_models_have_the_sizes_of_their_names():
     for size, name in workload.SIZES.items():
         with torch.device("meta"):
-            module = workload.MODELS[name](40, 25)
+            module = workload.MODELS[name].build(40, 25)
         number = sum(parameter.numel() for parameter in module.parameters())
         assert number == pytest.approx(1e6 * float(size[:-1]), rel=0.1)
 
