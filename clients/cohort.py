@@ -4,9 +4,10 @@ Each device keeps its own result, so that the client app, when it is asked, has 
 """
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from flwr.app import Context, Message
 
@@ -22,7 +23,15 @@ from fedspeech.training.personal import FineTuned, Tuning, fine_tune_together
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """What the system says where there is no room or no more files may be open."""
 TRIES = 3
-"""For a speaker's recordings to be read."""
+"""Of each step with one speaker."""
+T = TypeVar("T")
+
+
+class _Opened(NamedTuple):
+    me: Speaker
+    asked: Mapping[str, Any]
+    answers: bool
+    """Whether it was sent a message now."""
 
 
 class _Member(NamedTuple):
@@ -57,28 +66,38 @@ def prepare(cohort: Sequence[tuple[Context, Message | None]]) -> None:
 
 def _members(cohort: Sequence[tuple[Context, Message | None]], stack: ExitStack) -> list[_Member]:
     """Those that can be fine-tuned together, with their folders locked until the stack is left."""
-    opened: list[tuple[Speaker, Mapping[str, Any]]] = []
-    rounds = set()
-    for context, message in cohort:
-        with _left_out():
-            stack.enter_context(locked(folder(context) / MODELS))
-            me = speaker.open_folder(folder(context))
-            if message is None:
-                opened.append((me, me.store.state().get("asked", {})))
-            else:
-                asked = receive(me, message)
-                opened.append((me, asked))
-                rounds.add((asked["generation"], asked["round"]))
-    there = [one for one in opened if (one[1].get("generation"), one[1].get("round")) in rounds]
-    members = [_member(me, asked) for me, asked in there]
+    tries = [_tried(partial(_open, context, message, stack)) for context, message in cohort]
+    opened = [one for one in tries if one is not None]
+    rounds = {_round(one.asked) for one in opened if one.answers}
+    there = [one for one in opened if _round(one.asked) in rounds]
+    members = [_tried(partial(_member, one)) for one in there]
     return [member for member in members if member is not None]
 
 
-def _member(me: Speaker, asked: Mapping[str, Any]) -> _Member | None:
-    """None where it cannot be fine-tuned, and that stays so: the stack would be another one."""
+def _open(context: Context, message: Message | None, stack: ExitStack) -> _Opened:
+    with ExitStack() as own:
+        own.enter_context(locked(folder(context) / MODELS))
+        me = speaker.open_folder(folder(context))
+        asked = me.store.state().get("asked", {}) if message is None else receive(me, message)
+        stack.push(own.pop_all())
+    return _Opened(me, asked, message is not None)
+
+
+def _round(asked: Mapping[str, Any]) -> tuple[Any, Any]:
+    return asked.get("generation"), asked.get("round")
+
+
+def _member(opened: _Opened) -> _Member:
+    return _Member(opened.me, opened.asked, opened.me.tunings(opened.asked))
+
+
+def _tried(step: Callable[[], T]) -> T | None:
+    """What comes of a step, None where it cannot be done: the stack is another one without a
+    speaker, so that has to stay so. Raises DiskError.
+    """
     for _ in range(TRIES):
         with _left_out():
-            return _Member(me, asked, me.tunings(asked))
+            return step()
     return None
 
 
@@ -96,5 +115,4 @@ def _left_out() -> Iterator[None]:
 
 def _keep(member: _Member, judge: FineTuned, tuned: FineTuned) -> None:
     """Raises DiskError: a run on a full disk would lose speaker after speaker."""
-    with _left_out():
-        member.me.keep_tuned(member.asked, judge, tuned)
+    _tried(partial(member.me.keep_tuned, member.asked, judge, tuned))

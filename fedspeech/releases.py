@@ -157,12 +157,21 @@ class Releases:
     def _line(self) -> list[dict[str, Any]]:
         path = self.folder / LINE
         try:
-            return list(json.loads(path.read_text(encoding="utf-8")))
+            line = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise ModelError(f"{path}: not readable: {error}") from None
+        if not isinstance(line, list) or not all(map(_is_release, line)):
+            raise ModelError(
+                f"{path}: damaged: expected a list of releases, each with model and file"
+            )
+        return line
 
     def _write(self, line: Sequence[dict[str, Any]]) -> None:
         text = json.dumps(line, indent=1) + "\n"
         write_whole(self.folder / LINE, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _is_release(found: object) -> bool:
+    return isinstance(found, dict) and all(isinstance(found.get(n), str) for n in ("model", "file"))

@@ -198,7 +198,7 @@ class RunFolder:
 
     def _check_corpus(self, fingerprint: str) -> None:
         try:
-            before = json.loads(self.environment.read_text(encoding="utf-8"))["corpus"]
+            before = str(json.loads(self.environment.read_text(encoding="utf-8"))["corpus"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.environment}: damaged, cannot be resumed: {error!r}") from None
         if before != fingerprint:

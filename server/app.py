@@ -178,6 +178,7 @@ class _Run:
             strategy.outcome.failures[:0] = failures  # of a stage that drops nobody from this one
             _warn_of_skipped(strategy.outcome.skipped)
             self.stages.deaths = getattr(grid, "deaths", 0)
+            self.stages.errors = getattr(grid, "errors", 0)
         with self.stages.stage("results"):
             self._write(strategy, trained, members)
 

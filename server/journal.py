@@ -3,9 +3,11 @@
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from fedspeech.errors import RunError
 
@@ -62,6 +64,11 @@ class Row:
     arrays: str = ""
 
 
+NAMES = [field.name for field in fields(Row)]
+ROW: TypeAdapter[Row] = TypeAdapter(Row)
+SIZES = TypeAdapter(list[tuple[int, str, str, int, int]])
+
+
 class Journal:
     """A SQLite file; a row is there whole or not at all, whenever the process ends."""
 
@@ -74,7 +81,7 @@ class Journal:
         except sqlite3.OperationalError as error:
             raise RunError(f"{path}: cannot open the journal: {error}") from None
         except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from None
+            raise self.damaged(error) from None
 
     def get(self, id: str) -> Row | None:
         """The row of an answered message, or None."""
@@ -83,9 +90,12 @@ class Journal:
             "FROM messages WHERE id = ? AND answer IS NOT NULL",
             id,
         )
-        for position, round, speaker, kind, down, up, answer, arrays in rows:
-            said = self._parsed(answer)
-            return Row(id, position, round, speaker, kind, down, up, said, arrays)
+        for *before, answer, arrays in rows:
+            values = [id, *before, self._parsed(answer), arrays]
+            try:
+                return ROW.validate_python(dict(zip(NAMES, values, strict=True)))
+            except ValidationError as error:
+                raise self.damaged(error.errors()[0]["msg"]) from None
         return None
 
     def add(self, *rows: Row) -> None:
@@ -138,7 +148,11 @@ class Journal:
             "SELECT round, speaker, kind, bytes_down, bytes_up FROM messages "
             "ORDER BY round, position, speaker, id"
         )
-        for round, speaker, kind, down, up in rows:
+        try:
+            checked = SIZES.validate_python(rows, strict=True)
+        except ValidationError as error:
+            raise self.damaged(error.errors()[0]["msg"]) from None
+        for round, speaker, kind, down, up in checked:
             yield round, speaker, "down", kind, down
             yield round, speaker, "up", kind, up
 
@@ -150,7 +164,7 @@ class Journal:
         try:
             return dict(json.loads(text))
         except (ValueError, TypeError) as error:
-            raise self._damaged(error) from None
+            raise self.damaged(error) from None
 
     def _select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
@@ -158,7 +172,7 @@ class Journal:
         except sqlite3.OperationalError as error:
             raise RunError(f"{self.path}: cannot read the journal: {error}") from None
         except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from None
+            raise self.damaged(error) from None
 
     def _write(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:
@@ -167,10 +181,11 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise RunError(f"{self.path}: cannot write the journal: {error}") from None
 
-    def _damaged(self, error: Exception) -> RunError:
+    def damaged(self, error: object) -> RunError:
+        """What to raise where something in it is not what was written."""
         return RunError(
             f"{self.path}: the journal is damaged ({error}); move it away to ask every device "
-            "anew: what the devices have finished is kept"
+            "anew: what the devices have finished is kept, and the ledger counts what is sent then"
         )
 
 

@@ -13,7 +13,7 @@ from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
 from server.fleet import FleetGrid
 from server.journal import Journal
-from server.roster import Roster, ask, first_said, question
+from server.roster import Roster, ask, first_said, question, said_before
 
 log = logging.getLogger("fedspeech")
 
@@ -48,10 +48,10 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
         node = reply.metadata.src_node_id
         members[speaker] = Member(node=node, **{**said, "generation": held})
     for speaker in sorted(set(known) - set(members)):
-        row = journal.get(protocol.identity(standard, speaker))
-        if row is not None:
+        before = said_before(journal, protocol.identity(standard, speaker))
+        if before is not None:
             log.warning("speaker %s is not back yet", speaker)
-            members[speaker] = Member(node=known[speaker], **row.answer)
+            members[speaker] = Member(node=known[speaker], **before)
     _check_quorum(members, asked.boxes, settings.federation.quorum, reasons)
     ordered = [members[speaker] for speaker in sorted(members)]
     run.write_json(FILE, {member.speaker: str(member.node) for member in ordered})

@@ -118,7 +118,7 @@ class RecordedGrid(WrappedGrid):
         sent = protocol.arrays(message.content)
         plain = protocol.TEXT not in message.content
         id = protocol.identity(message, speaker, self._hash(sent) if plain else "")
-        row = self._answered(id, speaker)
+        row = self._answered(id, speaker, message.content)
         if row is not None:
             self._underway.learn(row.kind, row.bytes_up)
         return Asked(
@@ -140,21 +140,34 @@ class RecordedGrid(WrappedGrid):
             self._hashed = now, " ".join(hashes)
         return self._hashed[1]
 
-    def _answered(self, id: str, speaker: str) -> Row | None:
-        """The journal's row of a message, unless what was kept of its reply is gone or damaged."""
+    def _answered(self, id: str, speaker: str, asked: RecordDict) -> Row | None:
+        """The journal's row of a message, unless what was kept of its reply is gone or damaged.
+
+        Raises RunError where what the journal says is no answer to it.
+        """
         if (row := self._journal.get(id)) is None:
             return None
+        try:
+            content = _content(row.answer)
+            protocol.check_answer(row.kind, asked, content)
+            kept = self._is_kept(row, speaker, content)
+        except (KeyError, TypeError, ValueError, AttributeError, ModelError) as error:
+            raise self._journal.damaged(f"of {speaker}, {row.kind}: {error}") from None
+        return row if kept else None
+
+    def _is_kept(self, row: Row, speaker: str, content: RecordDict) -> bool:
         keeper = self._keepers.get(row.kind)
         if keeper is not None:
-            return row if keeper.still_there(speaker, _content(row.answer)) else None
-        return row if not row.arrays or self._still_there(row) else None
+            return keeper.still_there(speaker, content)
+        return not row.arrays or self._still_there(row)
 
     def _still_there(self, row: Row) -> bool:
+        about = row.answer[ARRAYS]
         try:
             found = tensors.sha256(tensors.read(self._folder / row.arrays))
         except ModelError:
             return False
-        return bool(found == row.answer[ARRAYS]["sha256"])
+        return bool(found == about["sha256"] and about["name"])
 
     def _collect(self, timeout: float | None, shown: progress.Stage) -> None:
         """Wait for at least one reply and keep what came."""

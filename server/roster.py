@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from pydantic import ValidationError
 
 from fedspeech import protocol
 from fedspeech.errors import ModelError, RunError
@@ -84,8 +85,18 @@ def first_said(journal: Journal, asked: Message, reply: Message) -> dict[str, An
     """What this speaker's device said of itself when the run first asked it."""
     said = protocol.Described.model_validate(protocol.text(reply.content)).model_dump()
     id = protocol.identity(asked, said["speaker"])
-    if (row := journal.get(id)) is not None:
-        return row.answer
+    if (before := said_before(journal, id)) is not None:
+        return before
     sizes = protocol.size(asked.content), protocol.size(reply.content)
     journal.add(Row(id, 0, 0, said["speaker"], protocol.DESCRIBE, *sizes, said))
     return said
+
+
+def said_before(journal: Journal, id: str) -> dict[str, Any] | None:
+    """What the journal has of such an answer. Raises RunError where that is none."""
+    if (row := journal.get(id)) is None:
+        return None
+    try:
+        return protocol.Described.model_validate(row.answer).model_dump()
+    except ValidationError as error:
+        raise journal.damaged(f"of {row.speaker}, {row.kind}: {error.errors()[0]['msg']}") from None

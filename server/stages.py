@@ -10,12 +10,14 @@ from fedspeech.run_folder import RunFolder
 
 
 class Stages:
-    """Seconds of each stage, the peak of memory, and how often a worker died."""
+    """Seconds of each stage, the peak of memory, how often a worker died, and how often a client
+    that raised was asked again.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
         self._stages: list[dict[str, Any]] = []
-        self.deaths = 0
+        self.deaths = self.errors = 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -28,5 +30,6 @@ class Stages:
             "stages": self._stages,
             "peak_memory_mib": round(peak),
             "worker_deaths": self.deaths,
+            "client_errors": self.errors,
         }
         self._run.write_json("timing.json", content)

@@ -148,6 +148,10 @@ def test_damage_is_told(line):
     (line.folder / "line.json").write_text("[{")
     with pytest.raises(ModelError, match=r"line\.json: not readable"):
         line.names  # noqa: B018
+    for other in ("[{}]", '["x"]', '{"a": 1}', '[{"model": "a"}]', '[{"model": "a", "file": 1}]'):
+        (line.folder / "line.json").write_text(other)
+        with pytest.raises(ModelError, match=r"line\.json: damaged: expected a list of releases"):
+            line.names  # noqa: B018
 
 
 def test_line_json_can_be_read_without_us(line):

@@ -18,6 +18,7 @@ OBJECT_STORE_BYTES = 2**30
 """Ray spills to disk what does not fit."""
 CONNECT_SECONDS = 10.0
 """How long to knock at the address of a Ray that is to be joined."""
+ASKED_OF_THE_HEAD = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 
 
 def connect(engine: EngineSettings) -> bool:
@@ -78,19 +79,21 @@ def _join(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError unless somebody there speaks gRPC, as Ray's head does.
+    """Raise OSError where somebody else than Ray's head answers, or nobody.
 
     Ray itself would try for many minutes.
     """
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    if os.environ.get("RAY_USE_TLS", "0") != "0":
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return  # Ray has the certificates
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        ask = channel.unary_unary(ASKED_OF_THE_HEAD)
         try:
-            grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
-        except grpc.FutureTimeoutError:
-            raise OSError("who answers is not Ray's head") from None
+            ask(b"", timeout=CONNECT_SECONDS, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise OSError("who answers is not Ray's head") from None
 
 
 def _init(**options: Any) -> None:

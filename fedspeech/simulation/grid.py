@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ from fedspeech.errors import DiskError
 from fedspeech.simulation import sizing
 from fedspeech.simulation.cohorts import Cohorts
 
+LOG = logging.getLogger(__name__)
 NodeConfig = Mapping[str, str | int | float | bool]
 Nodes = Callable[[], Sequence[NodeConfig]]
 
@@ -40,6 +42,8 @@ class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
         self._cohort = cohort
         self.deaths = 0
         """How often a worker died."""
+        self.errors = 0
+        """How often a client that raised was asked again."""
         self._nodes = nodes
         self._run = Run.create_empty(run_id=1)
         self._numbers = itertools.count(1)
@@ -58,6 +62,10 @@ class SimulatedGrid(Grid):  # type: ignore[misc]  # Flower is not typed for us
 
     def _goes_with_a_cohort(self, message: Message) -> bool:
         return self._cohort > 1 and message.metadata.message_type == protocol.PERSONALIZE
+
+    def _ask_again(self, reply: Message) -> None:
+        self.errors += 1
+        LOG.warning("a client raised (%s); it is asked again", reply.error.reason)
 
     def set_run(self, run: Run) -> None:
         """Take over the run's information."""

@@ -44,12 +44,14 @@ class InProcessGrid(SimulatedGrid):
 
     def _answer(self, message: Message, context: Context) -> Message:
         """The reply; one that is an error is asked for again, and leaves nothing in the state."""
-        for _ in range(self._retries + 1):
+        for left in reversed(range(self._retries + 1)):
             state = copy.deepcopy(context.state)
             reply = answer(self._app, message, context)
             if not reply.has_error():
                 break
             context.state = state
+            if left:
+                self._ask_again(reply)
         return reply
 
     def _prepare_cohort(self, node: int) -> None:

@@ -260,6 +260,7 @@ class RayGrid(SimulatedGrid):
             task = self._tasks[number]
             task.errors += reply.has_error()
             if reply.has_error() and task.errors <= self._engine.retries:
+                self._ask_again(reply)
                 self._queue.append(number)
                 continue
             if not reply.has_error():

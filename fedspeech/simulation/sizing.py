@@ -62,8 +62,13 @@ def settle(settings: Config, before: int | None = None) -> Config:
 
 
 def tell(settings: Config) -> None:
-    """Say so where speakers are fine-tuned one by one since no GPU would gain by a stack."""
-    if settings.engine.cohort_size == 1 and not trains_on_gpu(settings.engine):
+    """Say so where speakers are fine-tuned one by one, and what a stack would be."""
+    if settings.engine.cohort_size > 1:
+        return
+    name = settings.model.name
+    if models.stack(_module(settings)) is None:
+        progress.say(f"speakers are fine-tuned one by one: a {name} cannot be stacked")
+    elif not trains_on_gpu(settings.engine):
         progress.say(
             "speakers are fine-tuned one by one: on a processor plain loops are faster than a stack"
         )
@@ -77,7 +82,7 @@ def _would(most: int) -> str:
 def measured(count: int) -> Iterator[None]:
     """Let so many speakers be fine-tuned as a stack in the block.
 
-    Raises RunError where a GPU's memory runs out. The size that it names follows from what each
+    Raises RunError where memory runs out. On a GPU the size that it names follows from what each
     speaker had taken by then, which is not yet all of it: hence the same share as before the run.
     """
     if torch.cuda.is_available():
@@ -91,6 +96,14 @@ def measured(count: int) -> Iterator[None]:
         raise RunError(
             f"a cohort of {count} speakers does not fit the memory of a worker (each had taken "
             f"{each / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB); {_would(most)} (engine.cohort)"
+        ) from None
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch has no class of its own for a processor's.
+        if not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise RunError(
+            f"a cohort of {count} speakers does not fit the memory of a worker; engine.cohort = "
+            f"{max(1, count // 2)} takes half of it"
         ) from None
 
 

@@ -11,6 +11,7 @@ from federations import apart
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+import clients.cohort
 from clients import speaker as speakers
 from clients.app import app
 from clients.cohort import prepare
@@ -200,19 +201,28 @@ def test_only_what_the_system_may_give_next_time_ends_the_run(
     assert len(kept(members[1])) == 2
 
 
-def test_what_goes_wrong_twice_leaves_nobody_out_of_the_stack(cohort, monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [
+        (speakers.Speaker, "tunings"),
+        (speakers.Speaker, "keep_tuned"),
+        (clients.cohort, "receive"),
+        (speakers, "open_folder"),
+    ],
+)
+def test_what_goes_wrong_twice_leaves_nobody_out_of_the_stack(cohort, monkeypatch, where, step):
     members, expected = cohort("broken"), cohort("expected")
     prepare(expected)
-    real, broken = speakers.Speaker.tunings, Path(str(members[0][0].node_config["device"]))
-    failed = []
+    real, failed = getattr(where, step), []
 
-    def fail_twice(me, asked):
-        if me.folder == broken and len(failed) < 2:
-            failed.append(me)
+    def fail_twice(*given):
+        if len(failed) < 2:
+            failed.append(given)
             raise OSError("no")
-        return real(me, asked)
+        return real(*given)
 
-    monkeypatch.setattr(speakers.Speaker, "tunings", fail_twice)
+    monkeypatch.setattr(where, step, fail_twice)
     prepare(members)
+    monkeypatch.undo()
     assert len(failed) == 2
     assert [hashes(member) for member in members] == [hashes(member) for member in expected]

@@ -4,8 +4,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 from federations import assert_same, settings
 from nodes import Node, cluster
@@ -60,14 +63,20 @@ def test_nobody_at_the_address_is_said_at_once():
     )
 
 
-def test_who_is_there_but_is_not_ray_is_said_at_once(monkeypatch):
+@pytest.mark.parametrize("speaks", ["nothing", "gRPC"])
+def test_who_is_there_but_is_not_ray_is_said_at_once(monkeypatch, speaks):
     monkeypatch.setattr(joining, "CONNECT_SECONDS", 1.0)
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        address = f"127.0.0.1:{other.getsockname()[1]}"
+    with ExitStack() as stack:
+        if speaks == "gRPC":
+            server = grpc.server(ThreadPoolExecutor(1))
+            port = server.add_insecure_port("127.0.0.1:0")
+            server.start()
+            stack.callback(server.stop, None)
+        else:
+            other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            port = other.getsockname()[1]
         with pytest.raises(RunError, match="cannot join Ray there: who answers is not Ray's head"):
-            joining.connect(EngineSettings(ray_address=address))
+            joining.connect(EngineSettings(ray_address=f"127.0.0.1:{port}"))
 
 
 @pytest.mark.parametrize(

@@ -403,12 +403,19 @@ def test_another_corpus_is_refused(tone_corpus, tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("damage", ["the header", "the middle", "an answer"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("the header", "the middle", "answer = '{' || answer", "answer = '{}'", "bytes_up = NULL"),
+        *('answer = \'{"configs": {}, "metrics": {}}\'', "round = 'a'"),
+    ],
+)
 def test_a_damaged_journal_is_named(corpus, finished, damage):
     path = finished / "journal.sqlite"
-    if damage == "an answer":
+    (finished / "results.json").unlink()
+    if "=" in damage:
         with sqlite3.connect(path) as database:
-            database.execute("UPDATE messages SET answer = '{' || answer")
+            database.execute(f"UPDATE messages SET {damage}")
         database.close()
     else:
         content = bytearray(path.read_bytes())
@@ -434,6 +441,13 @@ def test_a_round_that_the_journal_has_lost_is_told(corpus, undisturbed_long, tmp
 def test_a_damaged_file_of_the_run_is_named(corpus, finished, name):
     (finished / name).write_text("{ nothing that")
     with pytest.raises(RunError, match=f"{name}: damaged, cannot be resumed"):
+        simulate(settings(corpus), finished)
+
+
+@pytest.mark.faults
+def test_a_corpus_without_a_fingerprint_is_not_the_same(corpus, finished):
+    (finished / "environment.json").write_text('{"corpus": 3}')
+    with pytest.raises(RunError, match="the corpus is not the one that this run began with"):
         simulate(settings(corpus), finished)
 
 

@@ -158,3 +158,34 @@ def test_memory_that_runs_out_names_a_size_by_what_was_taken(full, monkeypatch, 
     with pytest.raises(RunError) as caught:
         list(grid.pull_messages([number]))
     assert str(caught.value) == f"a cohort of {told} MiB); {would} (engine.cohort)"
+
+
+def test_where_a_processors_memory_runs_out_half_the_size_is_named(monkeypatch):
+    monkeypatch.setattr(clients.cohort, "prepare", lambda cohort: torch.empty(2**55))
+    engine = EngineSettings(grid="in-process", cohort=8)
+    grid = InProcessGrid("clients.app:app", lambda: [{}] * 8, engine)
+    messages = [
+        grid.create_message(protocol.content({}), protocol.PERSONALIZE, node, "1")
+        for node in grid.get_node_ids()
+    ]
+    with pytest.raises(RunError) as caught:
+        list(grid.pull_messages(grid.push_messages(messages)))
+    assert str(caught.value) == (
+        "a cohort of 8 speakers does not fit the memory of a worker; engine.cohort = 4 takes half "
+        "of it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "cohort", "why"),
+    [
+        ("tdnn-tiny", 1, "on a processor plain loops are faster than a stack"),
+        ("rnnt-tiny", 1, "a rnnt-tiny cannot be stacked"),
+        ("tdnn-tiny", 2, ""),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes as many as it holds")
+def test_why_speakers_are_fine_tuned_one_by_one_is_said(capsys, model, cohort, why):
+    sizing.tell(settings(model=model, cohort=cohort))
+    said = f"speakers are fine-tuned one by one: {why}\n" if why else ""
+    assert capsys.readouterr().err == said
