@@ -5,6 +5,8 @@ A file of PyTorch's, and after it the SHA-256 of its bytes: PyTorch does not not
 
 import hashlib
 import io
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,45 @@ DIGEST = hashlib.sha256().digest_size
 
 def save(path: Path, loop: Loop, **more: Any) -> None:
     """Write everything that the next epoch depends on: model, optimizer, and what else is given."""
-    states = {"model": loop.model.state_dict(), "optimizer": loop.optimizer.state_dict()}
+    _write(path, _states(loop, more))
+
+
+class Writer:
+    """Writes checkpoints beside what the loop computes next, one at a time."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._underway: Future[None] | None = None
+
+    def save(self, path: Path, loop: Loop, **more: Any) -> None:
+        """As `save`, of what there is now. Raises DiskError where the one before failed."""
+        self.wait()
+        # A copy on the processor: the loop changes its tensors while they are written.
+        self._underway = self._thread.submit(_write, path, _copied(_states(loop, more)))
+
+    def wait(self) -> None:
+        """Come back when all is written. Raises DiskError where that failed."""
+        underway, self._underway = self._underway, None
+        if underway is not None:
+            underway.result()
+
+
+def _states(loop: Loop, more: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model": loop.model.state_dict(), "optimizer": loop.optimizer.state_dict(), **more}
+
+
+def _copied(content: Any) -> Any:
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, Mapping):
+        return {name: _copied(each) for name, each in content.items()}
+    return [_copied(each) for each in content] if isinstance(content, list) else content
+
+
+def _write(path: Path, states: Mapping[str, Any]) -> None:
     # In memory first: on a full disk PyTorch raises what its other failures raise as well.
     saved = io.BytesIO()
-    torch.save({**states, **more}, saved)
+    torch.save(states, saved)
     saved.write(hashlib.sha256(saved.getbuffer()).digest())
     write_whole(path, lambda part: part.write_bytes(saved.getbuffer()))
 

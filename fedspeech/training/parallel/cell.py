@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -118,11 +119,11 @@ class _Cell:
                 self.shown.advance(f"{self.training.name}: {said(epoch)}")
 
     def _forget_old(self) -> None:
-        """Remove checkpoints from before the last epoch but one that is over for all: of the last
-        one some may not have been written yet."""
-        for number in self._all:
-            path = self.training.checkpoint(number, len(self.epochs.told) - 2)
-            path.unlink(missing_ok=True)
+        """Remove checkpoints from before the last epoch but one that is over for all: those of the
+        last one are being written. A server may be further behind with its own."""
+        told = len(self.epochs.told)
+        kept = next(filter(self._is_kept, range(told, 0, -1)), 0)
+        self._forget(lambda epoch: epoch < min(told - 1, kept))
 
     @property
     def _counts(self) -> dict[str, int]:
@@ -223,18 +224,19 @@ class _Cell:
         told = went.pop("epochs", [])
         self.happened = Counter(went)
         whole = (e for e in range(len(told), 0, -1) if self._kept(e) == set(self._all))
-        some = (e for e in range(len(told), 0, -1) if self._is_kept(e))
+        some = filter(self._is_kept, range(len(told), 0, -1))
         epoch = next(itertools.chain(whole, some), 0)
-        self._forget_later(epoch)
+        # Learners that were ahead go the same way again, which need not lead to the same place.
+        self._forget(lambda other: other > epoch)
+        _forget_begun(self.training)
         self.epochs = Epochs(told[:epoch])
         return epoch * self._parts, epoch or None
 
-    def _forget_later(self, epoch: int) -> None:
-        """Remove what learners that were ahead have kept: they go the same way again, but it need
-        not lead to the same place."""
+    def _forget(self, epochs: Callable[[int], bool]) -> None:
+        """Remove the checkpoints of some epochs."""
         folder, name = self._record.parent, self.training.name
         for path in folder.glob(f"{name}.learner-*.epoch-*.checkpoint"):
-            if int(path.stem.rpartition("-")[2]) > epoch:
+            if epochs(int(path.stem.rpartition("-")[2])):
                 path.unlink()
 
     def _is_kept(self, epoch: int) -> bool:
@@ -266,4 +268,11 @@ def forget(training: Training) -> None:
     """Remove what a finished training went on from."""
     folder: Path = training.run / "cells"
     for path in folder.glob(f"{training.name}.learner-*.checkpoint"):
+        path.unlink()
+    _forget_begun(training)
+
+
+def _forget_begun(training: Training) -> None:
+    """Remove what learners that were killed had begun to write; nobody writes now."""
+    for path in (training.run / "cells").glob(f".{training.name}.learner-*.part"):
         path.unlink()

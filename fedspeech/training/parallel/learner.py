@@ -82,6 +82,7 @@ class Learner:
         self._task = Task(settings, speech, cache_folder() / "features")
         self._stopped: dict[str, threading.Event] = {}
         self._warned: list[str] = []
+        self._writer = checkpoint.Writer()
 
     def prepare(self, training: Training, agreed: str) -> None:
         """Begin a training with its freshly drawn model.
@@ -109,7 +110,9 @@ class Learner:
     def learn(self, order: Order) -> Iterator[Report | Ended]:
         """Learn until all parts are done or the group is lost; a report after every epoch.
 
-        Raises RunError where the group does not form or the training diverges.
+        Its checkpoint is written while the next epoch is learned, and is there when that one is
+        told of, and when this ends. Raises RunError where the group does not form or the training
+        diverges, DiskError where a checkpoint cannot be written.
         """
         torch.set_num_threads(self._threads)  # of this thread
         with warned.kept(self._warned):
@@ -140,6 +143,8 @@ class Learner:
                 method.close()
             if group is not None:
                 group.close()
+            # What to go on from is looked for, and removed, when all have come back.
+            self._writer.wait()
         yield Ended(self._number, lost, reached)
 
     def stop(self, generation: str) -> None:
@@ -193,6 +198,8 @@ class Learner:
     def _crossed(self, epoch: int, method: Method) -> Iterator[Report]:
         """A report of each epoch that is over before this one; what to go on from is kept."""
         while self._epoch < epoch:
+            # With its report the run gives up the checkpoint before the last one.
+            self._writer.wait()
             parameters = None if method.alike else self._parameters()
             lines = tuple(self._warned)
             self._warned.clear()
@@ -204,7 +211,7 @@ class Learner:
         if method.alike and self._number > 0:
             return
         path = self._training.checkpoint(self._number, self._epoch)
-        checkpoint.save(path, self._loop, method=method.state())
+        self._writer.save(path, self._loop, method=method.state())
 
     def _parameters(self) -> torch.Tensor:
         vector = torch.nn.utils.parameters_to_vector(self._loop.model.parameters())

@@ -70,6 +70,29 @@ def test_nothing_is_removed_that_an_epoch_needs_which_is_over_for_all(tmp_path):
     assert kept == {3, 4, 5, 6, 7}
 
 
+def test_nothing_is_removed_before_the_server_has_written_what_comes_after_it(tmp_path):
+    """All are beyond epoch 4, and it still writes what it had after the third."""
+    one = cell(tmp_path, "parameter-server", 4, {0: [2, 3, 4], 1: [2, 3], 2: [1, 2]})
+    one.epochs.told.extend([{}] * 4)
+    one._forget_old()
+    assert one._from_disk()[1] == 2
+    one = cell(tmp_path, "parameter-server", 4, {0: [2, 3, 4], 1: [2, 3], 2: [2, 3]})
+    one.epochs.told.extend([{}] * 4)
+    one._forget_old()
+    kept = {int(p.stem.rpartition("-")[2]) for p in tmp_path.glob("cells/*.checkpoint")}
+    assert kept == {3, 4}
+
+
+@pytest.mark.parametrize("method", ["allreduce", "ring"])
+def test_what_a_killed_learner_was_writing_is_no_checkpoint_and_goes(tmp_path, method):
+    one = cell(tmp_path, method, 2, {0: [1], 1: [1]})
+    other = tmp_path / "cells" / ".another.learner-0.epoch-2.checkpoint.7.part"
+    for path in (other, other.with_name(".one.learner-0.epoch-2.checkpoint.7.part")):
+        path.write_text("")
+    assert one._from_disk()[1] == 1
+    assert list(tmp_path.glob("cells/.*")) == [other]
+
+
 @pytest.mark.parametrize(("deaths", "again"), [(2, True), (9, True), (1, False)])
 def test_who_dies_while_all_begin_again_is_replaced(tmp_path, monkeypatch, deaths, again):
     left, buried = iter(range(deaths)), []

@@ -1,0 +1,107 @@
+"""A learner's checkpoints are written beside its next epoch: what is there when, and what in it."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from fedspeech.config import DataParallelConfig
+from fedspeech.errors import DiskError
+from fedspeech.training import checkpoint
+from fedspeech.training.parallel.group import LOOPBACK, Seat, serve
+from fedspeech.training.parallel.learner import Ended, Learner, Order, Training
+
+EPOCHS = 3
+
+
+@pytest.fixture
+def alone(tone_corpus, tmp_path, monkeypatch):
+    """A learner that learns alone, in this process."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("FEDSPEECH_CACHE", str(tmp_path / "cache"))
+    table = {
+        "corpus": {"path": str(tone_corpus(tmp_path / "tones", 2, rounds=1))},
+        "test": {"speakers": 1},
+        "features": {"kind": "log-mel", "dimension": 8},
+        "units": {"kind": "words"},
+        "model": {"name": "tdnn-tiny"},
+        "training": {"epochs": EPOCHS, "batch_size": 4, "augmentation": {"speeds": [1.0]}},
+        "parallel": {"learners": 1},
+    }
+    settings = DataParallelConfig.model_validate(table)
+    threads = torch.get_num_threads()
+    learner = Learner(0, settings)
+    training = Training(settings, 0, tmp_path, "one")
+    learner.prepare(training, learner._task.fingerprint(settings, 0))
+    store, port = serve()
+    yield learner, training, learner.learn(Order(Seat(0, (0,), "one"), (LOOPBACK, port), 0, None))
+    torch.set_num_threads(threads)
+    del store
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Writing takes longer than an epoch; what it does, in order."""
+    writes, whole = [], checkpoint.write_whole
+
+    def write(path, save):
+        writes.append(f"begins {path.name}")
+        time.sleep(0.4)
+        whole(path, save)
+        writes.append(f"ends {path.name}")
+
+    monkeypatch.setattr(checkpoint, "write_whole", write)
+    return writes
+
+
+def test_what_was_told_of_is_kept_before_the_next_epoch_is_told_of(alone, slow):
+    learner, training, told = alone
+    models = {}
+    for item in told:
+        if isinstance(item, Ended):
+            break
+        assert not item.epoch or training.checkpoint(0, item.epoch).exists()
+        models[item.epoch + 1] = {name: each.clone() for name, each in learner.model().items()}
+    assert sorted(models) == [1, 2, 3] and item.lost is None
+    for epoch, model in models.items():
+        learner._begin(Order(None, None, 0, epoch))
+        for name, tensor in learner.model().items():
+            assert torch.equal(tensor, model[name])
+    assert len(slow) == 2 * EPOCHS
+    assert all(slow[i].startswith("begins") for i in range(0, len(slow), 2))
+
+
+def test_it_is_the_state_that_there_was_and_not_the_one_that_there_is(alone, monkeypatch):
+    learner, training, _ = alone
+    loop, path, gate = learner._loop, training.checkpoint(0, 1), threading.Event()
+    whole = checkpoint.write_whole
+    monkeypatch.setattr(checkpoint, "write_whole", lambda *a: (gate.wait(), whole(*a)))
+    loop._set(0.1, 0.0)
+    for parameter in loop.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    loop.optimizer.step()
+    stepped = [p.detach().clone() for p in loop.model.parameters()]
+    moments = loop.optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    kept = {"latest": torch.ones(3), "steps": 2}
+    learner._writer.save(path, loop, method=kept)
+    loop.optimizer.step()
+    kept["latest"].zero_()
+    assert not any(map(torch.equal, loop.model.parameters(), stepped))
+    assert not path.exists()
+    gate.set()
+    learner._writer.wait()
+    (found,) = checkpoint.load(path, loop, "method")
+    assert found["steps"] == 2 and found["latest"].tolist() == [1.0, 1.0, 1.0]
+    assert all(map(torch.equal, loop.model.parameters(), stepped))
+    assert torch.equal(loop.optimizer.state_dict()["state"][0]["exp_avg"], moments)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(alone):
+    learner, training, told = alone
+    (training.run / "cells").write_text("no folder")
+    assert next(told).epoch == 0
+    with pytest.raises(DiskError, match=r"cannot write .*learner-0\.epoch-1\.checkpoint"):
+        next(told)
+    assert not torch.distributed.is_initialized()
+    learner._writer.wait()  # it is told once
