@@ -2,7 +2,8 @@
 
 Trainings are those of `fedspeech train`, learners on Ray with one thread each, on the synthetic
 corpus without augmentation. Everybody takes turns in each repetition; a pace is that of all epochs
-of a training but the first, in which learners start. An epoch ends with a checkpoint.
+of a training but the first, in which learners start. Beside each of these the checkpoint of the one
+before is written.
 """
 
 import itertools
@@ -10,7 +11,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Row, Setting, ratio, say, spread
@@ -18,6 +19,9 @@ from fedspeech import cluster, corpus, machine
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.progress import stage
 from fedspeech.run_folder import cache_folder
+
+if TYPE_CHECKING:
+    from fedspeech.training.parallel.computing import Measured
 
 TWO = "Two learners of one thread beside one"
 STRAGGLER = "One learner of four is slowed ten times"
@@ -68,8 +72,8 @@ class _Bench:
         from fedspeech.training.parallel.task import Task
 
         self.settings = settings
-        self._folder, self._numbers = setting.folder, itertools.count()
-        (self._folder / "cells").mkdir(exist_ok=True)
+        self.folder, self._numbers = setting.folder, itertools.count()
+        (self.folder / "cells").mkdir(exist_ok=True)
         self.task = Task(settings, corpus.load(settings.corpus), cache_folder() / "features")
         self.crew = Crew(settings, learners)
 
@@ -82,7 +86,7 @@ class _Bench:
         table["parallel"] |= {"method": method, "learners": learners, **parallel}
         settings = DataParallelConfig.model_validate(table)
         name = f"{method}-{next(self._numbers)}"
-        training = Training(settings, settings.seed, self._folder, name)
+        training = Training(settings, settings.seed, self.folder, name)
         with stage(settings.training.epochs) as shown:
             shown.start(name)
             epochs = cell.train(self.crew, self.task, training, shown).epochs[1:]
@@ -131,16 +135,21 @@ def _settings(setting: Setting, plan: Plan, model: str, batches: int) -> DataPar
 
 
 def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
-    """What is measured, and beside it what is simulated out of one learner's batches."""
-    from fedspeech.training.parallel.computing import measure
+    """What is measured, and beside it what is simulated.
+
+    The simulation is fed with learners that know nothing of each other: with one alone, and with as
+    many side by side as learn together.
+    """
+    from fedspeech.training.parallel.computing import Measured, places, side_by_side, written
     from fedspeech.training.parallel.loopback import measured_link
 
     contestants = {"one learner": ("allreduce", 1), **{way: (way, 2) for way in WAYS}}
     found: dict[str, list[Epoch]] = {name: [] for name in contestants}
-    seconds: list[float] = []
+    beside: dict[int, list[float]] = {n: [] for n in (1, min(2, places(bench.settings)))}
     for repeat in range(plan.repeats):
         say(f"two learners, repetition {repeat}")
-        seconds += measure(bench.task, bench.settings, plan.batch_size)
+        for count, seconds in beside.items():
+            seconds += side_by_side(bench.settings, [plan.batch_size], count)[plan.batch_size]
         for name, (method, learners) in contestants.items():
             found[name].append(bench.epoch(method, learners))
     one = [epoch.pace for epoch in found["one learner"]]
@@ -154,9 +163,10 @@ def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
             "utterances/s": spread(paces),
             "/ one learner's": ratio(paces, one),
         }
-    link = measured_link()
+    kept = written(bench.task, bench.settings, bench.folder)
+    fed = Measured({plan.batch_size: beside}, measured_link(), kept)
     for name, epochs in found.items():
-        simulated = _simulated(bench, plan, *contestants[name], seconds, link)
+        simulated = _simulated(bench, plan, *contestants[name], fed)
         measured = [epoch.seconds for epoch in epochs]
         yield {
             "table": SIMULATED,
@@ -169,23 +179,24 @@ def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
         }
 
 
-def _simulated(
-    bench: _Bench, plan: Plan, method: str, learners: int, seconds: list[float], link: Any
-) -> float:
+def _simulated(bench: _Bench, plan: Plan, method: str, learners: int, fed: "Measured") -> float:
     from fedspeech import models
-    from fedspeech.training.parallel.predicted import FLOAT_BYTES, statistics_of
+    from fedspeech.training.parallel.computing import places
+    from fedspeech.training.parallel.predicted import ALIKE, FLOAT_BYTES, statistics_of
     from fedspeech.training.parallel.simulated import Case, Network, predict
 
     model = bench.task.model(bench.settings.seed)
     case = Case(
         method=method if method == "allreduce" else f"{method} ring",
         learners=learners,
-        seconds=seconds,
+        seconds=fed.alone(plan.batch_size),
         batches=len(bench.task.taught) / plan.batch_size,
         size=FLOAT_BYTES * models.parameters(model),
-        network=Network(link),
+        network=Network(fed.here),
         statistics=statistics_of(model),
-        cores=machine.cores(),
+        together=fed.together(plan.batch_size, places(bench.settings)),
+        checkpoint=fed.checkpoint,
+        one_writes=method in ALIKE,
         epochs=plan.epochs,
     )
     return predict(case).seconds

@@ -203,8 +203,9 @@ def beside(results: ParallelResults, went: Went) -> Table:
             rows.append((row.label, str(row.joined), *seconds))
     columns = ("method, learners", "batch", "measured", SIMULATED, "ratio")
     notes = (
-        f"{SIMULATED}: by a discrete-event model, out of seconds of batches of one learner alone, "
-        f"for {found.processors} processors and {found.here}.",
+        f"{SIMULATED}: by a discrete-event model, out of what batches and a checkpoint take of "
+        f"learners that know nothing of each other, alone and side by side, for "
+        f"{found.processors} processors and {found.here}.",
     )
     title = f"Seconds of an epoch: {SIMULATED} beside measured"
     return Table(title, columns, tuple(rows), notes=notes)

@@ -1,96 +1,225 @@
-"""How long one learner alone computes for a batch: what a simulation of many is fed with."""
+"""What a simulation of many learners is fed with: what some take that know nothing of each other.
+
+A batch takes longer where other learners compute on the same machine, since they share its memory.
+So as many as will learn together, or as many as have processors, are measured side by side, and one
+of them alone.
+"""
 
 import json
 import statistics
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch._C._distributed_c10d import HashStore
 
+from fedspeech import corpus, machine
 from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.errors import RunError
 from fedspeech.progress import stage
+from fedspeech.run_folder import cache_folder
 from fedspeech.tensors import write_whole
-from fedspeech.training.loop import Loop
+from fedspeech.training.checkpoint import Writer
+from fedspeech.training.parallel.ad_psgd import ADPSGD
+from fedspeech.training.parallel.group import LOOPBACK, Group, join, serve
+from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.loopback import measured_link
-from fedspeech.training.parallel.simulated_world import Link
+from fedspeech.training.parallel.simulated_world import Checkpoint, Link
 from fedspeech.training.parallel.task import Task
+from fedspeech.training.parallel.watch import Watch
 
 STEPS, SECONDS = 24, 20.0
 """Batches that are measured at most, and for how long at most; at least two are."""
+CHECKPOINTS = 3
+HARDLY = 1e-12
+"""Learning rate: at that of a training a model that is just drawn may diverge."""
+
+
+class Batch(NamedTuple):
+    """Of a learner: seconds of the machine's clock."""
+
+    began: float
+    ended: float
 
 
 class Measured(NamedTuple):
     """What simulations are fed with."""
 
-    seconds_of_batches: dict[int, list[float]]
-    """Of one learner alone, by the number of utterances in a batch."""
+    batches: Mapping[int, Mapping[int, Sequence[float]]]
+    """Seconds of each, by the utterances in a batch and by the learners side by side."""
     here: Link
     """Between two learners on this machine."""
+    checkpoint: Checkpoint
+
+    def alone(self, size: int) -> Sequence[float]:
+        """Seconds of batches of so many utterances, where a learner has the machine for itself."""
+        return self.batches[size][1]
+
+    def together(self, size: int, places: int) -> list[float]:
+        """What 1, 2, ... learners do in a second, where one alone does 1, up to as many as there
+        are places for.
+
+        Between those that were measured each takes as much longer as a straight line says, and
+        more of them take as long as the most that were measured.
+        """
+        seconds = {n: statistics.fmean(each) for n, each in sorted(self.batches[size].items())}
+        numbers = np.arange(1, places + 1)
+        each = np.interp(numbers, list(seconds), list(seconds.values()))
+        return (numbers * seconds[1] / each).tolist()  # type: ignore[no-any-return]
 
 
 def measured(
-    task: Task, settings: DataParallelConfig, sizes: Iterable[int], folder: Path
+    settings: DataParallelConfig, rows: Iterable[DataParallelConfig], folder: Path
 ) -> Measured:
-    """Measure batches of these sizes, and the link; in a run that is resumed as it was then."""
+    """Measure what all rows need; in a run that is resumed as it was then."""
     path = folder / "measured.json"
     if not path.exists():
-        found = {}
-        with stage(len(set(sizes))) as shown:
-            shown.start("batches of one learner")
-            for size in sorted(set(sizes)):
-                found[size] = measure(task, settings, size)
-                shown.advance(f"{statistics.mean(found[size]):.4f} s for {size} utterances")
-        text = json.dumps({"seconds_of_batches": found, "here": measured_link()}) + "\n"
+        found = _measured(settings, list(rows), folder)
+        text = json.dumps(found._asdict()) + "\n"
         write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     kept = json.loads(path.read_text(encoding="utf-8"))
-    seconds = {int(size): each for size, each in kept["seconds_of_batches"].items()}
-    return Measured(seconds, Link(*kept["here"]))
+    batches = {
+        int(size): {int(learners): each for learners, each in of_size.items()}
+        for size, of_size in kept["batches"].items()
+    }
+    return Measured(batches, Link(*kept["here"]), Checkpoint(*kept["checkpoint"]))
 
 
-def measure(task: Task, settings: DataParallelConfig, batch_size: int) -> list[float]:
-    """Seconds of each of some batches of so many utterances, gradient and step.
+def side_by_side(
+    settings: DataParallelConfig, sizes: Sequence[int], learners: int
+) -> dict[int, list[float]]:
+    """Seconds of batches of so many utterances, for each size, while all of these learners compute.
 
-    They are those of an epoch in the middle of a training, with the threads of one learner.
+    They are processes that share nothing but the machine, with the threads of one learner each.
+    Raises RunError where one of them dies.
     """
+    store, port = serve()
+    with ProcessPoolExecutor(learners, get_context("spawn")) as pool:
+        each = [
+            pool.submit(_beside, settings, sizes, rank, learners, port) for rank in range(learners)
+        ]
+        try:
+            found = [learner.result() for learner in each]
+        except BrokenProcessPool:
+            raise RunError(
+                f"of {learners} learners whose batches were measured side by side one died; there "
+                "may be too little memory for them"
+            ) from None
+    del store
+    return {size: while_all([own[i] for own in found]) for i, size in enumerate(sizes)}
+
+
+def while_all(learners: Sequence[Sequence[Batch]]) -> list[float]:
+    """Seconds of the batches that began and ended while each learner had one to compute.
+
+    All of them where there are none. Without each one's first, which is slow: memory is asked for,
+    and code is loaded.
+    """
+    since = max(own[1].began for own in learners)
+    until = min(own[-1].ended for own in learners)
+    every = [batch for own in learners for batch in own[1:]]
+    found = [batch for batch in every if since <= batch.began and batch.ended <= until]
+    return [round(batch.ended - batch.began, 6) for batch in found or every]
+
+
+def learned(task: Task, settings: DataParallelConfig, batch_size: int) -> list[Batch]:
+    """What a learner alone computes for some batches of so many utterances, in their order.
+
+    They are those of the middle of a training.
+    """
+    loop, method = _alone(task, settings, batch_size)
+    first = loop.share.parts_per_epoch * (loop.settings.epochs // 2)
+    found: list[Batch] = []
+    until = time.monotonic() + SECONDS
+    while len(found) < 3 or (len(found) <= STEPS and time.monotonic() < until):
+        began = time.monotonic()
+        loop.learn(method, (first + len(found)) % loop.share.parts)
+        found.append(Batch(began, time.monotonic()))
+    return found
+
+
+def written(task: Task, settings: DataParallelConfig, folder: Path) -> Checkpoint:
+    """What a checkpoint of the model takes in a folder; the median of a few."""
+    loop, method = _alone(task, settings, settings.training.batch_size)
+    loop.learn(method, 0)  # so that the optimizer has moments
+    path, writer, found = folder / "measured.checkpoint", Writer(), []
+    for _ in range(CHECKPOINTS):
+        began, worked = time.monotonic(), time.process_time()
+        writer.save(path, loop, method={})
+        copying = time.monotonic() - began
+        writer.wait()
+        seconds = time.monotonic() - began - copying
+        work = min(seconds, max(0.0, time.process_time() - worked - copying))
+        found.append(Checkpoint(copying, work, seconds))
+    path.unlink()
+    return Checkpoint(*(round(statistics.median(each), 6) for each in zip(*found, strict=True)))
+
+
+def places(settings: DataParallelConfig) -> int:
+    """How many learners this machine has processors for."""
+    return max(1, machine.cores() // settings.engine.cpus_per_worker)
+
+
+def _measured(
+    settings: DataParallelConfig, rows: Sequence[DataParallelConfig], folder: Path
+) -> Measured:
+    own_gpus = settings.engine.gpus_per_worker >= 1 and not settings.engine.simulated_gpus
+    most = 1 if own_gpus else places(settings)
+    wanted = {1: {settings.training.batch_size}}
+    for row in rows:
+        for learners in (1, min(row.parallel.learners, most)):
+            wanted.setdefault(learners, set()).add(row.training.batch_size)
+    batches: dict[int, dict[int, list[float]]] = {}
+    with stage(len(wanted)) as shown:
+        shown.start("batches of learners that know nothing of each other")
+        for learners, sizes in sorted(wanted.items()):
+            found = side_by_side(settings, sorted(sizes), learners)
+            for size, seconds in found.items():
+                batches.setdefault(size, {})[learners] = seconds
+            means = (f"{statistics.fmean(each):.4f} s for {n}" for n, each in found.items())
+            shown.advance(f"{learners} side by side: {', '.join(means)} utterances")
+    kept = written(_task(settings), settings, folder)
+    return Measured(batches, measured_link(), kept)
+
+
+def _task(settings: DataParallelConfig) -> Task:
+    return Task(settings, corpus.load(settings.corpus), cache_folder() / "features")
+
+
+def _alone(
+    task: Task, settings: DataParallelConfig, batch_size: int
+) -> tuple[ParallelLoop, ADPSGD]:
+    """A learner that has nobody to talk to."""
+    changed = {
+        "batch_size": batch_size,
+        "learning_rate": HARDLY,
+        "final_learning_rate": HARDLY,
+        "scale": 1.0,
+    }
     table = settings.model_copy(
         update={
             "parallel": settings.parallel.model_copy(update={"learners": 1}),
-            "training": settings.training.model_copy(update={"batch_size": batch_size}),
+            "training": settings.training.model_copy(update=changed),
         }
     )
-    with _threads(settings.engine.cpus_per_worker):
-        share = task.share(table, settings.seed)
-        loop = _Timed(task.model(settings.seed), share)
-        found, until = [], time.monotonic() + SECONDS
-        for seconds in loop.steps():
-            found.append(round(seconds, 6))
-            if len(found) > STEPS or (len(found) > 2 and time.monotonic() > until):
-                break
-    # The first one is slow: memory is asked for, and code is loaded.
-    return found[1:] or found
+    share = task.share(table, settings.seed)
+    loop = ParallelLoop(task.model(settings.seed), share, Watch(), "a learner that is measured")
+    return loop, ADPSGD(loop, Group(0, 1, HashStore()), table.parallel)
 
 
-class _Timed(Loop):
-    def steps(self) -> Iterator[float]:
-        """Seconds of one batch after the other."""
-        self.model.train()
-        for epoch in (self.settings.epochs // 2, self.settings.epochs // 2 + 1):
-            with self.course.draws(epoch).taken_up():
-                updates = self.course.updates(epoch)
-                for _ in range(self.course.updates_per_epoch):
-                    started = time.perf_counter()
-                    self.optimizer.zero_grad()
-                    self._learn(next(updates), 1)
-                    self._step()
-                    yield time.perf_counter() - started
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+def _beside(
+    settings: DataParallelConfig, sizes: Sequence[int], rank: int, learners: int, port: int
+) -> list[list[Batch]]:
+    torch.set_num_threads(settings.engine.cpus_per_worker)
+    task = _task(settings)
+    group, found = Group(rank, learners, join(LOOPBACK, port)), []
+    for size in sizes:
+        group.wait_for_all(f"batches of {size}")
+        found.append(learned(task, settings, size))
+    return found

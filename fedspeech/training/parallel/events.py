@@ -7,7 +7,7 @@ planned, so that the same processes always take the same times.
 
 import heapq
 import itertools
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 Process = Generator["Signal", None, None]
 NOTHING_LEFT = 1e-9
@@ -68,11 +68,11 @@ class Clock:
 class Shared:
     """What is shared evenly by all jobs at a time: processors, or a link.
 
-    It does `capacity` of work in a second, and at most `most` of it for one job.
+    `capacity` says how much work it does in a second for so many jobs at a time.
     """
 
-    def __init__(self, clock: Clock, capacity: float, most: float) -> None:
-        self._clock, self._capacity, self._most = clock, capacity, most
+    def __init__(self, clock: Clock, capacity: Callable[[int], float]) -> None:
+        self._clock, self._capacity = clock, capacity
         self._left: dict[Signal, float] = {}
         self._wholes: dict[Signal, float] = {}
         self._since = 0.0
@@ -88,7 +88,8 @@ class Shared:
 
     @property
     def _rate(self) -> float:
-        return min(self._most, self._capacity / max(1, len(self._left)))
+        jobs = max(1, len(self._left))
+        return self._capacity(jobs) / jobs
 
     def _pass_time(self) -> None:
         seconds = self._clock.now - self._since

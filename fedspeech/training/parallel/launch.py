@@ -39,8 +39,7 @@ def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
     task = _task(settings, every, run)
     found = None
     if settings.comparison is not None:
-        sizes = {row.training.batch_size for row in (settings, *every.values())}
-        found = measured(task, settings, sizes, run.path / "cells")
+        found = measured(settings, every.values(), run.path / "cells")
     read_in = time.monotonic()
     first = next(iter(every))
     cells = [

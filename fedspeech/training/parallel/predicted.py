@@ -1,7 +1,8 @@
 """What of a comparison is simulated: the seconds of an epoch, for its rows and for many learners.
 
-Each simulation is fed with the batches that one learner was measured with (`computing`). None of
-the numbers here is a measurement, and all are kept under the name `simulated`.
+Each simulation is fed with what learners that know nothing of each other were measured with
+(`computing`). None of the numbers here is a measurement, and all are kept under the name
+`simulated`.
 """
 
 import dataclasses
@@ -9,16 +10,18 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedspeech import machine, models
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.models.tdnn import MaskedBatchNorm
+from fedspeech.training.parallel import METHODS
 from fedspeech.training.parallel.comparison import way
-from fedspeech.training.parallel.computing import Measured
+from fedspeech.training.parallel.computing import Measured, places
 from fedspeech.training.parallel.simulated import Case, Link, Network, predict
 
+ALIKE = {name for name, method in METHODS.items() if method.alike}
+"""Whose learners have one checkpoint for all of them."""
 FLOAT_BYTES = 4
 EPOCHS = 3
 """That are simulated, of which the mean is told."""
@@ -37,6 +40,7 @@ class Predictions:
         assert settings.comparison is not None
         self._settings, self._about = settings, settings.comparison
         self._measured, self._utterances = measured, utterances
+        self._places = places(settings)
         self._bytes = FLOAT_BYTES * models.parameters(model)
         self._statistics = statistics_of(model)
 
@@ -74,7 +78,7 @@ class Predictions:
             case,
             seconds=[seconds / held for seconds in case.seconds],
             slowed=parallel.slowed,
-            cores=np.inf if parallel.processor else machine.cores(),
+            together=() if parallel.processor else self._measured.together(size, self._places),
         )
 
     def of_many(self, name: str, learners: int) -> Case:
@@ -88,11 +92,13 @@ class Predictions:
         return Case(
             method=name,
             learners=learners,
-            seconds=self._measured.seconds_of_batches[batch_size],
+            seconds=self._measured.alone(batch_size),
             batches=self._utterances / batch_size,
             size=self._bytes,
             network=Network(link),
             statistics=self._statistics,
+            checkpoint=self._measured.checkpoint,
+            one_writes=name in ALIKE,
             node_size=min(learners, parallel.node_size),
             block=parallel.block,
             epochs=EPOCHS,

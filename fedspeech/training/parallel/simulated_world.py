@@ -18,6 +18,8 @@ class Link(NamedTuple):
     """Bytes in a second, each way."""
     latency: float
     """Seconds until what has left one end is at the other."""
+    work: float = 0.0
+    """Processor seconds that a byte takes, where learners share processors."""
 
 
 class Network(NamedTuple):
@@ -39,6 +41,17 @@ class Network(NamedTuple):
         return self.between if apart and self.between else self.within
 
 
+class Checkpoint(NamedTuple):
+    """What a learner does at the end of an epoch, and beside the next one."""
+
+    copying: float
+    """Seconds until it goes on."""
+    work: float
+    """Processor seconds of the writing."""
+    seconds: float
+    """Of the writing, where nobody disturbs it."""
+
+
 @dataclass(frozen=True)
 class Case:
     """What is simulated."""
@@ -47,7 +60,8 @@ class Case:
     """As settings name it."""
     learners: int
     seconds: Sequence[float]
-    """Measured, of one learner's batches; each simulated batch takes one of them by chance."""
+    """Measured, of one learner's batches where it has the machine for itself; each simulated batch
+    takes one of them by chance."""
     batches: float
     """In an epoch, of all learners together."""
     size: float
@@ -55,8 +69,13 @@ class Case:
     network: Network
     slowed: Sequence[float] = ()
     """How many times slower each learner is; none: all as measured."""
-    cores: float = np.inf
-    """Processors that all learners share; a learner that waits or rests lends its own."""
+    together: Sequence[float] = ()
+    """What 1, 2, ... learners that compute at a time do in a second all together, where one alone
+    does 1; more of them share what the last ones do. A learner that waits or rests lends its share.
+    None: each has a machine of its own."""
+    checkpoint: Checkpoint | None = None
+    one_writes: bool = False
+    """Whether the first learner alone keeps checkpoints."""
     statistics: int = 0
     """Small sums in a step of `allreduce`, and inside nodes: those of batch statistics."""
     node_size: int = 2
@@ -75,9 +94,11 @@ class World:
         self.case, self.clock = case, Clock()
         self.computing, self.ended = [0.0] * case.learners, [0.0] * case.learners
         self.done = [0] * case.learners
-        self.server = Shared(self.clock, *[case.network.outside.bandwidth] * 2)
+        self.server = Shared(self.clock, lambda _: case.network.outside.bandwidth)
         self.left = max(case.learners, round(case.batches * case.epochs))
-        self._cores = Shared(self.clock, case.cores, 1.0)
+        self._cores = Shared(self.clock, self._together)
+        self._begun = [0] * case.learners
+        self._writing: dict[int, Signal] = {}
         self.batches = [self._drawn(learner) for learner in every]
         self._free = [0.0] * case.learners
         self._shares: dict[tuple[int, int], bool] = {}
@@ -113,6 +134,7 @@ class World:
 
     def compute(self, me: int) -> Process:
         """A batch; who is slowed rests after it, which counts as computing."""
+        yield from self._keep(me)
         started = self.clock.now
         yield self._cores.work(next(self.batches[me]))
         slowed = self.case.slowed[me] if self.case.slowed else 1.0
@@ -120,11 +142,31 @@ class World:
         self.computing[me] += self.clock.now - started
         self.done[me] += 1
 
+    def _keep(self, me: int) -> Process:
+        """The checkpoint of the epoch before, where this batch begins one: also where it is the
+        first, so that all epochs are like those in the middle of a training.
+        """
+        if self.case.checkpoint is None or sum(self.done) < self._begun[me] * self.case.batches:
+            return
+        self._begun[me] += 1
+        if me and self.case.one_writes:
+            return
+        if me in self._writing:
+            yield self._writing[me]
+        yield self._cores.work(self.case.checkpoint.copying)
+        self._writing[me] = self.aside(self._write(self.case.checkpoint))
+
+    def _write(self, checkpoint: Checkpoint) -> Process:
+        yield self._cores.work(checkpoint.work)
+        yield self.clock.after(max(0.0, checkpoint.seconds - checkpoint.work))
+
     def send(self, me: int, to: int, size: float, about: Hashable) -> None:
         """Send a message, after those that this learner has sent before."""
         link = self.case.network.link(me, to)
         self._free[me] = max(self._free[me], self.clock.now) + size / link.bandwidth
-        self.clock.start(self._deliver(self._free[me] + link.latency, (me, to, about)))
+        worked = self._cores.work(size * link.work) if self.case.together and link.work else None
+        when = self._free[me] + link.latency
+        self.clock.start(self._deliver(when, worked, (me, to, about)))
 
     def sent(self, me: int) -> Signal:
         """Happens when all that this learner sends has left it."""
@@ -135,14 +177,20 @@ class World:
         yield self._arrivals[of, me, about]
         del self._arrivals[of, me, about]
 
-    def _deliver(self, when: float, name: Hashable) -> Process:
+    def _deliver(self, when: float, worked: Signal | None, name: Hashable) -> Process:
         yield self.clock.after(when - self.clock.now)
+        if worked is not None:
+            yield worked
         self._arrivals[name].happen()
 
     def with_server(self) -> Process:
         """A model from the server or a gradient to it, over the one link that the server has."""
         yield self.server.work(self.case.size)
         yield self.clock.after(self.case.network.outside.latency)
+
+    def _together(self, jobs: int) -> float:
+        found = self.case.together
+        return found[min(jobs, len(found)) - 1] if found else float(jobs)
 
     def draws(self, me: int, purpose: str) -> np.random.Generator:
         """A learner's own."""

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -19,13 +18,13 @@ from fedspeech.errors import ConfigError, DivergedError
 from fedspeech.models import build
 from fedspeech.run_folder import RunFolder
 from fedspeech.training.parallel import cells as cells_of
-from fedspeech.training.parallel import method_of, results
+from fedspeech.training.parallel import computing, method_of, results
 from fedspeech.training.parallel.comparison import joined, left_apart, named, rows, way
-from fedspeech.training.parallel.computing import Measured, measure
+from fedspeech.training.parallel.computing import Batch, Measured, while_all
 from fedspeech.training.parallel.loopback import link_of
 from fedspeech.training.parallel.predicted import Predictions, statistics_of
 from fedspeech.training.parallel.simulated import PROCESSES
-from fedspeech.training.parallel.simulated_world import Link
+from fedspeech.training.parallel.simulated_world import Checkpoint, Link
 from fedspeech.training.parallel.task import Task
 
 ROOT = Path(__file__).parents[3]
@@ -169,19 +168,26 @@ def test_rows_are_judged_over_all_seeds_beside_one_learner(settings):
     assert found["batch_size"] == 8 and found["parameters"] == 7
 
 
-def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings):
-    seconds = {4: [0.1], 8: [0.2], 16: [0.4]}
+NO_TIME = Checkpoint(0.0, 0.0, 0.0)
+
+
+def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    batches = {4: {1: [0.1], 2: [0.1]}, 8: {1: [0.2], 2: [0.25]}, 16: {1: [0.4], 2: [0.4]}}
     model = build("tdnn-tiny", 16, 5)
-    found = Predictions(settings, Measured(seconds, Link(1e9, 0.0)), 80, model)
+    found = Predictions(settings, Measured(batches, Link(1e9, 0.0), NO_TIME), 80, model)
     every = rows(settings)
     case = found.of_row(every["ad-psgd-random.2.batch-4x"])
     assert (case.method, case.learners, case.seconds) == ("ad-psgd random", 2, [0.4])
-    assert case.batches == 5 and case.cores == machine.cores()
+    assert case.batches == 5 and case.together == [1.0, 2.0]
+    assert found.of_row(every["ad-psgd-random.2.batch-2x"]).together == pytest.approx([1.0, 1.6])
+    assert case.checkpoint == NO_TIME and not case.one_writes
+    assert found.of_row(every["allreduce.2"]).one_writes
     assert case.size == 4 * sum(p.numel() for p in model.parameters())
     held = found.of_row(every["ad-psgd-random.2.capped.straggler"])
-    assert held.seconds == [0.25] and held.slowed == (1.0, 3.0) and held.cores == np.inf
+    assert held.seconds == [0.25] and held.slowed == (1.0, 3.0) and not held.together
     many = found.of_many("ring", 128)
-    assert many.seconds == [0.2] and many.batches == 10
+    assert many.seconds == [0.2] and many.batches == 10 and not many.together
     told = found.table(every)
     # Ten batches of 0.2 s; 20 of 0.1 s by a learner of 0.4 of a processor, thrice as slow, and one.
     assert told["rows"]["allreduce.1"] == pytest.approx(2.0)
@@ -197,7 +203,7 @@ def test_a_hierarchy_is_simulated_with_whole_nodes_only(settings):
     asked = about.simulated.model_copy(update={"learners": (1, 2, 4, 6, 8)})
     about = about.model_copy(update={"simulated": asked})
     changed = settings.model_copy(update={"parallel": parallel, "comparison": about})
-    measured = Measured({8: [0.2]}, Link(1e9, 0.0))
+    measured = Measured({8: {1: [0.2]}}, Link(1e9, 0.0), NO_TIME)
     found = Predictions(changed, measured, 80, build("tdnn-tiny", 16, 5)).table({})["curves"]
     counts = {way: [p["learners"] for p in found if p["way"] == way] for way in about.ways}
     assert counts == {"hierarchical": [1, 2, 4, 8], "ring": [1, 2, 4, 6, 8]}
@@ -226,9 +232,10 @@ def test_statistics_are_counted_by_the_calls_of_the_model():
 
 
 def test_a_link_follows_from_a_small_and_a_large_sum():
-    link = Link(2e9, 1e-4)
+    link = Link(2e9, 1e-4, 0.5e-9)
     small, large = 2 * link.latency, 2 * (link.latency + 8e6 / link.bandwidth)
-    assert link_of(small, large, 16_000_000) == pytest.approx(link)
+    # Each of two sends two messages of 8 MB.
+    assert link_of(small, large, 0.016, 16_000_000) == pytest.approx(link)
 
 
 @pytest.fixture(scope="module")
@@ -237,12 +244,52 @@ def task(table, tmp_path_factory):
     return Task(settings, corpus.load(settings.corpus), tmp_path_factory.mktemp("features"))
 
 
-def test_batches_of_one_learner_are_measured_one_by_one(settings, task):
-    before = torch.get_num_threads()
-    found = measure(task, settings, 4)
-    # 36 utterances, two epochs, without the first batch.
-    assert len(found) == 17 and all(0 < seconds < 60 for seconds in found)
-    assert torch.get_num_threads() == before
+def test_batches_count_that_are_computed_while_all_compute():
+    """The first of each is slow, and the second learner begins late and ends early."""
+    one = [Batch(0, 5), Batch(5, 6), Batch(6, 8), Batch(8, 11), Batch(11, 15)]
+    other = [Batch(0, 5.5), Batch(5.5, 9), Batch(9, 11.5)]
+    assert while_all([one]) == [1, 2, 3, 4]
+    assert while_all([one, other]) == [2, 3, 3.5, 2.5]
+    # Nothing of one learner lies within the other's: then all there is.
+    assert while_all([[Batch(0, 1), Batch(1, 2)], [Batch(0, 5), Batch(5, 6)]]) == [1, 1]
+
+
+def test_what_learners_do_together_follows_from_what_each_takes():
+    found = Measured({8: {4: [0.5], 1: [0.1, 0.3], 2: [0.3]}}, Link(1, 0), NO_TIME)
+    # Three take 0.4 s, five to six as long as four.
+    expected = [1, 2 / 1.5, 3 / 2, 4 / 2.5, 5 / 2.5, 6 / 2.5]
+    assert found.together(8, 6) == pytest.approx(expected)
+    assert found.together(8, 2) == pytest.approx(expected[:2])
+    alone = Measured({8: {1: [0.2]}}, Link(1, 0), NO_TIME)
+    assert alone.together(8, 3) == pytest.approx([1, 2, 3])
+
+
+def test_all_that_rows_need_is_measured_once(settings, tmp_path, monkeypatch):
+    """Learners compute side by side, as many as there are and have processors."""
+    monkeypatch.setattr(computing.machine, "cores", lambda: 2)
+    asked = []
+
+    def beside(given, sizes, learners):
+        asked.append((learners, sizes))
+        return {size: [size / 10 * learners] for size in sizes}
+
+    monkeypatch.setattr(computing, "side_by_side", beside)
+    monkeypatch.setattr(computing, "measured_link", lambda: Link(1e9, 1e-4, 1e-9))
+    every = rows(settings).values()
+    found = computing.measured(settings, every, tmp_path)
+    assert asked == [(1, [4, 8, 16]), (2, [4, 8, 16])]
+    assert found.batches[16] == {1: [1.6], 2: [3.2]} and found.here == Link(1e9, 1e-4, 1e-9)
+    copying, work, seconds = found.checkpoint
+    assert copying > 0 and 0 < work <= seconds
+    assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]
+    assert computing.measured(settings, every, tmp_path) == found and len(asked) == 2
+
+
+def test_learners_side_by_side_compute_at_the_same_time(settings):
+    alone = computing.side_by_side(settings, [4, 8], 1)
+    assert {size: len(each) for size, each in alone.items()} == {4: 24, 8: 24}
+    two = computing.side_by_side(settings, [4], 2)[4]
+    assert 1 <= len(two) <= 48 and all(0 < seconds < 60 for seconds in two)
 
 
 @slow

@@ -22,7 +22,7 @@ def test_events_happen_in_their_order_and_equal_ones_as_they_were_planned():
 
 def test_jobs_share_evenly_from_when_they_come():
     clock, log = Clock(), []
-    link = Shared(clock, capacity=10.0, most=10.0)
+    link = Shared(clock, lambda jobs: 10.0)
     clock.start(told(clock, log, "a", lambda: link.work(100.0)))
     clock.start(told(clock, log, "b", clock.after(5.0), lambda: link.work(20.0)))
     clock.run()
@@ -32,7 +32,7 @@ def test_jobs_share_evenly_from_when_they_come():
 
 def test_one_job_gets_no_more_than_one_processor():
     clock, log = Clock(), []
-    processors = Shared(clock, capacity=2.0, most=1.0)
+    processors = Shared(clock, lambda jobs: min(jobs, 2.0))
     for name in "abc":
         clock.start(told(clock, log, name, lambda: processors.work(1.0)))
     clock.start(told(clock, log, "alone", clock.after(10.0), lambda: processors.work(1.0)))
@@ -44,7 +44,7 @@ def test_one_job_gets_no_more_than_one_processor():
 
 def test_what_has_no_limit_takes_no_time():
     clock, log = Clock(), []
-    link = Shared(clock, capacity=np.inf, most=np.inf)
+    link = Shared(clock, lambda jobs: np.inf)
     for name in "ab":
         clock.start(told(clock, log, name, clock.after(1.0), lambda: link.work(7.0)))
     clock.run()

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from fedspeech.training.parallel.simulated import PROCESSES, Case, Link, Network, predict
-from fedspeech.training.parallel.simulated_world import World
+from fedspeech.training.parallel.simulated_world import Checkpoint, World
 
 SIZE, BANDWIDTH, LATENCY = 4e6, 1e7, 0.002
 NETWORK = Network(Link(BANDWIDTH, LATENCY))
 INSTANT = Network(Link(np.inf, 0.0))
+TWO = (1.0, 2.0)
+"""Two processors that disturb each other in nothing."""
 ASYNCHRONOUS = ("ad-psgd ring", "ad-psgd random", "parameter-server")
 SYNCHRONOUS = ("allreduce", "ring", "ad-psgd delay-by-one", "bmuf")
 
@@ -147,14 +149,14 @@ def test_a_straggler_slows_its_node_and_no_other():
 
 
 def test_learners_share_processors():
-    shared = predict(case("allreduce", 4, network=INSTANT, cores=2.0))
+    shared = predict(case("allreduce", 4, network=INSTANT, together=TWO))
     assert shared.seconds == pytest.approx(
         2 * predict(case("allreduce", 4, network=INSTANT)).seconds
     )
     # Who rests lends its processor: two of four at full speed beside two that hardly compute.
     slowed = (1.0, 1.0, 1e6, 1e6)
     found = predict(
-        case("ad-psgd ring", 4, batches=2000, network=INSTANT, cores=2.0, slowed=slowed)
+        case("ad-psgd ring", 4, batches=2000, network=INSTANT, together=TWO, slowed=slowed)
     )
     assert found.batches[0] == pytest.approx(found.batches[1], rel=0.01)
     assert max(found.computing[:2]) == pytest.approx(0.5 * found.batches[0], rel=0.01)
@@ -176,3 +178,48 @@ def test_what_does_not_divide_evenly_is_told_at_the_same_pace(method):
         assert odd.seconds == pytest.approx(even.seconds * 9.5 / 8)
     few = predict(case(method, 16, batches=2, network=INSTANT))
     assert few.seconds == pytest.approx(0.5 * 2 / 16) and sum(few.batches) == pytest.approx(2)
+
+
+def test_learners_that_compute_at_a_time_disturb_each_other():
+    """Two of them take 1.25 times as long as one alone, four on as many processors twice that."""
+    crowded = (1.0, 1.6)
+    for method in ("allreduce", "ad-psgd random"):
+        two = predict(case(method, 2, network=INSTANT, together=crowded))
+        assert two.seconds == pytest.approx(20 * 0.5 * 1.25)
+        four = predict(case(method, 4, network=INSTANT, together=crowded))
+        assert four.seconds == pytest.approx(20 * 0.5 * 2.5)
+    # Who rests disturbs nobody.
+    slowed = (1.0, 1e6)
+    found = predict(case("ad-psgd ring", 2, network=INSTANT, together=crowded, slowed=slowed))
+    assert found.computing[0] / found.batches[0] == pytest.approx(0.5, rel=0.02)
+
+
+def test_messages_take_processors_from_who_computes():
+    """One learner of two computes while the other's message, of 0.4 processor seconds, is sent."""
+    link = Link(BANDWIDTH, 0.0, work=0.1 / 1e6)
+    slow = {"seconds": (2.0,), "network": Network(link)}
+    apart = predict(case("ring", 2, **slow))
+    one = predict(case("ring", 2, **slow, together=(1.0, 1.0)))
+    assert apart.seconds == pytest.approx(20 * 2.0)
+    assert one.seconds == pytest.approx(20 * (2 * 2.0 + 2 * 0.4), rel=0.01)
+    # With a processor more for each message nobody is disturbed.
+    four = predict(case("ring", 2, **slow, together=(1.0, 2.0, 3.0, 4.0)))
+    assert four.seconds == pytest.approx(20 * 2.0)
+
+
+@pytest.mark.parametrize("method", ["allreduce", "ring", "ad-psgd random", "parameter-server"])
+def test_a_checkpoint_is_copied_and_then_written_beside_the_next_epoch(method):
+    more = {"network": INSTANT, "batches": 40, "epochs": 4}
+    copied = predict(case(method, 2, **more, checkpoint=Checkpoint(0.3, 2.0, 3.0)))
+    assert copied.seconds == pytest.approx(20 * 0.5 + 0.3, rel=0.01)
+    # On one processor also the work of writing takes its time, with both learners' or with one's.
+    for one_writes, writers in ((True, 1), (False, 2)):
+        shared = {"together": (1.0,), "checkpoint": Checkpoint(0.3, 2.0, 3.0)}
+        found = predict(case(method, 2, **more, **shared, one_writes=one_writes))
+        assert found.seconds == pytest.approx(40 * 0.5 + writers * 2.3, rel=0.03)
+
+
+def test_the_next_checkpoint_waits_for_the_one_before():
+    written = Checkpoint(0.5, 0.0, 30.0)
+    found = predict(case("ring", 1, batches=10, epochs=50, checkpoint=written))
+    assert found.seconds == pytest.approx(30.5, rel=0.02)
