@@ -74,6 +74,10 @@ class Hierarchical(ADPSGD):
 
     def exchange(self, part: Part) -> None:
         """Gradients are the node's already; the mean goes to its learners, and all step."""
+        if self._node is not None:
+            # Who is slow rests before all meet, and not while they hold the model that other nodes
+            # ask for.
+            self.group.sum(torch.zeros(1, device=device()), self._node)
         with self.mixed():
             self._tell(self.model)
             self.loop.step()

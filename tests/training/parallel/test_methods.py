@@ -26,6 +26,7 @@ from fedspeech.training.parallel.server import leaves_time
 from fedspeech.training.parallel.watch import Watch
 
 RATE = 0.05
+NODES_OF_ONE = {"method": "hierarchical", "node_size": 1}
 
 
 def job(**settings) -> Job:
@@ -219,14 +220,28 @@ def test_ad_psgd_keeps_the_mean_and_brings_models_together(together, learners, p
     assert everything == list(range(len(parts(given[0]) * 12) * 24 // 12))
 
 
-def test_a_slow_learner_takes_fewer_parts(together):
+@pytest.mark.parametrize("settings", [{"method": "ad-psgd"}, NODES_OF_ONE])
+def test_a_slow_learner_takes_fewer_parts(together, settings):
     told = together(
-        {"method": "ad-psgd", "learners": 2},
+        settings | {"learners": 2},
         slowed=lambda rank: 10.0 if rank == 1 else 1.0,
         training=training(epochs=6),
         utterances=24,
     )
     fast, slow = (len(each.numbers) for each in told)
+    assert fast > 2 * slow > 0
+
+
+def test_a_slow_learner_of_a_node_holds_up_no_other_node(together):
+    """It is the second one of the node that the other asks; its first one waits for it."""
+    told = together(
+        {"method": "hierarchical", "learners": 4, "node_size": 2},
+        slowed=lambda rank: 30.0 if rank == 3 else 1.0,
+        training=training(epochs=8),
+        utterances=24,
+    )
+    assert [each.error for each in told] == [None] * 4
+    fast, _, slow, _ = (len(each.numbers) for each in told)
     assert fast > 2 * slow > 0
 
 
