@@ -16,6 +16,7 @@ from fedspeech.config.data_parallel import ParallelSettings, ParallelTraining
 from fedspeech.config.model import FeatureSettings
 from fedspeech.features import Normalization, Utterance, batch
 from fedspeech.models import tdnn
+from fedspeech.models.contrastive import Contrastive
 from fedspeech.models.rnnt import RNNT, Shape
 from fedspeech.models.tdnn import TDNN, Layer
 from fedspeech.training.parallel import method_of
@@ -41,6 +42,13 @@ class Letters:
 
     def encode(self, text: str) -> list[int]:
         return ["abc".index(letter) + 1 for letter in text]
+
+
+class FirstLetter:
+    """Takes the first letter for a phrase, of three."""
+
+    def encode(self, text: str) -> list[int]:
+        return ["abc".index(text[0])]
 
 
 def spoken(count: int = 12, seed: int = 0) -> list[Utterance]:
@@ -71,6 +79,14 @@ def transducer() -> RNNT:
     return RNNT(DIMENSION, 4, Shape(1, WIDTH, 1, WIDTH, embedding=3, joint=4)).double()
 
 
+def contrastive() -> Contrastive:
+    """Knows three phrases; in single precision, as its LSTM takes features."""
+    torch.manual_seed(0)
+    made = Contrastive(DIMENSION, 4)
+    made.know([[1], [2, 3], [3]])
+    return made
+
+
 def training(**changed: Any) -> ParallelTraining:
     """A constant rate, and nothing drawn."""
     return ParallelTraining(
@@ -99,8 +115,9 @@ class Job:
     parallel: ParallelSettings
     training: ParallelTraining = field(default_factory=training)
     utterances: int = 12
-    transducer: bool = False
-    """Learn that, and not the TDNN; the first utterance has more units than there are steps."""
+    kind: str = "tdnn"
+    """Or `transducer`, where the first utterance has more units than there are steps, or
+    `contrastive`."""
     begins: int = 0
     """The first part."""
     parameters: np.ndarray | None = None
@@ -136,16 +153,17 @@ class Told:
 
 def shared(job: Job) -> Share:
     utterances = spoken(job.utterances)
-    if job.transducer:
+    if job.kind == "transducer":
         utterances[0] = replace(utterances[0], text="abc" * 10)
     if job.deafened == job.rank:
         for utterance in utterances:
             utterance.log_mel[1.0][0] = float("nan")
-    return Share(job.training, FEATURES, Letters(), utterances, 0, job.parallel.learners)
+    spelled = FirstLetter() if job.kind == "contrastive" else Letters()
+    return Share(job.training, FEATURES, spelled, utterances, 0, job.parallel.learners)
 
 
 def first_model(job: Job) -> torch.nn.Module:
-    made = transducer() if job.transducer else model()
+    made = {"tdnn": model, "transducer": transducer, "contrastive": contrastive}[job.kind]()
     draw = np.random.default_rng(job.rank)
     if job.parameters is not None:
         torch.nn.utils.vector_to_parameters(torch.tensor(job.parameters), made.parameters())

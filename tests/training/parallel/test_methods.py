@@ -10,6 +10,7 @@ from learners import (
     Job,
     Letters,
     Plain,
+    contrastive,
     first_model,
     shared,
     training,
@@ -19,7 +20,7 @@ from learners import (
 
 from fedspeech.config.data_parallel import ParallelSettings
 from fedspeech.features import batch
-from fedspeech.training.criteria import rnnt
+from fedspeech.training.criteria import rnnt, triplet
 from fedspeech.training.parallel.bmuf import BMUF
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.server import leaves_time
@@ -73,7 +74,7 @@ def test_allreduce_of_a_transducer_with_a_part_that_teaches_nothing(together):
     """Of whoever has utterance 0 alone, prediction and joint network have no gradient then."""
     once = training(epochs=1, batch_size=1)
     settings = {"method": "allreduce", "learners": 2}
-    given = replace(job(**settings), training=once, transducer=True)
+    given = replace(job(**settings), training=once, kind="transducer")
     share, chosen = shared(given), parts(given)
     model = transducer()
     step = torch.optim.SGD(model.parameters(), lr=RATE)
@@ -84,11 +85,38 @@ def test_allreduce_of_a_transducer_with_a_part_that_teaches_nothing(together):
         step.zero_grad()
         rnnt.loss(model, *model(joined.features, joined.lengths), references).mean().backward()
         step.step()
-    told = together(settings, training=once, transducer=True)
+    told = together(settings, training=once, kind="transducer")
     assert [0] in chosen
     for each in told:
         assert each.error is None
         np.testing.assert_allclose(each.models[-1], vector(model), rtol=0, atol=1e-7)
+
+
+def test_allreduce_of_phrases_is_one_learner_on_the_joined_batch(together):
+    """By the triplet loss; the learners' first gradients differ, since they hear other speech."""
+    settings = {"method": "allreduce", "learners": 2}
+    given = replace(job(**settings), kind="contrastive")
+    share, chosen, model = shared(given), parts(given), contrastive()
+    step = torch.optim.SGD(model.parameters(), lr=RATE)
+    for first in range(0, len(chosen), 2):
+        heard = [share.utterances[i] for part in chosen[first : first + 2] for i in part]
+        joined = batch(heard, FEATURES)
+        references = [["abc".index(utterance.text[0])] for utterance in heard]
+        step.zero_grad()
+        triplet.loss(*model(joined.features, joined.lengths), references).mean().backward()
+        step.step()
+    assert np.abs(vector(model) - vector(contrastive())).max() > 1e-3
+    for each in together(settings, kind="contrastive"):
+        assert each.error is None
+        np.testing.assert_allclose(each.models[-1], vector(model), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", ["ad-psgd", "parameter-server", "ring", "bmuf"])
+def test_phrases_are_learned_by_every_method(together, method):
+    told = together({"method": method, "learners": 2}, kind="contrastive")
+    assert {each.error for each in told} == {None}
+    start = vector(contrastive())
+    assert all(np.abs(each.models[-1] - start).max() > 1e-3 for each in told)
 
 
 def test_half_precision_is_nearly_that(together):
