@@ -10,6 +10,8 @@ from lhotse import MonoCut
 
 from fedspeech.corpus.cuts import speaker_of, text_of
 from fedspeech.corpus.partition import Partition, by_speaker
+from fedspeech.errors import CorpusError
+from fedspeech.tensors import sha256_of_file, write_whole
 
 
 def table(partition: Partition) -> list[dict[str, Any]]:
@@ -58,3 +60,24 @@ def fingerprint(corpus: Iterable[MonoCut]) -> str:
         fields = cut.supervisions[0].custom or {}
         digest.update(json.dumps([*entry, fields], sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
+
+
+def sound(corpus: Iterable[MonoCut], folder: Path) -> str:
+    """SHA-256 over those of the audio files of all utterances, each once, in order.
+
+    It is kept in `folder`, and files are read again only where the time of their last change is
+    another one, or their size. Raises CorpusError where one cannot be read.
+    """
+    paths = dict.fromkeys(Path(cut.recording.sources[0].source) for cut in corpus)
+    try:
+        stats = [(str(path.absolute()), path.stat()) for path in paths]
+        name = json.dumps([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+        kept = folder / f"{hashlib.sha256(name.encode()).hexdigest()}.sound"
+        if kept.exists():
+            return kept.read_text(encoding="ascii")
+        every = "\n".join(map(sha256_of_file, paths))
+    except OSError as error:
+        raise CorpusError(f"cannot read the speech: {error}") from None
+    found = hashlib.sha256(every.encode()).hexdigest()
+    write_whole(kept, lambda part: part.write_text(found, encoding="ascii"))
+    return found

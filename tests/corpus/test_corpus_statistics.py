@@ -1,9 +1,14 @@
+import hashlib
+import os
+
+import pytest
 from lhotse import CutSet
 
 from fedspeech import corpus
 from fedspeech.config.corpus import CorpusSettings, PartitionSettings, TrainPart
 from fedspeech.corpus import statistics
 from fedspeech.corpus.partition import partition
+from fedspeech.errors import CorpusError
 
 
 def test_table_1_of_a_case_counted_by_hand(spoken):
@@ -75,3 +80,31 @@ def test_the_fingerprint_changes_with_whatever_the_figures_depend_on(sine, manif
     assert len({fingerprint(**change) for change in changes}) == len(changes)
     sine("a.wav", 440, subtype="PCM_24")
     assert fingerprint() != first
+
+
+def test_the_sound_is_that_of_the_bytes_and_is_read_again_where_a_file_has_changed(
+    sine, manifest, tmp_path, monkeypatch
+):
+    files = [sine("a.wav", 440), sine("b.wav", 220)]
+    about = {"speaker": "anna", "text": "hello"}
+    entries = [{**about, "id": i, "audio": name} for i, name in zip("123", "aba", strict=True)]
+    path = manifest(*({**entry, "audio": f"{entry['audio']}.wav"} for entry in entries))
+    cuts = list(corpus.load(CorpusSettings(path=str(path))))
+
+    def expected() -> str:
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    first = statistics.sound(cuts, tmp_path / "cache")
+    assert first == expected()
+    changed = bytearray(files[1].read_bytes())
+    changed[-1] ^= 1
+    files[1].write_bytes(changed)
+    os.utime(files[1], ns=(0, 0))  # a clock may be too coarse for two changes
+    assert statistics.sound(cuts, tmp_path / "cache") == expected() != first
+    with monkeypatch.context() as patched:
+        patched.delattr(statistics, "sha256_of_file")
+        assert statistics.sound(cuts, tmp_path / "cache") == expected()
+    files[0].unlink()
+    with pytest.raises(CorpusError, match=r"cannot read the speech: .*a\.wav"):
+        statistics.sound(cuts, tmp_path / "cache")

@@ -37,6 +37,7 @@ class Task:
         """
         train, test = train_and_test(speech, settings.test)
         self.corpus = statistics.fingerprint(speech)
+        self._sound = statistics.sound(train, folder)
         spelled = units.learn([text_of(cut) for cut in train], settings.units)
         self.description = ModelDescription.of(settings.model, settings.features, spelled)
         speeds = settings.training.augmentation.speeds
@@ -61,9 +62,9 @@ class Task:
         )
 
     def fingerprint(self, settings: DataParallelConfig, seed: int) -> str:
-        """Of what all learners have to agree upon."""
+        """Of what all learners have to agree upon: speech, transcripts and settings."""
         said = settings.model_dump(mode="json", exclude=APART)
-        name = json.dumps([self.corpus, said, seed], sort_keys=True)
+        name = json.dumps([self.corpus, self._sound, said, seed], sort_keys=True)
         return hashlib.sha256(name.encode()).hexdigest()
 
     def errors(self, model: torch.nn.Module) -> dict[str, Counts]:

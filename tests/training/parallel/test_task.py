@@ -55,5 +55,11 @@ def test_learners_agree_on_speech_and_settings(tone_corpus, fingerprint, tmp_pat
     assert fingerprint(moved) == usual
     assert fingerprint(here, name="another", engine={"cpus_per_worker": 2}) == usual
     assert fingerprint(other) != usual
+    said = shutil.copytree(here, tmp_path / "said")
+    taught = said / json.loads(first)["audio"]
+    heard = bytearray(taught.read_bytes())
+    heard[-1] ^= 1  # of the last sample; as many bytes, and the same words
+    taught.write_bytes(heard)
+    assert fingerprint(said) != usual
     assert fingerprint(here, seed=1) != usual
     assert fingerprint(here, training={"learning_rate": 1e-3}) != usual
