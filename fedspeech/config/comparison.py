@@ -62,3 +62,8 @@ class ComparisonSettings(Settings):
     simulated: SimulatedSettings = SimulatedSettings()
 
     _each_once = field_validator("ways", "learners")(each_once)
+
+    def learners_of(self, way: Way) -> set[int]:
+        """With how many learners a way is compared."""
+        several = {learners for learners in self.learners if learners > 1 and way in self.ways}
+        return several | ({max(self.learners)} if way in self.closer else set())

@@ -128,14 +128,16 @@ class DataParallelConfig(Settings):
     @model_validator(mode="after")
     def _rows_can_be_made(self) -> "DataParallelConfig":
         compared, size = self.comparison, self.parallel.node_size
-        for learners in compared.learners if compared is not None else ():
-            assert compared is not None
+        if compared is None:
+            return self
+        for learners in compared.learners:
             if self.training.batch_size % learners:
                 raise ValueError(
                     f"comparison.learners: {learners} learners cannot share batches of "
                     f"{self.training.batch_size} (training.batch_size) evenly"
                 )
-            if learners > 1 and learners % size and "hierarchical" in compared.ways:
+        for learners in sorted(compared.learners_of("hierarchical")):
+            if learners % size:
                 raise ValueError(
                     f"comparison.learners: {learners} learners make no whole nodes of {size} "
                     "(parallel.node_size) for the way hierarchical"

@@ -252,12 +252,22 @@ class _Cell:
 
     def _average(self) -> Tensors:
         """The model of all learners: their average, where the method does not leave them alike."""
-        learners = filter(self._learns, self._members)
-        models = [gotten(self.crew.actor(number).model.remote()) for number in learners]
+        learners = [number for number in self._members if self._learns(number)]
         if self._method.alike:
-            return models[0]  # type: ignore[no-any-return]
+            return self._model_of(learners[0])
+        models = [self._model_of(number) for number in learners]
         streams = [sorted(model.items()) for model in models]
         return dict(tensors.weighted_sum(streams, [1 / len(models)] * len(models)))
+
+    def _model_of(self, number: int) -> Tensors:
+        try:
+            return gotten(self.crew.actor(number).model.remote())  # type: ignore[no-any-return]
+        except ray.exceptions.RayActorError as error:
+            why = str(error).splitlines()[0]
+            raise RunError(
+                f"{self.training.name}: learner {number} died when all was learned ({why}); what "
+                "is finished is kept: go on with --resume"
+            ) from None
 
 
 def _is_ready(reference: ray.ObjectRef) -> bool:

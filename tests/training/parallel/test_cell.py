@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+import torch
 
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
@@ -115,6 +116,29 @@ def test_who_dies_while_all_begin_again_is_replaced(tmp_path, monkeypatch, death
     with pytest.raises(RunError, match=told):
         one._prepare([0, 1, 2], again)
     assert len(buried) == (4 if again else 1)
+
+
+@pytest.mark.parametrize(("method", "asked"), [("allreduce", [0]), ("ring", [0, 1])])
+def test_a_learner_that_dies_before_it_has_given_its_model_is_told(
+    tmp_path, monkeypatch, method, asked
+):
+    one, answers = cell(tmp_path, method, 1, {}), []
+
+    def gotten(number):
+        answers.append(number)
+        if number == asked[-1]:
+            raise ray.exceptions.ActorDiedError()
+        return {"weight": torch.ones(2)}
+
+    monkeypatch.setattr(cells, "gotten", gotten)
+    one._members = [0, 1]
+    one.crew = SimpleNamespace(
+        actor=lambda number: SimpleNamespace(model=SimpleNamespace(remote=lambda: number))
+    )
+    told = rf"one: learner {asked[-1]} died when all was learned \(.+\).*--resume$"
+    with pytest.raises(RunError, match=told):
+        one._average()
+    assert answers == asked
 
 
 def test_a_learner_that_ray_cannot_place_is_told(tmp_path, monkeypatch):

@@ -133,6 +133,23 @@ def test_learners_that_make_no_whole_nodes_are_refused(table):
     assert len(rows(DataParallelConfig.model_validate(odd))) > 1
 
 
+@pytest.mark.parametrize("learners", [[1, 3], [3, 2], [1]])
+def test_so_are_those_that_make_none_in_a_closer_comparison(table, tmp_path, learners):
+    """Which is made with the most learners, also where that is one."""
+    closer = {"learners": learners, "ways": ["ring"], "closer": ["hierarchical"]}
+    file = tmp_path / "small.toml"
+    odd = table | {"comparison": closer, "training": QUICK | {"batch_size": 12}}
+    file.write_text(tomli_w.dumps(odd))
+    most = max(learners)
+    told = (
+        rf"comparison\.learners: {most} learners make no whole nodes of 2 \(parallel\.node_size\)"
+    )
+    with pytest.raises(ConfigError, match=told):
+        load(file)
+    file.write_text(tomli_w.dumps(odd | {"parallel": {"node_size": most}}))
+    assert "hierarchical" in {row.parallel.method for row in rows(load(file)).values()}
+
+
 def figures(errors: list[int], losses: list[float], **more) -> dict:
     return {
         "parameters": 7,
