@@ -140,7 +140,13 @@ def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
     The simulation is fed with learners that know nothing of each other: with one alone, and with as
     many side by side as learn together.
     """
-    from fedspeech.training.parallel.computing import Measured, places, side_by_side, written
+    from fedspeech.training.parallel.computing import (
+        Measured,
+        piece_of,
+        places,
+        side_by_side,
+        written,
+    )
     from fedspeech.training.parallel.loopback import measured_link
 
     contestants = {"one learner": ("allreduce", 1), **{way: (way, 2) for way in WAYS}}
@@ -164,7 +170,8 @@ def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
             "/ one learner's": ratio(paces, one),
         }
     kept = written(bench.task, bench.settings, bench.folder)
-    fed = Measured({plan.batch_size: beside}, measured_link(), kept)
+    link = measured_link(piece_of(bench.task, bench.settings, beside[1]))
+    fed = Measured({plan.batch_size: beside}, link, kept)
     for name, epochs in found.items():
         simulated = _simulated(bench, plan, *contestants[name], fed)
         measured = [epoch.seconds for epoch in epochs]
@@ -181,8 +188,8 @@ def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
 
 def _simulated(bench: _Bench, plan: Plan, method: str, learners: int, fed: "Measured") -> float:
     from fedspeech import models
-    from fedspeech.training.parallel.computing import places
-    from fedspeech.training.parallel.predicted import ALIKE, FLOAT_BYTES, statistics_of
+    from fedspeech.training.parallel.computing import places, statistics_of
+    from fedspeech.training.parallel.predicted import ALIKE, FLOAT_BYTES
     from fedspeech.training.parallel.simulated import Case, Network, predict
 
     model = bench.task.model(bench.settings.seed)

@@ -22,6 +22,7 @@ from torch._C._distributed_c10d import HashStore
 from fedspeech import corpus, machine
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
+from fedspeech.models.tdnn import MaskedBatchNorm
 from fedspeech.progress import stage
 from fedspeech.run_folder import cache_folder
 from fedspeech.tensors import write_whole
@@ -161,6 +162,16 @@ def written(task: Task, settings: DataParallelConfig, folder: Path) -> Checkpoin
     return Checkpoint(*(round(statistics.median(each), 6) for each in zip(*found, strict=True)))
 
 
+def statistics_of(model: torch.nn.Module) -> int:
+    """Sums of batch statistics in a step: forward and backward in each normalization."""
+    return 2 * sum(isinstance(module, MaskedBatchNorm) for module in model.modules())
+
+
+def piece_of(task: Task, settings: DataParallelConfig, seconds: Sequence[float]) -> float:
+    """Seconds that a batch computes between two sums of batch statistics, of those of batches."""
+    return statistics.fmean(seconds) / (1 + statistics_of(task.model(settings.seed)))
+
+
 def places(settings: DataParallelConfig) -> int:
     """How many learners this machine has processors for."""
     return max(1, machine.cores() // settings.engine.cpus_per_worker)
@@ -184,8 +195,9 @@ def _measured(
                 batches.setdefault(size, {})[learners] = seconds
             means = (f"{statistics.fmean(each):.4f} s for {n}" for n, each in found.items())
             shown.advance(f"{learners} side by side: {', '.join(means)} utterances")
-    kept = written(_task(settings), settings, folder)
-    return Measured(batches, measured_link(), kept)
+    task = _task(settings)
+    piece = piece_of(task, settings, batches[settings.training.batch_size][1])
+    return Measured(batches, measured_link(piece), written(task, settings, folder))
 
 
 def _task(settings: DataParallelConfig) -> Task:

@@ -15,25 +15,35 @@ from fedspeech.training.parallel.watch import Watch
 
 LARGE_BYTES = 16_000_000
 SMALL_TIMES, LARGE_TIMES = 200, 10
+PIECE = 128
+"""Rows and columns of the matrices that are multiplied between sums, in a part of a millisecond."""
+BUSY_SECONDS = 10.0
+LEAST_TIMES = 10
 
 
-def measured_link() -> Link:
-    """From what two processes take for sums of a small and of a large tensor."""
+def measured_link(piece: float) -> Link:
+    """From what two processes take for sums of a small and of a large tensor.
+
+    Small ones are summed one after the other, and again with `piece` seconds of computing before
+    each: then it also takes until the other one is as far, and until a processor is free.
+    """
     store, port = serve()
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        found = [pool.submit(_sums, rank, port) for rank in range(2)]
+        found = [pool.submit(_sums, rank, port, piece) for rank in range(2)]
         told = [each.result() for each in found]
     del store
     small, large = (max(each[i].seconds for each in told) for i in range(2))
-    return link_of(small, large, sum(large.work for _, large in told), LARGE_BYTES)
+    busy = statistics.fmean(each[2].seconds for each in told)
+    return link_of(small, large, busy, sum(each[1].work for each in told), LARGE_BYTES)
 
 
-def link_of(small: float, large: float, work: float, size: int) -> Link:
+def link_of(small: float, large: float, busy: float, work: float, size: int) -> Link:
     """A sum of two on a ring is two messages of half its size, one after the other, of each.
 
-    `small` and `large` are seconds of a sum, `work` the processor seconds of both for a large one.
+    `small`, `large` and `busy` are seconds of a sum, the last of a small one between computing;
+    `work` the processor seconds of both for a large one.
     """
-    return Link(size / max(large - small, 1e-9), small / 2, work / (2 * size))
+    return Link(size / max(large - small, 1e-9), small / 2, work / (2 * size), busy / 2)
 
 
 class _Sum(NamedTuple):
@@ -42,12 +52,13 @@ class _Sum(NamedTuple):
     """Processor seconds of this learner."""
 
 
-def _sums(rank: int, port: int) -> tuple[_Sum, _Sum]:
+def _sums(rank: int, port: int, piece: float) -> tuple[_Sum, _Sum, _Sum]:
     torch.set_num_threads(1)
     seat = Seat(rank, (0, 1), "loopback")
     group = form(join(LOOPBACK, port), seat, Watch(), threading.Event())
     try:
-        return _sum(group, 1, SMALL_TIMES), _sum(group, LARGE_BYTES // 4, LARGE_TIMES)
+        small, large = _sum(group, 1, SMALL_TIMES), _sum(group, LARGE_BYTES // 4, LARGE_TIMES)
+        return small, large, _busy(group, piece)
     finally:
         group.close()
 
@@ -60,3 +71,24 @@ def _sum(group: Group, values: int, times: int) -> _Sum:
         group.sum(tensor)
         found.append((time.perf_counter() - started, time.process_time() - worked))
     return _Sum(*map(statistics.median, zip(*found, strict=True)))
+
+
+def _busy(group: Group, piece: float) -> _Sum:
+    """The mean of some sums of one float32, each after so many seconds of computing.
+
+    The mean, for what seldom takes long counts as well where many follow each other.
+    """
+    values = torch.randn(PIECE, PIECE)
+    group.sum(torch.zeros(1))
+    started = time.perf_counter()
+    for _ in range(SMALL_TIMES):
+        torch.mm(values, values)
+    once = (time.perf_counter() - started) / SMALL_TIMES
+    times = torch.tensor(piece / once)
+    group.sum(times)  # so that both compute as much
+    found = []
+    for _ in range(max(LEAST_TIMES, min(SMALL_TIMES, int(BUSY_SECONDS / piece)))):
+        for _ in range(max(1, round(float(times) / 2))):
+            torch.mm(values, values)
+        found.append(_sum(group, 1, 1))
+    return _Sum(*map(statistics.fmean, zip(*found, strict=True)))

@@ -14,10 +14,9 @@ import torch
 
 from fedspeech import machine, models
 from fedspeech.config.data_parallel import DataParallelConfig
-from fedspeech.models.tdnn import MaskedBatchNorm
 from fedspeech.training.parallel import METHODS
 from fedspeech.training.parallel.comparison import way
-from fedspeech.training.parallel.computing import Measured, places
+from fedspeech.training.parallel.computing import Measured, places, statistics_of
 from fedspeech.training.parallel.simulated import Case, Link, Network, predict
 
 ALIKE = {name for name, method in METHODS.items() if method.alike}
@@ -104,11 +103,6 @@ class Predictions:
             epochs=EPOCHS,
             seed=self._settings.seed,
         )
-
-
-def statistics_of(model: torch.nn.Module) -> int:
-    """Sums of batch statistics in a step: forward and backward in each normalization."""
-    return 2 * sum(isinstance(module, MaskedBatchNorm) for module in model.modules())
 
 
 def _seconds(case: Case) -> float:

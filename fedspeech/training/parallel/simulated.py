@@ -63,7 +63,8 @@ def _statistics(world: World, group: Sequence[int]) -> Signal:
     """Small sums, one after the other, each there and back through a binary tree."""
     hops = 2 * math.ceil(math.log2(len(group)))
     link = world.case.network.link(group[0], group[-1])
-    return world.clock.after(world.case.statistics * hops * link.latency)
+    latency = link.latency if link.busy is None else link.busy
+    return world.clock.after(world.case.statistics * hops * latency)
 
 
 def _sum(world: World, me: int, group: Sequence[int], about: Hashable) -> Process:

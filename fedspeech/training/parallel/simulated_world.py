@@ -20,6 +20,9 @@ class Link(NamedTuple):
     """Seconds until what has left one end is at the other."""
     work: float = 0.0
     """Processor seconds that a byte takes, where learners share processors."""
+    busy: float | None = None
+    """The latency of small messages between pieces of computing: also who is ready first waits, and
+    who is woken needs a processor. None: `latency`."""
 
 
 class Network(NamedTuple):

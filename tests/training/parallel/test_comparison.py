@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -20,9 +21,9 @@ from fedspeech.run_folder import RunFolder
 from fedspeech.training.parallel import cells as cells_of
 from fedspeech.training.parallel import computing, method_of, results
 from fedspeech.training.parallel.comparison import joined, left_apart, named, rows, way
-from fedspeech.training.parallel.computing import Batch, Measured, while_all
-from fedspeech.training.parallel.loopback import link_of
-from fedspeech.training.parallel.predicted import Predictions, statistics_of
+from fedspeech.training.parallel.computing import Batch, Measured, statistics_of, while_all
+from fedspeech.training.parallel.loopback import link_of, measured_link
+from fedspeech.training.parallel.predicted import Predictions
 from fedspeech.training.parallel.simulated import PROCESSES
 from fedspeech.training.parallel.simulated_world import Checkpoint, Link
 from fedspeech.training.parallel.task import Task
@@ -249,10 +250,16 @@ def test_statistics_are_counted_by_the_calls_of_the_model():
 
 
 def test_a_link_follows_from_a_small_and_a_large_sum():
-    link = Link(2e9, 1e-4, 0.5e-9)
+    link = Link(2e9, 1e-4, 0.5e-9, 2e-3)
     small, large = 2 * link.latency, 2 * (link.latency + 8e6 / link.bandwidth)
     # Each of two sends two messages of 8 MB.
-    assert link_of(small, large, 0.016, 16_000_000) == pytest.approx(link)
+    assert link_of(small, large, 4e-3, 0.016, 16_000_000) == pytest.approx(link)
+
+
+def test_a_link_is_measured_by_two_processes():
+    found = measured_link(0.002)
+    assert all(0 < each < np.inf for each in found)
+    assert found.bandwidth > 1e6 and max(found.latency, found.busy) < 10
 
 
 @pytest.fixture(scope="module")
@@ -291,11 +298,15 @@ def test_all_that_rows_need_is_measured_once(settings, tmp_path, monkeypatch):
         return {size: [size / 10 * learners] for size in sizes}
 
     monkeypatch.setattr(computing, "side_by_side", beside)
-    monkeypatch.setattr(computing, "measured_link", lambda: Link(1e9, 1e-4, 1e-9))
+    pieces = []
+    link = Link(1e9, 1e-4, 1e-9, 1e-3)
+    monkeypatch.setattr(computing, "measured_link", lambda piece: pieces.append(piece) or link)
     every = rows(settings).values()
     found = computing.measured(settings, every, tmp_path)
     assert asked == [(1, [4, 8, 16]), (2, [4, 8, 16])]
-    assert found.batches[16] == {1: [1.6], 2: [3.2]} and found.here == Link(1e9, 1e-4, 1e-9)
+    assert found.batches[16] == {1: [1.6], 2: [3.2]} and found.here == link
+    # A batch of 8 takes 0.8 s, with a sum forward and backward in each of seven normalizations.
+    assert pieces == [pytest.approx(0.8 / 15)]
     copying, work, seconds = found.checkpoint
     assert copying > 0 and 0 < work <= seconds
     assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]

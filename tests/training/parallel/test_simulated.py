@@ -80,6 +80,10 @@ def test_batch_statistics_are_summed_in_small():
     found = predict(case("allreduce", 4, statistics=16))
     # There and back through a tree of two levels.
     assert found.seconds == pytest.approx(20 * (0.5 + 16 * 4 * LATENCY + allreduce_seconds(4)))
+    # Between pieces of computing a small message takes longer than one of a large sum.
+    busy = Network(Link(BANDWIDTH, LATENCY, busy=5 * LATENCY))
+    found = predict(case("allreduce", 4, statistics=16, network=busy))
+    assert found.seconds == pytest.approx(20 * (0.5 + 16 * 20 * LATENCY + allreduce_seconds(4)))
 
 
 @pytest.mark.parametrize("method", SYNCHRONOUS)
