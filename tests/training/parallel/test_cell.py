@@ -10,6 +10,7 @@ import torch
 
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
+from fedspeech.training import checkpoint
 from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel.cell import _Cell
 from fedspeech.training.parallel.learner import Learner, Training
@@ -162,6 +163,7 @@ def test_what_a_learner_warns_of_comes_with_its_epoch_and_is_told_once(tmp_path,
     learner = Learner.__new__(Learner)
     learner._number, learner._threads, learner._epoch = 2, 1, 0
     learner._watch, learner._warned = Watch(Pace()), []
+    learner._writer = checkpoint.Writer()
     learner._save = lambda method: None
 
     def learn(order):
