@@ -1,4 +1,5 @@
-"""Flower's SuperNode, which notes in a file when its SuperLink has last answered it.
+"""Flower's SuperNode, which notes in a file when its SuperLink has last answered it, and says what
+ends one of its threads in one line.
 
     python -m clients.supernode FILE OPTIONS…
 
@@ -6,6 +7,7 @@ A SuperNode that is refused or cannot connect runs like any other, so that it ru
 """
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,13 @@ def noting(file: Path) -> type[FleetHttpClient]:
     return Noting
 
 
+def say_in_a_line(ended: threading.ExceptHookArgs) -> None:
+    """What went wrong in a thread: Flower's heartbeat raises where a key was revoked."""
+    said = str(ended.exc_value).partition("\n")[0]
+    print(f"{ended.exc_type.__name__}: {said}", file=sys.stderr, flush=True)
+
+
 if __name__ == "__main__":
     fleet_http_connection.FleetHttpClient = noting(Path(sys.argv.pop(1)))  # type: ignore[misc]
+    threading.excepthook = say_in_a_line
     sys.exit(flower_supernode())

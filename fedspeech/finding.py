@@ -26,6 +26,9 @@ class Finding(NamedTuple):
             return "ok"
         return "missing" if self.needed else "optional"
 
+    def __str__(self) -> str:
+        return f"{self.status:<9}{self.name}: {self.found}{'; ' if self.todo else ''}{self.todo}"
+
 
 def disk(what: str, folder: Path) -> Finding:
     """What is free where a folder is, or will be, and whether this user may write there."""

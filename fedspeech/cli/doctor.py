@@ -58,8 +58,7 @@ def doctor(
     else:
         for one in looked_at:
             found.append(one)
-            line = f"{one.status:<9}{one.name}: {one.found}{'; ' if one.todo else ''}{one.todo}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(str(one), highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(any(one.status == "missing" for one in found))
 
 

@@ -1,9 +1,10 @@
 """Boxes that are refused: with a real SuperNode, and a line that says why on both sides.
 
 What Flower's SuperNode prints of it is often obscure; the box's own clear line is that of
-`fedspeech doctor --server`.
+`fedspeech doctor --server`, and `fedspeech box` says the same (`test_box_says_why.py`).
 """
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -137,7 +138,11 @@ def test_a_box_whose_clock_is_wrong(fleet: Fleet, monkeypatch):
     assert doctor(fleet, fleet.door, "ben") == [
         "key: the server does not take its signature; see this box's clock"
     ]
-    assert proxy.says("its signature does not count: its clock, or a key that was revoked")
+    told = "its signature does not count: its clock says "
+    assert proxy.says(told)
+    said = re.search(told + "(.{19})\n", fleet.log(PROXY).rpartition(" refused ")[2])[1]
+    behind = datetime.now(UTC) - datetime.fromisoformat(said).replace(tzinfo=UTC)
+    assert timedelta(minutes=6) <= behind < timedelta(minutes=7)
 
 
 def test_a_box_without_a_key(fleet: Fleet, refused):
@@ -190,7 +195,9 @@ def test_a_key_that_is_revoked_while_its_box_is_there(fleet: Fleet):
     assert doctor(fleet, fleet.door, "anna") == []
     fleet.revoke("anna")
     fleet.wait_for_end("anna")
-    assert proxy.says("its signature does not count: its clock, or a key that was revoked")
+    assert proxy.says(
+        "its signature does not count: its key was revoked, or its clock, which says 2"
+    )
     assert doctor(fleet, fleet.door, "anna") == [
         "key: not registered; let the operator register its public key"
     ]
