@@ -163,7 +163,9 @@ def describe(message: Message, context: Context) -> Message:
     me, asked = _speaker(context), protocol.text(message.content)
     if _on_box(context):
         parts = PartitionSettings.model_validate(asked["partition"])
-        own_speech.cut(Path(str(context.node_config["speech"])), me.folder, parts, asked["begins"])
+        told = context.node_config
+        channel = int(told["channel"]) if "channel" in told else None
+        own_speech.cut(Path(str(told["speech"])), me.folder, parts, asked["begins"], channel)
     said = me.describe()
     return Message(protocol.content(said), reply_to=message)
 

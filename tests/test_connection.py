@@ -409,6 +409,29 @@ def test_the_command_says_all_of_it_in_lines(serve, key, tmp_path, monkeypatch, 
     assert status == 1 and "No such file or directory; record some" in lines[-1]
 
 
+def test_of_a_boxs_recordings_with_several_channels_one_is_named(
+    serve, key, tmp_path, monkeypatch, capsys
+):
+    to, ca = serve(answer=(400, b'{"code": 2003}'))
+    speech = tmp_path / "speech"
+    speech.mkdir()
+    wave = np.random.default_rng(0).uniform(-0.1, 0.1, (24_000, 2))
+    soundfile.write(speech / "a.wav", wave, 16_000)
+    (speech / "a.txt").write_text("hello")
+    common = ["--server", str(to), "--ca", ca, "--key", key, "--speech", speech]
+
+    def last(*more) -> str:
+        return told(monkeypatch, capsys, *common, "--device", tmp_path, *more)[1][-1]
+
+    none = f"missing  speech: 0.0 s usable, 0 of 1 utterances; see `fedspeech corpus check {speech}"
+    monkeypatch.setenv("FEDSPEECH_CHANNEL", "")  # as compose has it where nobody says any
+    assert last() == f"{none}`"
+    assert last("--channel", 2) == f"{none} --channel 2`"
+    assert last("--channel", 1) == "ok       speech: 1.5 s usable, 1 of 1 utterances"
+    monkeypatch.setenv("FEDSPEECH_CHANNEL", "1")
+    assert last() == "ok       speech: 1.5 s usable, 1 of 1 utterances"
+
+
 def told(monkeypatch, capsys, *arguments) -> tuple[int, list[str]]:
     monkeypatch.setattr(sys, "argv", ["fedspeech", "doctor", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:

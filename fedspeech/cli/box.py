@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fedspeech.cli.corpus import Channel
+
 
 def box(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server to take part at.")],
@@ -17,6 +19,7 @@ def box(
         typer.Option(readable=False, help="The owner's recordings with transcripts; only read."),
     ],
     device: Annotated[Path, typer.Option(readable=False, help="Where the box keeps its models.")],
+    channel: Channel = None,
     name: Annotated[
         str | None,
         typer.Option(help="Under which the server knows the owner; else drawn once and kept."),
@@ -50,13 +53,13 @@ def box(
     connection.trusting(ca)
     node_key.read(key)
     own = budgets.parse_own(budget or ())
-    next(entries(speech), None)
+    next(entries(speech, channel), None)
     identity.settle(device, name, own)
     settings: dict[str, str | int] = {
         "device": str(device.absolute()),
         "speech": str(speech.absolute()),
         "threads": threads,
     }
-    if nice is not None:
-        settings["nice"] = nice
+    given = {"channel": channel, "nice": nice}
+    settings.update({option: value for option, value in given.items() if value is not None})
     apps.find("box").load()(server, str(ca), str(key), connection.free_port(), settings)

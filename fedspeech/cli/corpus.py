@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from fedspeech.corpus.check import Checked
 
 app = typer.Typer(no_args_is_help=True, help="Look at speech.")
+Channel = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        envvar="FEDSPEECH_CHANNEL",
+        help="Which to take of recordings that have several.",
+    ),
+]
 COLUMNS = ("file", "seconds", "usable", "why not, or what is done")
 
 
@@ -27,9 +35,7 @@ def check(
         Path | None,
         typer.Option(help="A device's folder or a model, to spell the transcripts with."),
     ] = None,
-    channel: Annotated[
-        int | None, typer.Option(min=0, help="Which to take of recordings that have several.")
-    ] = None,
+    channel: Channel = None,
 ) -> None:
     """Say of every file whether it can be used, and what is wrong with it where it cannot.
 

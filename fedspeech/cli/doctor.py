@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from fedspeech.cli.corpus import Channel
 from fedspeech.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def doctor(
     speech: Annotated[
         Path | None, typer.Option(readable=False, help="The folder of the box's speech.")
     ] = None,
+    channel: Channel = None,
     device: Annotated[
         Path, typer.Option(readable=False, help="Where the box keeps its models.")
     ] = Path(),
@@ -42,7 +44,7 @@ def doctor(
     """
     console = Console()
     try:
-        looked_at = _looked_at(server, ca, key, speech, device)
+        looked_at = _looked_at(server, ca, key, speech, channel, device)
     except ImportError as error:
         console.print(f"missing  {error}; install fedspeech anew", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
@@ -63,12 +65,17 @@ def doctor(
 
 
 def _looked_at(
-    server: str | None, ca: Path | None, key: Path | None, speech: Path | None, device: Path
+    server: str | None,
+    ca: Path | None,
+    key: Path | None,
+    speech: Path | None,
+    channel: int | None,
+    device: Path,
 ) -> "Iterator[Finding]":
     if server is not None:
         from fedspeech import box, connection
 
-        return box.findings(connection.address(server), ca, key, speech, device)
+        return box.findings(connection.address(server), ca, key, speech, channel, device)
     if given := [name for name, value in (("ca", ca), ("key", key), ("speech", speech)) if value]:
         raise ConfigError(f"--{given[0]} goes with --server")
     from fedspeech import doctor

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedspeech.cli.corpus import Channel
 from fedspeech.errors import CorpusError
 
 
@@ -16,9 +17,7 @@ def transcribe(
         Path, typer.Argument(metavar="MODEL", help="A device's folder, or a safetensors file.")
     ],
     audio: Annotated[list[Path], typer.Argument(metavar="AUDIO...", help="What to listen to.")],
-    channel: Annotated[
-        int | None, typer.Option(min=0, help="Which to take of recordings that have several.")
-    ] = None,
+    channel: Channel = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Print each word as soon as it is sure.")
     ] = False,

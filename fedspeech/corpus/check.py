@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,11 @@ SILENCE = 1e-3
 """Of full scale: where nothing is louder than -60 dB, nothing was said."""
 CLIPPED, MOST_CLIPPED = 0.98, 0.01
 """From where on a sample counts as cut off, and the share of such samples that speech may have."""
+
+
+def command(speech: Path, channel: int | None) -> str:
+    """The command by which somebody sees what is wrong with some speech."""
+    return f"`fedspeech corpus check {speech}{'' if channel is None else f' --channel {channel}'}`"
 
 
 class Checked(NamedTuple):

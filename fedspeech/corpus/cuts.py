@@ -55,7 +55,8 @@ def recording(path: Path, channel: int | None) -> Recording:
         )
     if info.channels > 1 and channel is None:
         raise CorpusError(
-            f"{path}: {info.channels} channels, expected 1; set corpus.channel to take one of them"
+            f"{path}: {info.channels} channels, expected 1; name one to take, from 0 "
+            "(--channel, or corpus.channel of an experiment)"
         )
     if channel is not None and channel >= info.channels:
         raise CorpusError(f"{path}: no channel {channel}, it has {info.channels} (from 0)")

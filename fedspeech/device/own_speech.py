@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from fedspeech.config.corpus import PartitionSettings
-from fedspeech.corpus.check import check
+from fedspeech.corpus.check import check, command
 from fedspeech.corpus.cuts import write
 from fedspeech.corpus.one_speaker import entries
 from fedspeech.corpus.partition import Client, client, too_little
@@ -15,21 +15,29 @@ from fedspeech.tensors import write_whole
 TEST, CUT = "test.jsonl", "cut.json"
 
 
-def cut(speech: Path, folder: Path, settings: PartitionSettings, anew: bool) -> None:
-    """Write train.jsonl and test.jsonl of a device's folder, from a folder of recordings.
+def cut(
+    speech: Path,
+    folder: Path,
+    settings: PartitionSettings,
+    anew: bool,
+    channel: int | None = None,
+) -> None:
+    """Write train.jsonl and test.jsonl of a device's folder, from a folder of recordings; `channel`
+    is taken of those that have several.
 
     They stay as they are within a run: what was said in its beginning is what it is judged by, even
     where the owner has gone on recording. `cut.json` comes last and says by which settings they
     were cut. Raises CorpusError where there is too little usable speech.
     """
     said = {"train": settings.train.model_dump(mode="json"), "seconds": settings.least_seconds}
+    said["channel"] = channel
     if not anew and _cut_before(folder) == said:
         return
-    usable = [one.cut for one in check(entries(speech)) if one.cut is not None]
+    usable = [one.cut for one in check(entries(speech, channel)) if one.cut is not None]
     parts = client("owner", usable, settings.train)
     if (lacking := too_little(parts, settings)) is not None:
         raise CorpusError(
-            f"{speech}: {lacking}; `fedspeech corpus check {speech}` says what is wrong with it"
+            f"{speech}: {lacking}; {command(speech, channel)} says what is wrong with it"
         )
     _write(folder, parts)
     text = json.dumps(said) + "\n"

@@ -1,6 +1,7 @@
 """`fedspeech box` and `--on deployment`: what is wrong is said before anything starts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -115,3 +116,17 @@ def test_simulated_time_and_boxes_exclude_each_other(fedspeech, tmp_path):
     status, _, err = fedspeech("run", file, "--on", "deployment", "home")
     assert status == 2
     assert "federation.participation is simulated time" in err
+
+
+@pytest.mark.parametrize(("given", "told"), [({}, {}), ({"channel": 1}, {"channel": 1})])
+def test_the_box_is_told_which_channel_to_take(box, monkeypatch, given, told):
+    run = []
+    monkeypatch.setattr("fedspeech.connection.trusting", lambda ca: None)
+    monkeypatch.setattr("fedspeech.apps.find", lambda name: SimpleNamespace(load=lambda: start))
+
+    def start(server, ca, key, port, settings):
+        run.append(settings)
+
+    box(**given)
+    (settings,) = run
+    assert {name: settings[name] for name in settings if name == "channel"} == told

@@ -9,6 +9,7 @@ import threading
 
 import flwr.supernode.cli
 import pytest
+from flwr.common.config import parse_config_args
 from flwr.supernode import fleet_http_connection
 
 from clients import box
@@ -131,3 +132,9 @@ def test_what_ends_a_thread_of_the_supernode_is_one_line(monkeypatch, capsys, tm
     with pytest.raises(SystemExit):
         runpy.run_module("clients.supernode", run_name="__main__")
     assert capsys.readouterr().err == "RuntimeError: 401 Unauthorized\n"
+
+
+def test_what_a_box_is_told_its_client_app_finds(tmp_path):
+    settings = {"device": str(tmp_path), "speech": "the recordings", "threads": 2, "channel": 1}
+    command = box.supernode("localhost:1", "ca.crt", "box.key", 1, settings)
+    assert parse_config_args([command[command.index("--node-config") + 1]]) == settings

@@ -3,7 +3,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -12,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.app import app
 from fedspeech import protocol, signing
 from fedspeech.config.training import PersonalSettings
+from fedspeech.device import identity as identities
 from fedspeech.device.lock import locked
 from fedspeech.device.store import BASE, MODELS
 from fedspeech.device.transcribe import open_recognizer
@@ -60,6 +63,23 @@ def test_the_node_says_how_many_threads_add_up(ask, folders):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_box_takes_the_channel_that_it_is_told(ask, tmp_path):
+    """Of its recordings, whose first channel is silent."""
+    speech, device = tmp_path / "speech", tmp_path / "device"
+    speech.mkdir()
+    identities.settle(device, "anna")
+    for number in range(4):
+        tone = np.sin(np.arange(16_000) * (0.05 + 0.01 * number)) / 2
+        soundfile.write(speech / f"{number}.wav", np.stack([0 * tone, tone], axis=1), 16_000)
+        (speech / f"{number}.txt").write_text("word")
+    asked = {"partition": {"train": {"seconds": 2.0}, "least_seconds": 1.0}, "begins": True}
+    told = {"device": str(device), "speech": str(speech)}
+    for node in (told, {**told, "channel": 0}):
+        assert ask(protocol.DESCRIBE, asked, node=node).has_error()
+    reply = ask(protocol.DESCRIBE, asked, node={**told, "channel": 1})
+    assert protocol.text(reply.content)["utterances"] == 2
 
 
 def test_an_error_is_told_in_the_devices_own_log_only(ask, folders):

@@ -71,7 +71,8 @@ def test_what_is_wrong_with_recordings_is_told_file_by_file(tmp_path, sine):
         "latin.wav": "latin.txt is not UTF-8: byte 0xfc at 2; save it as UTF-8",
         "empty.wav": "utterance empty: empty transcript",
         "lone.txt": "a transcript without a recording (.wav, .flac, .ogg …) beside it",
-        "stereo.wav": "2 channels, expected 1; set corpus.channel to take one of them",
+        "stereo.wav": "2 channels, expected 1; name one to take, from 0 (--channel, or "
+        "corpus.channel of an experiment)",
         "phone.m4a": ".m4a is not read; convert it to .wav or .flac",
         "zero.wav": "audio of length zero",
     }

@@ -8,6 +8,7 @@ import soundfile
 from lhotse import CutSet
 
 from fedspeech.config.corpus import PartitionSettings
+from fedspeech.corpus.cuts import samples
 from fedspeech.device import own_speech
 from fedspeech.errors import CorpusError
 
@@ -24,8 +25,12 @@ def speech(tmp_path):
     return folder
 
 
+def tone(number):
+    return np.sin(np.arange(RATE) * (0.05 + 0.01 * number)) / 2
+
+
 def record(folder, number, silent=False):
-    wave = np.zeros(RATE) if silent else np.sin(np.arange(RATE) * (0.05 + 0.01 * number)) / 2
+    wave = np.zeros(RATE) if silent else tone(number)
     soundfile.write(folder / f"{number:02}.wav", wave, RATE)
     (folder / f"{number:02}.txt").write_text(f"word{number}\n")
 
@@ -70,6 +75,24 @@ def test_killed_in_the_middle_it_is_cut_once_more(speech, tmp_path):
     own_speech.cut(speech, device, parts(5.0), anew=False)
     assert len(texts(device / "train.jsonl")) == 5
     assert json.loads((device / "cut.json").read_text())["seconds"] == 1.0
+
+
+def test_of_recordings_with_several_channels_one_is_taken(tmp_path):
+    """The second; in the first nothing is heard."""
+    speech, device = tmp_path / "stereo", tmp_path / "device"
+    speech.mkdir()
+    for number in range(7):
+        both = np.stack([np.zeros(RATE), tone(number)], axis=1)
+        soundfile.write(speech / f"{number}.wav", both, RATE)
+        (speech / f"{number}.txt").write_text(f"word{number}\n")
+    for channel, said in ((None, f"corpus check {speech}`"), (0, f"check {speech} --channel 0`")):
+        with pytest.raises(CorpusError, match=f"{said} says what is wrong"):
+            own_speech.cut(speech, device, parts(5.0), anew=True, channel=channel)
+    own_speech.cut(speech, device, parts(5.0), anew=True, channel=1)
+    heard = [samples(cut) for cut in CutSet.from_jsonl(device / "train.jsonl")]
+    assert len(heard) == 5
+    for number, wave in enumerate(heard):
+        np.testing.assert_allclose(wave, tone(number), atol=2**-15)
 
 
 def test_too_little_speech_says_how_much_there_is(speech, tmp_path):

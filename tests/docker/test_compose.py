@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import requirements
+import typer
 import yaml
 from packaging.requirements import Requirement
+
+from fedspeech.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -123,6 +126,13 @@ def test_the_box_is_started_as_the_command_line_has_it():
     assert {options[name].split("/")[-1] for name in ("key", "ca")} == set(box["secrets"])
     targets = [re.sub(r"\$\{[^}]*\}", "given", each).split(":")[1] for each in box["volumes"]]
     assert targets == [options["device"], options["speech"]]
+
+
+def test_a_box_may_be_told_which_channel_to_take():
+    ((variable, given),) = load("compose.client.yaml")["services"]["box"]["environment"].items()
+    options = typer.main.get_command(app).commands["box"].params
+    assert variable in [option.envvar for option in options if option.name == "channel"]
+    assert given == "${CHANNEL:-}"
 
 
 # The images.
