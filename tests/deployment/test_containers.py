@@ -103,12 +103,16 @@ def running(containers: Engine, home: Path, server: Service, proxy: Service) -> 
     assert "anna: registered, node " in containers.inside(SERVER, "make-keys", "register")
     prepare = ("fedspeech", "corpus", "prepare", "experiments/boxes.toml", "--out", "runs/speech")
     containers.inside(SERVER, *prepare, seconds=900)
-    speech = sorted(set((home / "runs" / "speech").iterdir()) - {home / "runs/speech/public"})
-    for name, container, folder in zip(BOXES, (ANNA, BEN), speech, strict=True):
+    for name, container, folder in zip(BOXES, (ANNA, BEN), owners(home), strict=True):
         containers.up(container, box(home, name, folder), [OUTSIDE])
     for container in (ANNA, BEN):
         until(lambda: online(containers) == len(BOXES), containers, container)
     return containers
+
+
+def owners(home: Path) -> list[Path]:
+    """The folders of speech that the boxes have."""
+    return sorted(set((home / "runs" / "speech").iterdir()) - {home / "runs/speech/public"})
 
 
 def until(found: Callable[[], object], containers: Engine, name: str) -> None:
@@ -179,10 +183,11 @@ def address(containers: Engine, name: str) -> str:
     return str(found["NetworkSettings"]["Networks"][INSIDE]["IPAddress"])
 
 
-def test_a_box_looks_around(running: Engine):
+def test_a_box_looks_around(running: Engine, home: Path):
     """Command 8."""
-    lines = running.inside(
-        *(ANNA, "fedspeech", "doctor", "--server", f"{PROXY}:8443", "--ca", CA, "--key", KEY),
+    lines = running.once(
+        *(box(home, "anna", owners(home)[0]), OUTSIDE),
+        *("doctor", "--server", f"{PROXY}:8443", "--ca", CA, "--key", KEY),
         *("--speech", "/speech", "--device", DEVICE),
         check=False,
     ).splitlines()
@@ -198,17 +203,22 @@ def test_a_round_is_finished_and_a_box_hears_with_its_own_model(running: Engine,
     running.inside(SERVER, *run, seconds=1800)
     results = json.loads((home / "runs" / "boxes" / "results.json").read_text())
     assert results["speakers"] == 2 and (home / "runs" / "boxes" / "report.html").exists()
-    transcribe = ("fedspeech", "transcribe", DEVICE)
-    for container in (ANNA, BEN):
-        wave = running.inside(container, "sh", "-c", "ls /speech/audio/* | head -n 1").strip()
-        path, text = running.inside(container, *transcribe, wave).splitlines()[-1].split("\t")
-        assert path == wave and text
+    run = ("run", "--rm", "--network=none", "--memory=1g", "--user", NOBODY)
+    hear = ("fedspeech-client", "-c", f"fedspeech transcribe {DEVICE} /speech/audio/*0.wav")
+    for name, container, speech in zip(BOXES, (ANNA, BEN), owners(home), strict=True):
+        volumes = (f"{PREFIX}{name}-device:{DEVICE}:ro", f"{speech}:/speech:ro")
+        mounted = [word for volume in volumes for word in ("--volume", volume)]
+        lines = running(*run, *mounted, "--entrypoint=sh", *hear).splitlines()
+        heard = dict(line.split("\t") for line in lines)
+        waves = sorted(path.name for path in speech.glob("audio/*0.wav"))
+        assert sorted(heard) == [f"/speech/audio/{wave}" for wave in waves] != []
+        assert all(heard.values())
         assert running.state(container)["OOMKilled"] is False
 
 
 def test_a_device_needs_no_flower_and_no_server(running: Engine, home: Path):
     """Its image hears with what the box holds, and has neither Flower nor Ray."""
-    speech = next(path for path in (home / "runs" / "speech").iterdir() if path.name != "public")
+    speech = owners(home)[0]
     run = ("run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp", "--user", NOBODY)
     run += ("--volume", f"{speech}:/speech:ro", "--volume", f"{PREFIX}anna-device:{DEVICE}")
     said = running(*run, "fedspeech-device", "corpus", "check", "/speech")

@@ -268,6 +268,23 @@ def test_where_all_is_well_the_status_is_0(fedspeech, store, device, audio, mode
     assert fedspeech("transcribe", device, audio[0])[0] == 0
 
 
+def test_of_a_store_that_is_only_read_it_hears_as_well(
+    fedspeech, store, device, audio, about, model
+):
+    """Beside a box that trains, in a container of its own: nothing is written, made or removed."""
+
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (device, *device.rglob("*"))}
+
+    store.put(GENERIC, model(0))
+    store.put(DIFFERENCE, model(1))
+    store.put(BASE, model(2))
+    install(store, device, about, 0.5)
+    before = times()
+    assert fedspeech("transcribe", device, *audio)[0] == 0
+    assert times() == before
+
+
 def test_no_model_is_one_message(fedspeech, tmp_path):
     status, out, err = fedspeech("transcribe", tmp_path, "a.wav")
     assert (status, out, len(err.splitlines())) == (2, "", 1)

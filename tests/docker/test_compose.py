@@ -135,6 +135,24 @@ def test_a_box_may_be_told_which_channel_to_take():
     assert given == "${CHANNEL:-}"
 
 
+def test_what_is_done_beside_a_box_takes_none_of_its_memory():
+    """By the README's commands: `docker exec` would be killed with the training, or kill it."""
+    text = (DOCKER / "README.md").read_text(encoding="utf-8")
+    commands = re.search(r"```bash\n(# 1\..*?)```", text, re.S)[1].replace("\\\n", " ")
+    assert not re.search(r"docker exec|\bANNA exec", commands)
+    (doctor,) = re.findall(r"^\$ANNA run --rm box (doctor .*)$", commands, re.M)
+    box = load("compose.client.yaml")
+    told = {word for word in box["services"]["box"]["command"] if word.startswith("--")}
+    _, *words = shlex.split(doctor)
+    asked = dict(zip(words[::2], words[1::2], strict=True))
+    assert {f"{name}={asked[name]}" for name in ("--ca", "--key", "--speech", "--device")} <= told
+    (hear,) = re.findall(r"^docker run --rm .*transcribe.*$", commands, re.M)
+    assert "--network none --memory 1g " in hear
+    (volume,) = box["volumes"]
+    assert f"--volume anna_{volume}:{asked['--device']}:ro" in hear
+    assert "--entrypoint sh fedspeech-client -c" in hear
+
+
 # The images.
 
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")

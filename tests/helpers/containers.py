@@ -79,6 +79,14 @@ class Engine:
         """What a command in a container prints."""
         return self("exec", name, *command, check=check, seconds=seconds)
 
+    def once(self, service: "Service", network: str, *command: str, check: bool = True) -> str:
+        """What a command prints in another container of a service: `compose run --rm SERVICE …`."""
+        options = [*service.options()]
+        restart = options.index("--restart")
+        del options[restart : restart + 2]
+        image, *_ = service.run()
+        return self("run", "--rm", f"--network={network}", *options, image, *command, check=check)
+
     def succeeds(self, name: str, *command: str) -> bool:
         """Whether a command in a container ends well."""
         whole = [self.command, "exec", name, *command]
