@@ -3,6 +3,8 @@
 A process of `flwr supernode register` takes some two seconds for each box.
 """
 
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +23,20 @@ if TYPE_CHECKING:
 UNREGISTERED = "unregistered"
 """Flower's status of a box whose key was revoked: it is kept, and the key never counts again."""
 
+PATIENCE_SECONDS = 30.0
+"""For a SuperLink that starts: it listens some ten seconds later."""
+
 
 def register(superlink: str, ca: Path, keys: Mapping[str, Path]) -> Iterator[str]:
     """Register the public keys of boxes by their names; a line for each as it is done.
 
-    Nothing is registered unless all keys can be. Raises Mistake.
+    Where nobody listens yet it says so, and waits. Nothing is registered unless all keys can be.
+    Raises Mistake.
     """
     from flwr.proto.control_pb2 import RegisterNodeRequest
 
     public = {box: read_public(path) for box, path in keys.items()}
+    yield from _until_somebody_listens(superlink)
     with control(superlink, ca) as client:
         known = {bytes(node.public_key): node for node in nodes(client)}
         for box, key in public.items():
@@ -41,6 +48,26 @@ def register(superlink: str, ca: Path, keys: Mapping[str, Path]) -> Iterator[str
                 continue
             made = client.RegisterNode(RegisterNodeRequest(public_key=key, name=box))
             yield f"{box}: registered, node {made.node_id}"
+
+
+def _until_somebody_listens(superlink: str) -> Iterator[str]:
+    """Wait for up to `PATIENCE_SECONDS`, and say so; what else may be wrong, `control` tells."""
+    if _refuses(superlink):
+        yield f"{superlink}: no SuperLink listens there yet; waiting for {PATIENCE_SECONDS:g} s"
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while _refuses(superlink) and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
+def _refuses(superlink: str) -> bool:
+    host, _, port = superlink.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE_SECONDS).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError, OverflowError):  # no such name, no way to it, no address
+        return False
+    return False
 
 
 def revoke(superlink: str, ca: Path, box: str) -> Iterator[str]:

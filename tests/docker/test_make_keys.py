@@ -2,15 +2,19 @@
 
 import importlib.machinery
 import importlib.util
+import socket
 import stat
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 
 import certificates
 import pytest
+import registration
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -220,13 +224,64 @@ def test_files_that_are_something_else(run):
     assert status == 1 and "keys/public/anna.pub: not a public key as OpenSSH" in lines[0]
 
 
-def test_nobody_answers(run):
+@pytest.fixture
+def slept(monkeypatch):
+    """Time passes only where `register` sleeps; `at` is what happens after so many sleeps."""
+    now, at = [0.0], {}
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        at.get(now[0], lambda: None)()
+
+    monkeypatch.setattr(registration.time, "sleep", sleep)
+    monkeypatch.setattr(registration.time, "monotonic", lambda: now[0])
+    return SimpleNamespace(now=now, at=at)
+
+
+def test_nobody_answers(run, slept):
+    """It waits for half a minute, and says so."""
     run("make", "--server", SERVER, "anna")
     status, lines = run("register", "--superlink", "127.0.0.1:9")
-    assert status == 1
-    (line,) = lines
+    assert status == 1 and slept.now == [30.0]
+    waits, line = lines
+    assert waits == "127.0.0.1:9: no SuperLink listens there yet; waiting for 30 s"
     assert line.startswith("make-keys: 127.0.0.1:9: no SuperLink answers there: ")
     assert line.endswith("Connection refused")
+
+
+def test_a_superlink_that_starts_is_waited_for(run, slept):
+    """By a server that listens after 12 s, and is none."""
+    run("make", "--server", SERVER, "anna")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        superlink = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    server.accept()[0].close()
+                except OSError:
+                    return
+
+        def listen() -> None:
+            server.listen()
+            threading.Thread(target=hang_up, daemon=True).start()
+
+        slept.at[12.0] = listen
+        status, (waits, line) = run("register", "--superlink", superlink)
+        server.shutdown(socket.SHUT_RDWR)
+    assert (status, slept.now) == (1, [12.0])
+    assert waits == f"{superlink}: no SuperLink listens there yet; waiting for 30 s"
+    assert line.startswith(f"make-keys: {superlink}: no SuperLink answers there: ")
+    assert "refused" not in line
+
+
+@pytest.mark.parametrize("superlink", ["no-such-host.invalid:8000", "127.0.0.1", "a:b"])
+def test_nobody_waits_for_what_is_no_address(run, slept, superlink):
+    run("make", "--server", SERVER, "anna")
+    status, lines = run("register", "--superlink", superlink)
+    assert (status, slept.now) == (1, [0.0])
+    assert len(lines) == 1 and lines[0].startswith(f"make-keys: {superlink}: no SuperLink")
 
 
 def test_it_runs_as_a_program(tmp_path):
