@@ -12,8 +12,11 @@ import requirements
 import typer
 import yaml
 from packaging.requirements import Requirement
+from typer.testing import CliRunner
 
+from fedspeech import key_files, signing
 from fedspeech.cli import app
+from fedspeech.device.trust import Trust
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -151,6 +154,21 @@ def test_what_is_done_beside_a_box_takes_none_of_its_memory():
     (volume,) = box["volumes"]
     assert f"--volume anna_{volume}:{asked['--device']}:ro" in hear
     assert "--entrypoint sh fedspeech-client -c" in hear
+
+
+def test_a_key_is_pinned_where_the_box_looks_for_it(tmp_path):
+    """By the README's command, whose paths are those inside the container."""
+    text = (DOCKER / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^\$ANNA run --rm --volume \$PWD/(\S+):(\S+):ro box +(.*)$", text, re.M)
+    given, mounted, command = line
+    box = load("compose.client.yaml")["services"]["box"]["command"]
+    (device,) = [word.removeprefix("--device=") for word in box if word.startswith("--device=")]
+    places = {device: tmp_path / "device", mounted: tmp_path / given}
+    key = key_files.make_key(tmp_path / given.removesuffix(".pub"))
+    words = [str(places.get(word, word)) for word in command.split()]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert Trust(tmp_path / "device").key == signing.public(key)
 
 
 # The images.
