@@ -39,8 +39,8 @@ def box(
 ) -> None:
     """Take part in runs, until it is stopped. What has been said never leaves the box.
 
-    Where the server cannot be reached it is tried again and again; `fedspeech doctor --server`
-    tells why. `fedspeech transcribe` works all the while.
+    Where the server cannot be reached, or does not let it in, it tries again and again and says
+    why, as `fedspeech doctor --server` does. `fedspeech transcribe` works all the while.
 
     Example: `fedspeech box --server asr.example.org:443 --ca ca.crt --key box.key --speech
     recordings --device /var/lib/fedspeech`
