@@ -50,7 +50,8 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
     for speaker in sorted(set(known) - set(members)):
         before = said_before(journal, protocol.identity(standard, speaker))
         if before is not None:
-            log.warning("speaker %s is not back yet", speaker)
+            why = reasons.pop(known[speaker], protocol.OFFLINE)
+            log.warning("speaker %s is not back yet: %s", speaker, why)
             members[speaker] = Member(node=known[speaker], **before)
     _check_quorum(members, asked.boxes, settings.federation.quorum, reasons)
     ordered = [members[speaker] for speaker in sorted(members)]

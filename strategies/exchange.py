@@ -42,11 +42,12 @@ class Exchange:
         self.active = {s: member for s, member in self._members.items() if s in here}
 
     def _dropped(self) -> set[str]:
-        return {failure.speaker for failure in self._failures}
+        """Those that took part; the failures also tell of boxes that never did."""
+        return {failure.speaker for failure in self._failures} & self._members.keys()
 
     def restore(self, active: Iterable[str], failures: Iterable[Failure]) -> None:
         """Take up what is left of the federation after an earlier round."""
-        known = self._dropped()
+        known = {failure.speaker for failure in self._failures}
         self._failures.extend(failure for failure in failures if failure.speaker not in known)
         self.active = {}
         self.admit(active)

@@ -279,3 +279,18 @@ def test_a_resumed_run_is_with_the_boxes_of_its_beginning(
     whole = {row["speaker"]: row for row in known["per_speaker"]}
     for row in found["per_speaker"]:
         assert row == whole[row["speaker"]]
+
+
+def test_a_box_that_is_believed_to_be_there_counts_once(
+    speech, experiment, clock, tmp_path, caplog
+):
+    """A SuperLink that was restarted calls a box online for a while that died meanwhile."""
+    two = {name: speech[name] for name in (NAMES["t04"], LATE)}
+    begin(experiment({"boxes": 2}), two, tmp_path)
+    second = Boxes(two, tmp_path / "devices", lambda speaker, message: speaker == LATE)
+    second.idle = clock
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment({"boxes": 2}), second, tmp_path / "run")
+    assert [row["speaker"] for row in found["per_speaker"]] == [NAMES["t04"]]
+    assert [(f["speaker"], f["message"]) for f in found["failures"]] == [(LATE, protocol.EVALUATE)]
+    assert any(m.startswith(f"speaker {LATE} is not back yet: no answer") for m in caplog.messages)

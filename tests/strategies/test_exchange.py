@@ -128,3 +128,17 @@ def test_what_an_earlier_round_left_is_taken_up(exchange, failures):
     exchange.restore(["anna", "dora"], [Failure("bert", 1, KIND, "no")])
     assert list(ask(exchange, 2)) == ["anna", "dora"]
     assert failures == [Failure("bert", 1, KIND, "no")]
+
+
+def test_who_never_took_part_counts_in_no_quorum(exchange, failures):
+    failures += [Failure(f"node {i}", 0, protocol.DESCRIBE, "no speech") for i in range(3)]
+    messages = ask(exchange)
+    assert set(answers(exchange, [good(messages[s], {}) for s in ("anna", "dora")])) == {
+        "anna",
+        "dora",
+    }
+    exchange.restore(["anna", "dora"], failures[:3])
+    assert [failure.speaker for failure in failures] == [
+        *("node 0", "node 1", "node 2"),
+        *("bert", "cleo"),
+    ]
