@@ -217,6 +217,7 @@ class _Run:
         rounds = attendance.of(IMPROVE, plan)
         if not rounds:
             return trained.model, []
+        improve.check(self.settings.federation, attendance.among(members, rounds))
         nodes = {member.speaker: member.node for member in members}
         grid = AttendedGrid(recorded, nodes, rounds, self.settings.federation.quorum)
         return improve.run(grid, trained.model, trained.description, self.settings), grid.failures

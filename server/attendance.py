@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -118,6 +119,15 @@ def _why(reason: str) -> str:
 def of(stage: str, rounds: Sequence[Round]) -> list[Round]:
     """The rounds of one stage."""
     return [one for one in rounds if one.stage == stage]
+
+
+def among(members: Sequence[Member], rounds: Sequence[Round]) -> list[Round]:
+    """The same rounds without speakers that are not there after all."""
+    there = {member.speaker for member in members}
+    return [
+        replace(one, asked={s: seconds for s, seconds in one.asked.items() if s in there})
+        for one in rounds
+    ]
 
 
 def _factors(

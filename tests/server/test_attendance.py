@@ -4,8 +4,10 @@ import pytest
 from federations import settings
 
 from fedspeech import corpus as corpora
+from fedspeech.config.federation import FederationSettings
 from fedspeech.corpus.partition import by_speaker, partition, pseudonym
 from fedspeech.errors import ConfigError, RunError
+from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
 from server import attendance, improve
 
@@ -118,6 +120,16 @@ def test_a_strategy_that_would_wait_for_ever_is_told_before_anything_runs(planne
     planned({"available": path}, improve=FEDAVG)
     with pytest.raises(ConfigError, match="more speakers than the 4 that are there"):
         planned(None, improve={**FEDAVG, "options": {"min_train_nodes": 5}})
+
+
+def test_a_speaker_that_is_not_there_after_all_is_one_less_for_a_strategy(planned):
+    rounds = planned(None, improve=FEDAVG)
+    improving = attendance.of("improve", rounds)
+    members = [Member(s, i, 60.0, 3, "") for i, s in enumerate(sorted(names(0, "t03", "t05")))]
+    federation = FederationSettings.model_validate({"improve": FEDAVG})
+    improve.check(federation, attendance.among(members, improving))
+    with pytest.raises(ConfigError, match="more speakers than the 1 that are there in round 1"):
+        improve.check(federation, attendance.among(members[:1], improving))
 
 
 def test_two_samples_of_one_round_are_refused(planned):

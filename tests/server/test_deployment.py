@@ -14,9 +14,9 @@ from owners import hand, rows
 from fedspeech import config, protocol, tensors
 from fedspeech.corpus.partition import pseudonym
 from fedspeech.device.personal import ALPHA, open_store
-from fedspeech.errors import FedSpeechError, RunError
+from fedspeech.errors import ConfigError, FedSpeechError, RunError
 from fedspeech.tensors import sha256
-from server import fleet, superlink
+from server import fleet, improve, superlink
 from server.app import app as server
 
 OWNERS = ("t03", "t04", "t05", "t06")
@@ -294,3 +294,14 @@ def test_a_box_that_is_believed_to_be_there_counts_once(
     assert [row["speaker"] for row in found["per_speaker"]] == [NAMES["t04"]]
     assert [(f["speaker"], f["message"]) for f in found["failures"]] == [(LATE, protocol.EVALUATE)]
     assert any(m.startswith(f"speaker {LATE} is not back yet: no answer") for m in caplog.messages)
+
+
+def test_a_strategy_that_wants_more_boxes_than_there_are_does_not_wait_for_them(
+    speech, experiment, clock, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(improve, "run", lambda *_: pytest.fail("waits for ever"))
+    boxes = Boxes({LATE: speech[LATE]}, tmp_path / "devices")
+    asked = experiment({"boxes": 1}, improve={"class": "flwr.serverapp.strategy:FedAvg"})
+    with pytest.raises(ConfigError, match="FedAvg wants more speakers than the 1 that are there"):
+        deploy(asked, boxes, tmp_path / "run")
+    assert {kind for _, kind, _ in boxes.asked} == {protocol.DESCRIBE}
