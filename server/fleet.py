@@ -64,6 +64,9 @@ class _Pending:
 class FleetGrid(WrappedGrid):
     """Around Flower's grid to a SuperLink, for messages with a deadline each."""
 
+    keeps_deadlines = True
+    """Every message that is pushed is answered in the end, if only by an error."""
+
     def __init__(self, grid: HttpGrid, name: str, spool: Path, deadline: float) -> None:
         super().__init__(grid)
         self._http, self._name, self._spool, self._deadline = grid, name, spool, deadline

@@ -53,9 +53,10 @@ class RecordedGrid(WrappedGrid):
         self._keepers: dict[str, Keeper] = {}
         self._positions: Counter[int] = Counter()
         self._hashed: tuple[list[ArrayRecord], str] = ([], "")
-        # What only simulated grids say of themselves.
+        # What only our own grids say of themselves.
         self._underway = Underway(getattr(grid, "at_once", 1))
         self._ready: Callable[[], bool] = getattr(grid, "ready", lambda: False)
+        self._keeps_deadlines: bool = getattr(grid, "keeps_deadlines", False)
         self.detail: Callable[[Message], str] = lambda reply: ""
         self.before_sending: Callable[[str, str], object] = lambda speaker, kind: None
         """Told of a speaker and a message's type before it is really sent, and may raise."""
@@ -79,9 +80,10 @@ class RecordedGrid(WrappedGrid):
         """Replies in the order of the messages, each read back from where it was kept.
 
         Messages are made as they are sent. After `timeout` seconds without any reply those that
-        are still underway are answered with an error.
+        are still underway are answered with an error, unless the grid keeps deadlines itself:
+        Flower's strategies give an hour, and what was given up here would still be answered there.
         """
-        asked = self._exchange(messages, timeout)
+        asked = self._exchange(messages, None if self._keeps_deadlines else timeout)
         return (one.error or self._remembered(one) for one in asked)
 
     def _exchange(self, messages: Iterable[Message], timeout: float | None) -> list[Asked]:

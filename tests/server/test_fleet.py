@@ -8,8 +8,12 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
-from server import fleet, superlink
+from fedspeech import protocol
+from fedspeech.protocol import Member
+from server import fleet, recorded_grid, superlink
 from server.fleet import FleetGrid
+from server.journal import Journal
+from server.recorded_grid import RecordedGrid
 
 ANNA, BEN = 11, 12
 
@@ -232,3 +236,27 @@ def test_everything_that_is_sent_comes_back_once(grid, link):
     )[0]
     replies = list(grid.send_and_receive([question(ANNA), question(BEN), question(ANNA)]))
     assert sorted(said(reply)["errors"] for reply in replies) == [0, 1, 2]
+
+
+def test_a_deadline_of_hours_is_kept_whatever_timeout_a_strategy_gives(link, tmp_path, monkeypatch):
+    """Anna answers after 6,000 s, Ben never."""
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += 500.0
+        if now[0] == 6000.0:
+            link.answer("m0", errors=4)
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(fleet, "time", clock)
+    monkeypatch.setattr(recorded_grid, "time", clock)
+    monkeypatch.setattr(protocol, "check_answer", lambda *_: None)
+    grid = FleetGrid(link, "home", tmp_path / "spool", deadline=7200.0)
+    grid.get_node_ids()
+    recorded = RecordedGrid(grid, Journal(tmp_path / "journal.sqlite"), tmp_path)
+    recorded.know(Member(name, node, 60.0, 3, "") for name, node in (("anna", ANNA), ("ben", BEN)))
+    first, second = recorded.send_and_receive([question(ANNA), question(BEN)], timeout=3600)
+    assert said(first) == {"errors": 4}
+    assert second.error.reason == "no answer within 7200 s, still at work"
+    assert now[0] == 7500.0
+    assert not (tmp_path / "spool").exists(), "nothing is left that could come up later"
