@@ -85,12 +85,25 @@ class FleetGrid(WrappedGrid):
     @property
     def at_once(self) -> int:
         """All boxes work at the same time."""
-        return max(1, len(self._boxes))
+        return max(1, len(self._online()))
 
     def get_node_ids(self) -> list[int]:
         """Boxes that are there now."""
         self._look()
+        return self._online()
+
+    def _online(self) -> list[int]:
         return sorted(node for node, box in self._boxes.items() if box.status == NodeStatus.ONLINE)
+
+    def registered(self) -> dict[int, str]:
+        """All boxes whose keys count: nothing of those that are there, else where they are."""
+        with superlink.told(self._name):
+            self._boxes = {box.node_id: box for box in superlink.nodes(self._http)}
+        return {
+            node: "" if box.status == NodeStatus.ONLINE else _state(box)
+            for node, box in self._boxes.items()
+            if box.status != NodeStatus.UNREGISTERED
+        }
 
     def called(self, node: int) -> str:
         """What an operator knows a node by."""
@@ -240,6 +253,8 @@ def _state(box: NodeInfo | None) -> str:
     """Where a box is that has not answered."""
     if box is not None and box.status == NodeStatus.ONLINE:
         return "still at work"
+    if box is not None and box.status == NodeStatus.REGISTERED:
+        return f"{protocol.OFFLINE}, has never come"
     if box is None or not box.last_deactivated_at:
         return protocol.OFFLINE
     since = datetime.fromisoformat(box.last_deactivated_at).astimezone(UTC)

@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import Message
 
 from fedspeech import progress, protocol
 from fedspeech.config import Config
 from fedspeech.errors import RunError
+from fedspeech.participation import REVOKED
 from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
 from server.fleet import FleetGrid
@@ -19,15 +20,17 @@ log = logging.getLogger("fedspeech")
 
 FILE = "boxes.json"
 """Of a run's folder: the node of each speaker's box, as it was met first."""
+LATER = "came after the run had begun"
 
 
 def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) -> Roster:
     """Wait for the boxes, and ask each who it is and how much speech of its owner it can use.
 
     A box cuts train_s and test_s itself, as `partition.train` says, when a run begins; a run that
-    is resumed is with the boxes of its beginning, whether they are back yet or not. Raises RunError
-    where too few are there. Of those that say they are the same none counts, but the one that was
-    it when the run began: a copy of its disk, or of its name, stops nobody else.
+    is resumed is with the boxes of its beginning, whether they are back yet or not. Every other one
+    that is registered is absent for a reason. Raises RunError where too few are there. Of those
+    that say they are the same none counts, but the one that was it when the run began: a copy of
+    its disk, or of its name, stops nobody else.
     """
     asked, known = settings.deployment, _known(run)
     assert asked is not None
@@ -41,22 +44,25 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
     members = {}
     for speaker, reply in _one_each(found, known, reasons, grid):
         if known and speaker not in known:
-            log.warning("speaker %s came after the run had begun; it is for the next one", speaker)
+            log.warning("speaker %s %s; it is for the next one", speaker, LATER)
             continue
         said = first_said(journal, standard, reply)
         held = protocol.text(reply.content)["generation"]
         node = reply.metadata.src_node_id
         members[speaker] = Member(node=node, **{**said, "generation": held})
+    boxes = grid.registered()
     for speaker in sorted(set(known) - set(members)):
         before = said_before(journal, protocol.identity(standard, speaker))
         if before is not None:
-            why = reasons.pop(known[speaker], protocol.OFFLINE)
+            why = reasons.pop(known[speaker], "") or boxes.get(known[speaker], REVOKED)
             log.warning("speaker %s is not back yet: %s", speaker, why)
             members[speaker] = Member(node=known[speaker], **before)
-    _check_quorum(members, asked.boxes, settings.federation.quorum, reasons)
+    others = _others(boxes, members.values(), reasons)
+    absent = {grid.called(node): why for node, why in others.items()}
+    _check_number(len(members), asked.boxes, settings.federation.quorum, absent)
     ordered = [members[speaker] for speaker in sorted(members)]
     run.write_json(FILE, {member.speaker: str(member.node) for member in ordered})
-    return Roster(ordered, {f"node {node}": why for node, why in reasons.items()})
+    return Roster(ordered, absent)
 
 
 def _one_each(
@@ -81,6 +87,15 @@ def _one_each(
             yield speaker, right
 
 
+def _others(
+    boxes: Mapping[int, str], members: Iterable[Member], reasons: Mapping[int, str]
+) -> dict[int, str]:
+    """Why each box that is no member takes no part; `reasons` are of boxes that were asked."""
+    taken = {member.node for member in members}
+    unasked = {node: where or LATER for node, where in boxes.items() if node not in taken}
+    return {**unasked, **reasons}
+
+
 def _known(run: RunFolder) -> dict[str, int]:
     path = run.path / FILE
     try:
@@ -91,13 +106,13 @@ def _known(run: RunFolder) -> dict[str, int]:
         raise RunError(f"{path}: damaged, cannot be resumed: {error}") from None
 
 
-def _check_quorum(
-    members: Mapping[str, Member], boxes: int, quorum: float, reasons: Mapping[int, str]
-) -> None:
-    if len(members) >= (least := max(quorum * boxes, 1)):
-        return
-    lines = [f"  node {node}: {why}" for node, why in reasons.items()]
-    raise RunError(
-        f"{len(members)} boxes are there and usable, expected at least {least:g} (federation.quorum"
-        f" of federation.deployment.boxes = {boxes})" + "".join(f"\n{line}" for line in lines)
-    )
+def _check_number(there: int, boxes: int, quorum: float, absent: Mapping[str, str]) -> None:
+    """Warn where boxes are missing. Raises RunError where they are too many."""
+    lines = "".join(f"\n  {box}: {why}" for box, why in absent.items())
+    if there < (least := max(quorum * boxes, 1)):
+        raise RunError(
+            f"{there} boxes are there and usable, expected at least {least:g} (federation.quorum "
+            f"of federation.deployment.boxes = {boxes}){lines}"
+        )
+    if there < boxes:
+        log.warning("%d of %d boxes take part (federation.deployment.boxes)%s", there, boxes, lines)

@@ -149,12 +149,21 @@ def test_a_box_that_is_late_is_asked_again(corpus, speech, experiment, clock, tm
     assert (personal(tmp_path / "run", LATE) == of_the_first) == (late == "next-round")
 
 
-def test_a_run_begins_without_a_box_that_does_not_come(speech, experiment, clock, tmp_path):
+def test_a_run_begins_without_a_box_that_does_not_come(speech, experiment, clock, tmp_path, caplog):
     boxes = Boxes(speech, tmp_path / "devices")
     boxes.offline = {LATE}
     boxes.idle = clock
-    found = deploy(experiment({"wait": 0.1}), boxes, tmp_path / "run")
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment({"wait": 0.1}), boxes, tmp_path / "run")
     assert {row["speaker"] for row in found["per_speaker"]} == set(speech) - {LATE}
+    node, since = boxes.node(LATE), "offline since 2026-01-02 03:04:05 UTC"
+    called = f"node {node} (box box-{node})"
+    assert found["failures"] == [
+        {"speaker": called, "round": 0, "message": protocol.DESCRIBE, "reason": since}
+    ]
+    warned = f"3 of 4 boxes take part (federation.deployment.boxes)\n  {called}: {since}"
+    assert warned in caplog.messages
+    assert called in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -217,8 +226,8 @@ def test_of_two_boxes_that_say_they_are_one_none_takes_part(
     )
     assert f"{both}; all are left out" in caplog.messages
     assert [(f["speaker"], f["reason"]) for f in found["failures"]] == [
-        (f"node {node}", both),
-        ("node 105", both),
+        (f"node {node} (box box-{node})", both),
+        ("node 105 (box box-105)", both),
     ]
 
 
@@ -247,7 +256,7 @@ def test_a_resumed_run_keeps_the_box_that_it_began_with(
     with caplog.at_level("WARNING", logger="fedspeech"):
         found = deploy(experiment(), boxes, tmp_path / "run")
     assert {row["speaker"] for row in found["per_speaker"]} == set(speech)
-    assert [failure["speaker"] for failure in found["failures"]] == ["node 105"]
+    assert [failure["speaker"] for failure in found["failures"]] == ["node 105 (box box-105)"]
     assert any(m.endswith(f"; node {node} (box box-{node}) is kept") for m in caplog.messages)
     assert json.loads((tmp_path / "run" / "boxes.json").read_text())[LATE] == str(node)
 
@@ -258,6 +267,9 @@ def test_too_few_boxes_are_told_with_their_reasons(speech, experiment, clock, tm
     with pytest.raises(RunError, match="1 boxes are there and usable, expected at least 2") as told:
         deploy(experiment({"wait": 0.1}), boxes, tmp_path / "run")
     assert "CorpusError on the device" in str(told.value)
+    for name in boxes.offline:
+        node = boxes.node(name)
+        assert f"\n  node {node} (box box-{node}): offline since" in str(told.value)
 
 
 def test_a_resumed_run_is_with_the_boxes_of_its_beginning(
@@ -273,8 +285,10 @@ def test_a_resumed_run_is_with_the_boxes_of_its_beginning(
     found = deploy(experiment({"boxes": 3}), second, tmp_path / "run")
     assert protocol.PERSONALIZE not in {kind for _, kind, _ in second.asked}
     assert {row["speaker"] for row in found["per_speaker"]} == set(some) - {LATE}
-    (failure,) = found["failures"]
-    assert (failure["speaker"], failure["message"]) == (LATE, protocol.EVALUATE)
+    stranger, gone = found["failures"]
+    assert stranger["speaker"].startswith(f"node {second.node(NAMES['t03'])} ")
+    assert stranger["reason"] == "came after the run had begun"
+    assert (gone["speaker"], gone["message"]) == (LATE, protocol.EVALUATE)
     known = deploy(experiment({"boxes": 3}), Boxes(some, tmp_path / "other"), tmp_path / "whole")
     whole = {row["speaker"]: row for row in known["per_speaker"]}
     for row in found["per_speaker"]:

@@ -90,6 +90,15 @@ def test_only_boxes_that_are_there_are_nodes(grid, link):
     assert grid.get_node_ids() == [ANNA]
 
 
+def test_all_boxes_whose_keys_count_are_registered(grid, link):
+    assert grid.registered() == {ANNA: "", BEN: ""}
+    link.boxes[ANNA][0], link.boxes[BEN][0] = "offline", "registered"
+    since = "offline since 2026-01-01 00:02:03 UTC"
+    assert grid.registered() == {ANNA: since, BEN: "offline, has never come"}
+    link.boxes[ANNA][0] = "unregistered"
+    assert list(grid.registered()) == [BEN]
+
+
 def test_an_answer_is_to_what_was_sent(grid, link):
     first, second = grid.push_messages([question(ANNA), question(BEN)])
     assert not list(grid.pull_messages([first, second]))
@@ -166,7 +175,7 @@ def test_what_the_box_itself_says_went_wrong_is_the_answer(grid, link):
     [
         ("online", "still at work"),
         ("offline", "offline since 2026-01-01 00:02:03 UTC"),
-        ("registered", "offline"),
+        ("registered", "offline, has never come"),
     ],
 )
 def test_after_its_deadline_a_message_is_answered_with_an_error(link, tmp_path, status, said):
