@@ -49,8 +49,12 @@ class Round:
 
     @property
     def in_time(self) -> tuple[str, ...]:
-        """Who is asked in this round and answers before the deadline."""
-        return tuple(speaker for speaker in self.asked if speaker not in self.absent)
+        """Who is asked in this round and answers before the deadline, for this round.
+
+        A box that was late is asked once more, for the round in which it began.
+        """
+        others = self.absent.keys() | self.arrived.keys()
+        return tuple(speaker for speaker in self.asked if speaker not in others)
 
     @property
     def answers(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from fedspeech.participation import (
     IMPROVE,
     LATE,
     NOT_AVAILABLE,
+    NOT_SAMPLED,
     PERSONALIZATION,
     REVOKED,
     Round,
@@ -29,6 +30,10 @@ from server.journal import Journal
 from strategies.outcome import Failure
 
 FILE = "participation.json"
+TRAINING = {protocol.PLAIN_TRAIN: IMPROVE, protocol.PERSONALIZE: PERSONALIZATION}
+"""The message that a round begins with, and the stage that it is of."""
+UNASKED = {IMPROVE: NOT_SAMPLED, PERSONALIZATION: NOT_AVAILABLE}
+"""Why a box was not asked: a strategy of Flower's leaves some out, ours those that are away."""
 
 
 def plan(settings: Config, clients: Sequence[Client], known: Set[str]) -> tuple[Round, ...]:
@@ -67,11 +72,11 @@ def everybody(settings: Config, members: Sequence[Member]) -> tuple[Round, ...]:
 
 
 def watch(grid: FleetGrid, journal: Journal, members: Sequence[Member]) -> None:
-    """Let the journal know when boxes were asked for P_s, and how long they took."""
+    """Let the journal know when boxes were asked to train, and how long they took."""
     speakers = {member.node: member.speaker for member in members}
 
     def note(about: Metadata, began: float, seconds: float) -> None:
-        if (kind := about.message_type) == protocol.PERSONALIZE:
+        if (kind := about.message_type) in TRAINING:
             speaker = speakers[about.dst_node_id]
             journal.add_time(int(about.group_id), speaker, kind, began, seconds)
 
@@ -82,28 +87,41 @@ def as_it_was(
     journal: Journal, members: Sequence[Member], failures: Sequence[Failure]
 ) -> tuple[Round, ...]:
     """Who took part in the rounds of a run on boxes, which nobody could plan."""
-    reasons = {(one.round, one.speaker): one.reason for one in failures}
-    rows, times = journal.asked(protocol.PERSONALIZE), journal.times(protocol.PERSONALIZE)
+    owed = {ended + 1: state["overdue"] for ended, state in journal.ended_rounds().items()}
     rounds = []
-    for number in dict.fromkeys(round for round, _, _ in rows):
-        asked = {speaker: answered for round, speaker, answered in rows if round == number}
-        absent = {
-            member.speaker: _why(reasons.get((number, member.speaker), NOT_AVAILABLE))
-            for member in members
-            if not asked.get(member.speaker)
-        }
-        there = [speaker for speaker in asked if absent.get(speaker) != REVOKED]
-        took = {s: times.get((number, s), (math.inf, 0.0)) for s in there}
-        began = min((begin for begin, _ in took.values()), default=math.inf)
-        ends = [begin + seconds - began for begin, seconds in took.values() if begin < math.inf]
-        rounds.append(
-            Round(
-                *(PERSONALIZATION, number, {s: seconds for s, (_, seconds) in took.items()}),
-                *({}, absent, max(ends, default=0.0)),
-                began=_moment(began) if ends else "",
-            )
-        )
+    for kind, stage in TRAINING.items():
+        reasons = {(f.round, f.speaker): f.reason for f in failures if f.message == kind}
+        rows, times = journal.asked(kind), journal.times(kind)
+        for number in dict.fromkeys(round for round, _, _ in rows):
+            asked = {speaker: answered for round, speaker, answered in rows if round == number}
+            why = {
+                member.speaker: _why(reasons.get((number, member.speaker), UNASKED[stage]))
+                for member in members
+                if not asked.get(member.speaker)
+            }
+            late = owed.get(number, {}) if stage == PERSONALIZATION else {}
+            arrived = {speaker: began for speaker, began in late.items() if asked.get(speaker)}
+            began = {s: times.get((number, s), (math.inf, 0.0)) for s in asked}
+            rounds.append(_as_it_was(stage, number, began, arrived, why))
     return tuple(rounds)
+
+
+def _as_it_was(
+    stage: str,
+    number: int,
+    times: Mapping[str, tuple[float, float]],
+    arrived: Mapping[str, int],
+    absent: Mapping[str, str],
+) -> Round:
+    """`times` are when each speaker was asked (Unix time), and how many seconds that took."""
+    took = {s: time for s, time in times.items() if absent.get(s) != REVOKED}
+    began = min((begin for begin, _ in took.values()), default=math.inf)
+    ends = [begin + seconds - began for begin, seconds in took.values() if begin < math.inf]
+    return Round(
+        *(stage, number, {s: seconds for s, (_, seconds) in took.items()}),
+        *(arrived, absent, max(ends, default=0.0)),
+        began=_moment(began) if ends else "",
+    )
 
 
 def _moment(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """A Grid that shows a Flower strategy the nodes that take part in a round, and no others."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import length_hint
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -55,7 +56,8 @@ class AttendedGrid(WrappedGrid):
 
         Raises RunError where fewer of those asked to train have answered well than the quorum.
         """
-        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        sent = protocol.Messages(self._numbered(messages), length_hint(messages))
+        replies = list(self._grid.send_and_receive(sent, timeout=timeout))
         self._note(replies)
         in_time = {self._nodes.get(speaker) for speaker in self._round.in_time}
         taken = [reply for reply in replies if reply.metadata.src_node_id in in_time]
@@ -64,6 +66,12 @@ class AttendedGrid(WrappedGrid):
             missing = sum(speaker not in self._nodes for speaker in self._round.asked)
             self._check_quorum(taken, len(replies) + missing)
         return iter(taken)
+
+    def _numbered(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Flower's strategies leave it open which round a message is of."""
+        for message in messages:
+            message.metadata.group_id = str(self._round.number)
+            yield message
 
     def _note(self, replies: Sequence[Message]) -> None:
         for reply in replies:

@@ -134,6 +134,11 @@ class Journal:
         rows = self._select("SELECT state FROM rounds ORDER BY round DESC LIMIT 1")
         return self._parsed(rows[0][0]) if rows else None
 
+    def ended_rounds(self) -> dict[int, dict[str, Any]]:
+        """What `end_round` was told of each round."""
+        rows = self._select("SELECT round, state FROM rounds ORDER BY round")
+        return {round: self._parsed(state) for round, state in rows}
+
     def end_round(self, round: int, state: Mapping[str, Any]) -> None:
         """A round has ended: its messages are not asked again, and the next starts from `state`."""
         said = json.dumps(state, sort_keys=True)

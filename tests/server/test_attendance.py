@@ -10,6 +10,8 @@ from fedspeech.errors import ConfigError, RunError
 from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
 from server import attendance, improve
+from server.journal import Journal, Row
+from strategies.outcome import Failure
 
 CLIENTS = ("t03", "t04", "t05", "t06")
 FEDAVG = {"class": "flwr.serverapp.strategy:FedAvg", "rounds": 2}
@@ -137,6 +139,42 @@ def test_two_samples_of_one_round_are_refused(planned):
     with pytest.raises(ConfigError, match=r"fraction_train .* federation\.participation\.sample"):
         planned({}, improve={**FEDAVG, **options})
     planned(None, improve={**FEDAVG, **options})
+
+
+def test_what_was_journaled_of_boxes_is_who_took_part(tmp_path):
+    """G is improved by a sample; then ben is late, is away, and answers for his first round."""
+    journal = Journal(tmp_path / "journal.sqlite")
+    members = [
+        Member(name, node, 60.0, 3, "") for node, name in enumerate(("anna", "ben", "carla"))
+    ]
+    answers = [("train", 1, "anna", True), ("train", 1, "carla", True)]
+    answers += [
+        ("train.personalize", number, name, name != "ben" or number == 3)
+        for number in (1, 2, 3)
+        for name in ("anna", "ben", "carla")
+    ]
+    for kind, number, name, answered in answers:
+        row = Row(f"{kind} {number} {name}", 1, number, name, kind, 1, 1, {})
+        (journal.add if answered else journal.add_unanswered)(row)
+        journal.add_time(number, name, kind, 1000.0 * number, 7.0 if name == "anna" else 8.5)
+    for number in (1, 2):
+        journal.end_round(number, {"overdue": {"ben": 1}})
+    failures = [
+        Failure("ben", 1, "train.personalize", "no answer within 60 s, still at work"),
+        Failure("anna", 1, "train.install", "full"),
+        Failure("ben", 2, "train.personalize", "no answer within 60 s, offline"),
+    ]
+    improving, first, second, third = attendance.as_it_was(journal, members, failures)
+    assert (improving.stage, improving.absent) == ("improve", {"ben": "not sampled"})
+    assert first.absent == {"ben": "after the deadline"}
+    assert second.absent == {"ben": "not available"}
+    assert third.absent == {}
+    found = [(one.in_time, dict(one.arrived)) for one in (improving, first, second, third)]
+    both = ("anna", "carla")
+    assert found == [(both, {}), (both, {}), (both, {}), (both, {"ben": 1})]
+    assert [one.number for one in (first, second, third)] == [1, 2, 3]
+    assert {one.seconds for one in (improving, first, second, third)} == {8.5}
+    assert third.began == "1970-01-01T00:50:00+00:00"
 
 
 def test_a_resumed_run_keeps_to_its_plan(planned, tmp_path):

@@ -130,6 +130,21 @@ def test_who_is_asked_is_trained_and_who_was_in_time_is_judged():
     assert sorted(judged[6:]) == ["anna", "cleo"]
 
 
+def test_messages_say_which_round_they_are_of(monkeypatch):
+    grid, rounds = Nodes(), []
+    push = grid.push_messages
+
+    def seen(messages):
+        messages = list(messages)
+        rounds.extend(message.metadata.group_id for message in messages)
+        return push(messages)
+
+    monkeypatch.setattr(grid, "push_messages", seen)
+    run(FedAvg(), grid)
+    asked = [len(one.asked) + len(one.in_time) for one in PLAN]
+    assert rounds == [*("1" * asked[0]), *("2" * asked[1]), *("3" * asked[2])]
+
+
 def test_a_failure_above_the_quorum_is_left_out_of_the_average():
     found = run(FedAvg(), Nodes(failing=("cleo",)), PLAN[:2])
     expected = by_hand(("anna", "dora"), ("bert", "dora", "emil"))

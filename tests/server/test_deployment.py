@@ -142,7 +142,10 @@ def test_a_box_that_is_late_is_asked_again(corpus, speech, experiment, clock, tm
     first, second = json.loads((tmp_path / "run" / "participation.json").read_text())["rounds"]
     assert set(first["asked"]) == set(second["asked"]) == set(speech)
     assert (first["absent"], second["absent"]) == ({LATE: "after the deadline"}, {})
-    assert [row["late"] for row in found["participation"]["rounds"]] == [1, 0]
+    arrived = {LATE: 1} if late == "next-round" else {}
+    assert (first["arrived"], second["arrived"]) == ({}, arrived)
+    counts = [(row["in_time"], row["late"]) for row in found["participation"]["rounds"]]
+    assert counts == [(3, 1), (4 - len(arrived), 0)]
     assert {row["speaker"] for row in found["per_speaker"]} == set(speech)
     simulated(corpus, tmp_path / "one round")
     of_the_first = personal(tmp_path / "one round", LATE)
@@ -319,3 +322,23 @@ def test_a_strategy_that_wants_more_boxes_than_there_are_does_not_wait_for_them(
     with pytest.raises(ConfigError, match="FedAvg wants more speakers than the 1 that are there"):
         deploy(asked, boxes, tmp_path / "run")
     assert {kind for _, kind, _ in boxes.asked} == {protocol.DESCRIBE}
+
+
+def test_rounds_that_improve_g_are_told_of_as_well(speech, experiment, clock, tmp_path):
+    def withheld(speaker, message):
+        return speaker == LATE and message.metadata.message_type == protocol.PLAIN_TRAIN
+
+    boxes = Boxes(speech, tmp_path / "devices", withheld)
+    boxes.idle = clock
+    improve = {"class": "flwr.serverapp.strategy:FedAvg"}
+    begin = datetime.now(UTC) - timedelta(seconds=1)
+    found = deploy(experiment(improve=improve, bases=["mean"]), boxes, tmp_path / "run")
+    first, second = found["participation"]["rounds"]
+    keys = ("stage", "round", "asked", "in_time", "late", "not_sampled")
+    assert [first[key] for key in keys] == ["improve", 1, 4, 3, 1, 0]
+    assert [second[key] for key in keys] == ["personalization", 1, 4, 4, 0, 0]
+    assert begin < datetime.fromisoformat(second["began"])
+    one, _ = json.loads((tmp_path / "run" / "participation.json").read_text())["rounds"]
+    assert one["absent"] == {LATE: "after the deadline"}
+    assert one["asked"][LATE] > 3600.0
+    assert ">improve<" in (tmp_path / "run" / "report.html").read_text()

@@ -63,6 +63,10 @@ def test_the_last_round_that_ended(path):
     journal.end_round(1, {"round": 1, "active": ["s1"]})
     journal.end_round(2, {"round": 2, "active": []})
     assert Journal(path).last_round() == {"round": 2, "active": []}
+    assert Journal(path).ended_rounds() == {
+        1: {"round": 1, "active": ["s1"]},
+        2: {"round": 2, "active": []},
+    }
 
 
 KILLED = """
