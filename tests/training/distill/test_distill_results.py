@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedspeech import evaluation
+from fedspeech.config.distillation import ReplacingSettings
 from fedspeech.training.distill.cells import Cell
 from fedspeech.training.distill.results import Rows
 
@@ -33,7 +34,7 @@ def rows() -> Rows:
 
 
 def test_rates_and_differences(rows):
-    teacher, student, lcmr = (rows.row(name, {}) for name in rows.names)
+    teacher, student, lcmr = (rows.row(name, {}, None) for name in rows.names)
     # Each speaker has 20 words with both seeds; errors of a and b: 1, 1; 12, 8; 4, 7.
     assert (teacher["mean"], student["mean"], lcmr["mean"]) == (5.0, 50.0, 27.5)
     assert student["seeds"] == [40.0, 60.0] and lcmr["seeds"] == [25.0, 30.0]
@@ -50,7 +51,7 @@ def test_intervals_are_those_of_resampled_seeds_speakers_and_utterances(rows):
         "b": np.array([[[3, 1], [1, 3]], [[1, 2], [2, 2]]]),
     }
     samples = evaluation.resample(errors, words, 0)
-    lcmr = rows.row("lcmr", {})
+    lcmr = rows.row("lcmr", {}, None)
     assert (lcmr["low"], lcmr["high"]) == pytest.approx(
         evaluation.interval(samples[:, 1]), abs=1e-4
     )
@@ -61,6 +62,8 @@ def test_intervals_are_those_of_resampled_seeds_speakers_and_utterances(rows):
 
 def test_each_test_set_has_its_own_rates(rows):
     sets = {"clean": rows.of_set({"a"}), "other": rows.of_set({"b"})}
-    found = rows.row("lcmr", sets)["sets"]
+    row = rows.row("lcmr", sets, ReplacingSettings(rate=0.25))
+    found = row["sets"]
+    assert row["replacing"]["rate"] == 0.25
     assert (found["clean"]["mean"], found["other"]["mean"]) == (20.0, 35.0)
     assert found["clean"]["pooled"] == 20.0
