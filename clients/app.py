@@ -113,7 +113,7 @@ def receive(me: Speaker, message: Message) -> dict[str, Any]:
     description = asked.pop("description")
     asked.pop("budget", None)  # of what is sent, not of what is fine-tuned
     trust.check(me.folder, asked.pop("signed", []), asked["generation"], description)
-    sent = protocol.arrays(message.content).get("generic")
+    sent = protocol.arrays(message.content).get(protocol.GENERIC)
     if sent is not None and not me.has(GENERIC, asked["generation"]):
         notes = {DESCRIPTION: description}
         keep = partial(me.receive_generic, description)
@@ -177,7 +177,7 @@ def personalize(message: Message, context: Context) -> Message:
     budget = protocol.text(message.content).get("budget")
     asked = receive(me, message)
     if _on_box(context):  # where a model that nobody needs any more is memory that training lacks
-        message.content.pop("generic", None)
+        message.content.pop(protocol.GENERIC, None)
     difference, said = me.personalize(asked)
     if budget is None:
         record = protocol.pack(difference)

@@ -44,6 +44,8 @@ PLAIN_TRAIN, PLAIN_EVALUATE = "train", "evaluate"
 """Flower's own routes, for its own strategies: equal keys down and up."""
 
 TEXT = "text"
+GENERIC = "generic"
+"""The record of `train.personalize` that brings G."""
 DIFFS = "fedspeech.diff."
 """Begins the names of the arrays of a record that holds diffs instead of tensors."""
 EXAMPLES = "num-examples"

@@ -3,7 +3,7 @@
 A SuperLink tells of a message to a box that was away when it came, or whose client was killed, by
 an error a minute later; of one that a SuperNode took and then forgot because it was restarted, it
 tells nothing at all. Here every message is kept on disk until it is answered or its deadline is
-over, and sent once more as soon as its box is there again.
+over, and sent once more as soon as its box is there again: at first without G, which a box keeps.
 """
 
 import itertools
@@ -59,6 +59,10 @@ class _Pending:
     """Under which the SuperLink has it; empty where it has to be sent once more."""
     activated: str
     """When its box had last come in by then."""
+    brought: bool = False
+    """Whether it has gone there as a whole, so that its box may hold G by now."""
+    brief: bool = False
+    """Whether it was last sent without G."""
 
 
 class FleetGrid(WrappedGrid):
@@ -150,6 +154,7 @@ class FleetGrid(WrappedGrid):
                 (number,) = self._http.push_messages([message])
         except ObjectPushError:  # not all of it has come there
             number = ""
+        pending.brought |= bool(number)
         box = self._boxes.get(message.metadata.dst_node_id)
         pending.number, pending.activated = number or "", box.last_activated_at if box else ""
         if number:
@@ -172,8 +177,10 @@ class FleetGrid(WrappedGrid):
         id = self._ids.pop(reply.metadata.reply_to_message_id, "")
         if id not in self._pending:  # answered already, or given up
             return None
-        if reply.has_error() and reply.error.code in SENT_AGAIN:
-            self._pending[id].number = ""
+        pending = self._pending[id]
+        if reply.has_error() and (pending.brief or reply.error.code in SENT_AGAIN):
+            pending.number = ""
+            pending.brought &= reply.error.code in SENT_AGAIN
             return None
         self._done(id)
         reply.metadata.__dict__["_reply_to_message_id"] = id
@@ -195,18 +202,17 @@ class FleetGrid(WrappedGrid):
                 continue
             if not pending.number or box.last_activated_at != pending.activated:
                 about = pending.light.metadata
-                log.info("box %s is back: %s once more", box.node_id, about.message_type)
+                log.info("box %s is there: %s once more", box.node_id, about.message_type)
                 self._send(id, self._message(pending))
 
     def _message(self, pending: _Pending) -> Message:
+        """What is sent once more; G goes along where it never came, or the box says it lacks it."""
         proto = RecordDictProto.FromString(pending.file.read_bytes())
-        about = pending.light.metadata
-        return Message(
-            recorddict_from_proto(proto),
-            about.dst_node_id,
-            about.message_type,
-            group_id=about.group_id,
-        )
+        content, about = recorddict_from_proto(proto), pending.light.metadata
+        pending.brief = pending.brought and protocol.GENERIC in content
+        if pending.brief:
+            del content[protocol.GENERIC]
+        return Message(content, about.dst_node_id, about.message_type, group_id=about.group_id)
 
     def _hopeless(self) -> dict[str, str]:
         """Why messages are answered by nobody: their boxes may not any more, or are too late."""

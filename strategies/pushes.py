@@ -47,7 +47,7 @@ class Pushes:
         if held == generation:
             return {}
         diffs = self._releases.deliver(held, budget, generation)
-        return {"generic": whole if diffs is None else protocol.pack_diffs(diffs)}
+        return {protocol.GENERIC: whole if diffs is None else protocol.pack_diffs(diffs)}
 
     def once(self, speaker: str, model: Tensors, at: str | None) -> Push:
         """M_s to be judged and forgotten, as a diff from G; `at` is one more budget."""

@@ -342,3 +342,46 @@ def test_rounds_that_improve_g_are_told_of_as_well(speech, experiment, clock, tm
     assert one["absent"] == {LATE: "after the deadline"}
     assert one["asked"][LATE] > 3600.0
     assert ">improve<" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("came", "expected"), [(True, [True, False]), (False, [True, False, True])]
+)
+def test_a_box_that_goes_away_is_sent_g_once_more_only_where_it_lacks_it(
+    corpus, speech, experiment, clock, tmp_path, came, expected
+):
+    """It goes before it answers, or before the question has come."""
+    carried: list[bool] = []
+    answered: list[str] = []
+    looks: list[None] = []
+
+    def withheld(speaker, message):
+        if (speaker, message.metadata.message_type) != (LATE, protocol.PERSONALIZE):
+            return False
+        answered.append(speaker)
+        if gone := came and len(answered) == 1:
+            boxes.offline.add(LATE)
+        return gone
+
+    def look():
+        looks.append(None)
+        if len(looks) == 2:
+            boxes.offline.clear()
+
+    class Watched(Boxes):
+        def push_messages(self, messages):
+            (message,) = messages
+            about = message.metadata
+            if (about.dst_node_id, about.message_type) == (self.node(LATE), protocol.PERSONALIZE):
+                carried.append(protocol.GENERIC in message.content)
+                if len(carried) == 1 and not came:
+                    self.offline.add(LATE)
+            return super().push_messages([message])
+
+    boxes = Watched(speech, tmp_path / "devices", withheld)
+    boxes.idle = look
+    found = deploy(experiment(bases=["mean"]), boxes, tmp_path / "run")
+    assert carried == expected
+    assert found["failures"] == []
+    simulated(corpus, tmp_path / "simulated", bases=["mean"])
+    assert personal(tmp_path / "run", LATE) == personal(tmp_path / "simulated", LATE)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
@@ -158,6 +159,50 @@ def test_a_box_that_was_restarted_between_two_looks_is_asked_again(grid, link):
     assert len(link.taken) == 2
     assert not list(grid.pull_messages([number]))
     assert len(link.taken) == 2, "once for each time that it came back"
+
+
+def bringing_g(node):
+    content = protocol.content({"generation": "f00d"}, generic=protocol.pack({"x": torch.ones(3)}))
+    return Message(content, node, protocol.PERSONALIZE, group_id="1")
+
+
+def test_g_is_not_sent_once_more_to_a_box_that_may_hold_it(grid, link):
+    (number,) = grid.push_messages([bringing_g(ANNA)])
+    link.boxes[ANNA][1] = "2026-01-01T00:05:00"
+    assert not list(grid.pull_messages([number]))
+    link.refuse("m1", ErrorCode.CLIENT_APP_CRASHED, "killed")
+    assert not list(grid.pull_messages([number]))
+    first, *again = [message.content for _, message in link.taken]
+    assert list(first) == ["text", "generic"]
+    assert [list(content) for content in again] == [["text"], ["text"]]
+    assert all(protocol.text(content) == {"generation": "f00d"} for content in again)
+
+
+def test_a_box_that_lacks_g_is_sent_it_once_more(grid, link):
+    """What it then says went wrong is the answer."""
+    (number,) = grid.push_messages([bringing_g(ANNA)])
+    link.refuse("m0", ErrorCode.NODE_UNAVAILABLE, "not there")
+    assert not list(grid.pull_messages([number]))
+    link.refuse("m1", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ModelError on the device")
+    assert not list(grid.pull_messages([number]))
+    assert ["generic" in message.content for _, message in link.taken] == [True, False, True]
+    brought = protocol.unpack(link.taken[2][1].content["generic"])
+    assert brought["x"].tolist() == [1.0, 1.0, 1.0]
+    link.refuse("m2", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ModelError on the device")
+    (reply,) = grid.pull_messages([number])
+    assert reply.error.reason == "ModelError on the device"
+
+
+def test_g_that_did_not_get_to_the_superlink_goes_along_once_more(grid, link, monkeypatch):
+    def broken(messages):
+        raise ObjectPushError("part", 1, "session")
+
+    push = link.push_messages
+    monkeypatch.setattr(link, "push_messages", broken)
+    (number,) = grid.push_messages([bringing_g(ANNA)])
+    monkeypatch.setattr(link, "push_messages", push)
+    assert not list(grid.pull_messages([number]))
+    assert list(link.taken[0][1].content) == ["text", "generic"]
 
 
 def test_what_the_box_itself_says_went_wrong_is_the_answer(grid, link):
