@@ -208,7 +208,7 @@ class Killer:
             return False
         assert self.fleet.wait_for_end(SERVER) == status
         if status:
-            assert "SuperLink boxes: " in self.fleet.log(SERVER).splitlines()[-1]
+            assert "SuperLink boxes" in self.fleet.log(SERVER).splitlines()[-1]
             self.go_on()
         return status == 0
 
