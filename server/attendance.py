@@ -101,8 +101,8 @@ def as_it_was(
             }
             late = owed.get(number, {}) if stage == PERSONALIZATION else {}
             arrived = {speaker: began for speaker, began in late.items() if asked.get(speaker)}
-            began = {s: times.get((number, s), (math.inf, 0.0)) for s in asked}
-            rounds.append(_as_it_was(stage, number, began, arrived, why))
+            when = {s: times.get((number, s), (math.inf, 0.0)) for s in asked}
+            rounds.append(_as_it_was(stage, number, when, arrived, why))
     return tuple(rounds)
 
 

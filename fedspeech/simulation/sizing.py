@@ -51,7 +51,8 @@ def settle(settings: Config, before: int | None = None) -> Config:
         return with_cohort(settings, 1) if asked == "auto" else settings
     most = most_together(settings)
     if asked == "auto":
-        return with_cohort(settings, _auto(settings, most))
+        # On a processor plain loops are faster than a stack.
+        return with_cohort(settings, max(1, most) if trains_on_gpu(settings.engine) else 1)
     if asked > max(1, most):
         raise ConfigError(
             f"engine.cohort: {asked} speakers with a {settings.model.name} each do not fit the "
@@ -111,10 +112,6 @@ def with_cohort(settings: Config, size: int) -> Config:
     """The settings with this size of cohorts."""
     engine = settings.engine.model_copy(update={"cohort": size})
     return settings.model_copy(update={"engine": engine})
-
-
-def _auto(settings: Config, most: int) -> int:
-    return max(1, most) if trains_on_gpu(settings.engine) else 1
 
 
 def _module(settings: Config) -> torch.nn.Module:

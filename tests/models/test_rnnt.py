@@ -136,9 +136,12 @@ def test_three_frames_are_a_step_and_two_steps_are_joined_after_the_first_layer(
     assert_allclose(found[0].detach(), wanted, atol=1e-5)
 
 
-def test_a_bypass_adds_what_a_layer_takes_where_it_gives_as_many_values():
+@pytest.mark.parametrize("projection", [0, 4])
+def test_bypasses_and_projections_by_hand(projection):
+    """A bypass adds what a layer takes where it gives as many values; a projection is what a layer
+    passes on, also to itself."""
     with seeding.scoped(0, 0, "", "bypassed"):
-        model = RNNT(FEATURES, UNITS, replace(SHAPE, bypass=True)).eval()
+        model = RNNT(FEATURES, UNITS, replace(SHAPE, projection=projection, bypass=True)).eval()
     features, lengths = speech(24)
     wanted = by_hand(model, features[0].double().numpy())
     assert_allclose(model(features, lengths)[0][0].detach(), wanted, atol=1e-5)
@@ -162,19 +165,6 @@ def test_neither_padding_nor_neighbours_nor_what_comes_later_change_what_is_hear
     after, _ = tiny(features, lengths)
     assert_allclose(before[:, :5].detach(), after[:, :5].detach(), atol=1e-6)
     assert (before[:, 5:] - after[:, 5:]).abs().min(1).values.max() > 1e-4
-
-
-def test_a_projection_is_what_a_layer_passes_on_also_to_itself():
-    with seeding.scoped(0, 0, "", "projected"):
-        model = RNNT(FEATURES, UNITS, replace(SHAPE, projection=4, bypass=True)).eval()
-    features, lengths = speech(24)
-    wanted = by_hand(model, features[0].double().numpy())
-    assert_allclose(model(features, lengths)[0][0].detach(), wanted, atol=1e-5)
-    state, parts = None, []
-    for start in range(0, 24, 12):
-        part, state = model.encode(features[:, start : start + 12], state)
-        parts.append(part)
-    assert_allclose(torch.cat(parts, 1)[0].detach(), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [6, 12, 30])

@@ -135,14 +135,20 @@ def test_what_did_not_get_there_is_sent_once_more_when_the_box_is_back(grid, lin
     assert (reply.metadata.reply_to_message_id, said(reply)) == (number, {"errors": 1})
 
 
-def test_what_did_not_get_to_the_superlink_as_a_whole_is_sent_once_more(grid, link, monkeypatch):
+def push_in_vain(grid, link, monkeypatch, message):
+    """The number of a message that did not get to the SuperLink as a whole."""
+
     def broken(messages):
         raise ObjectPushError("part", 1, "session")
 
-    push = link.push_messages
-    monkeypatch.setattr(link, "push_messages", broken)
-    (number,) = grid.push_messages([question(ANNA)])
-    monkeypatch.setattr(link, "push_messages", push)
+    with monkeypatch.context() as patched:
+        patched.setattr(link, "push_messages", broken)
+        (number,) = grid.push_messages([message])
+    return number
+
+
+def test_what_did_not_get_to_the_superlink_as_a_whole_is_sent_once_more(grid, link, monkeypatch):
+    number = push_in_vain(grid, link, monkeypatch, question(ANNA))
     assert not list(grid.pull_messages([number]))
     assert len(link.taken) == 1
     link.answer("m0", errors=2)
@@ -194,13 +200,7 @@ def test_a_box_that_lacks_g_is_sent_it_once_more(grid, link):
 
 
 def test_g_that_did_not_get_to_the_superlink_goes_along_once_more(grid, link, monkeypatch):
-    def broken(messages):
-        raise ObjectPushError("part", 1, "session")
-
-    push = link.push_messages
-    monkeypatch.setattr(link, "push_messages", broken)
-    (number,) = grid.push_messages([bringing_g(ANNA)])
-    monkeypatch.setattr(link, "push_messages", push)
+    number = push_in_vain(grid, link, monkeypatch, bringing_g(ANNA))
     assert not list(grid.pull_messages([number]))
     assert list(link.taken[0][1].content) == ["text", "generic"]
 
