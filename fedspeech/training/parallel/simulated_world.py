@@ -75,7 +75,7 @@ class Case:
     together: Sequence[float] = ()
     """What 1, 2, ... learners that compute at a time do in a second all together, where one alone
     does 1; more of them share what the last ones do. A learner that waits or rests lends its share.
-    None: each has a machine of its own."""
+    Empty: each has a machine of its own."""
     checkpoint: Checkpoint | None = None
     one_writes: bool = False
     """Whether the first learner alone keeps checkpoints."""
