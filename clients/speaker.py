@@ -127,9 +127,17 @@ class Speaker:
         return voice.of_owner(self.folder, self.description.features)
 
     def has_finished(self, asked: Mapping[str, Any]) -> bool:
-        """Whether this very fine-tuning is done, and what came of it is here undamaged."""
-        finished = _tuned(self.store.state().get("asked", {})) == _tuned(asked)
+        """Whether this very fine-tuning on this very speech is done, and what came of it is here
+        undamaged."""
+        state = self.store.state()
+        same = _tuned(state.get("asked", {})) == _tuned(asked)
+        finished = same and state.get("heard") == self._heard
         return finished and self.store.holds(DIFFERENCE) and self.store.holds(VALIDATION)
+
+    @cached_property
+    def _heard(self) -> str:
+        """Which utterances train_s has: an owner goes on recording from run to run."""
+        return tensors.sha256_of_file(self.folder / f"{TRAIN}.jsonl")
 
     def tunings(self, asked: Mapping[str, Any]) -> tuple[Tuning, Tuning]:
         """What is to be fine-tuned: what will judge alpha, on part of train_s, and P_s on all.
@@ -162,6 +170,7 @@ class Speaker:
         self.store.put_together(
             {VALIDATION: judge.model, DIFFERENCE: self.difference(tuned.model)},
             asked=dict(asked),
+            heard=self._heard,
             answered={"losses": tuned.losses, "skipped": tuned.skipped},
         )
 

@@ -172,7 +172,7 @@ def _speakers_at_once(model: str) -> Finding:
     if gpus := machine.gpus():
         most = sum(int(sizing.SHARE * gpu.free_bytes / each) for gpu in gpus)
         return _at_once(model, f"{about}: {most} speakers at once as stacks", most)
-    room = (machine.memory_free_bytes() - SERVER_BYTES) // (WORKER_BYTES + each)
+    room = max(0, machine.memory_free_bytes() - SERVER_BYTES) // (WORKER_BYTES + each)
     most = min(machine.cores(), room)
     return _at_once(model, f"{about}: {most} speakers at once (engine.workers)", most)
 

@@ -22,6 +22,7 @@ from fedspeech.tensors import write_whole
 
 FREE = {
     "name",
+    "rows",
     "engine.grid",
     "engine.workers",
     "engine.gpus_per_worker",
@@ -36,7 +37,8 @@ FREE = {
     "federation.deployment.deadline",
 }
 """Settings that may differ between a run and its resumption: they change no model, unless clients
-train on a GPU by some of them and on a processor by others."""
+train on a GPU by some of them and on a processor by others. Of a distillation there may be other
+rows: each is trained by itself."""
 ON_GPU = ("engine.grid", "engine.gpus_per_worker", "engine.simulated_gpus")
 """Settings that say where clients train."""
 VERSIONS = ("fedspeech", "torch", "torchaudio", "numpy", "scipy", "flwr", "ray", "lhotse", "jiwer")

@@ -1,7 +1,7 @@
 """The statements that go with the releases of a line: one for each, and those of its keys.
 
 They lie in the folder of the line: `0001.signed` beside `0001.diff`, and every `*.rotation` that
-`fedspeech keys rotate` has made, in the order of their names.
+`fedspeech keys rotate` has made.
 """
 
 from datetime import UTC, datetime

@@ -35,10 +35,13 @@ class Units:
 
     def encode(self, text: str) -> list[int]:
         """The unit numbers of a text. Raises CorpusError naming what the vocabulary lacks."""
-        split = self._split(text)
-        if unknown := sorted(set(split) - set(self._number)):
+        if unknown := sorted(self.lacking(text)):
             raise CorpusError(f"not in the vocabulary: {' '.join(unknown)} (in {text!r})")
-        return [self._number[unit] for unit in split]
+        return [self._number[unit] for unit in self._split(text)]
+
+    def lacking(self, text: str) -> set[str]:
+        """What of a text is not in the vocabulary."""
+        return set(self._split(text)) - self._number.keys()
 
     def decode(self, numbers: Iterable[int]) -> str:
         """The text that some unit numbers spell."""

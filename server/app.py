@@ -219,7 +219,8 @@ class _Run:
             return trained.model, []
         improve.check(self.settings.federation, attendance.among(members, rounds))
         nodes = {member.speaker: member.node for member in members}
-        grid = AttendedGrid(recorded, nodes, rounds, self.settings.federation.quorum)
+        quorum = self.settings.federation.quorum
+        grid = AttendedGrid(recorded, nodes, rounds, quorum, self.journal)
         return improve.run(grid, trained.model, trained.description, self.settings), grid.failures
 
     def _budgets(self, members: Sequence[Member], model: Tensors) -> Budgets:

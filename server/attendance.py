@@ -72,8 +72,12 @@ def everybody(settings: Config, members: Sequence[Member]) -> tuple[Round, ...]:
 
 
 def watch(grid: FleetGrid, journal: Journal, members: Sequence[Member]) -> None:
-    """Let the journal know when boxes were asked to train, and how long they took."""
+    """Let the journal know when boxes were asked to train, and how long they took; and the grid to
+    which of them an earlier process of the run has sent G.
+    """
     speakers = {member.node: member.speaker for member in members}
+    asked = {speaker for _, speaker, _ in journal.asked(protocol.PERSONALIZE)}
+    grid.may_hold(node for node, speaker in speakers.items() if speaker in asked)
 
     def note(about: Metadata, began: float, seconds: float) -> None:
         if (kind := about.message_type) in TRAINING:

@@ -1,5 +1,6 @@
 """A Grid that shows a Flower strategy the nodes that take part in a round, and no others."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import length_hint
 
@@ -10,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 from fedspeech import protocol
 from fedspeech.errors import RunError
 from fedspeech.participation import Round
+from server.journal import Journal
 from server.wrapped_grid import WrappedGrid
 from strategies.outcome import Failure
 
@@ -24,10 +26,15 @@ class AttendedGrid(WrappedGrid):
     """
 
     def __init__(
-        self, grid: Grid, nodes: Mapping[str, int], plan: Sequence[Round], quorum: float
+        self,
+        grid: Grid,
+        nodes: Mapping[str, int],
+        plan: Sequence[Round],
+        quorum: float,
+        journal: Journal,
     ) -> None:
         super().__init__(grid)
-        self._nodes, self._plan, self._quorum = nodes, plan, quorum
+        self._nodes, self._plan, self._quorum, self._journal = nodes, plan, quorum, journal
         self._round, self._trained = plan[0], False
         self._speakers = {node: speaker for speaker, node in nodes.items()}
         self.failures: list[Failure] = []
@@ -65,7 +72,17 @@ class AttendedGrid(WrappedGrid):
             self._trained = True
             missing = sum(speaker not in self._nodes for speaker in self._round.asked)
             self._check_quorum(taken, len(replies) + missing)
+        self._go_on_without(reply for reply in replies if reply.has_error())
         return iter(taken)
+
+    def _go_on_without(self, failed: Iterable[Message]) -> None:
+        """A run that is resumed must not ask them again: G would become another one."""
+        errors: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+        for reply in failed:
+            speaker, error = self._speakers[reply.metadata.src_node_id], reply.error
+            errors[reply.metadata.message_type][speaker] = (error.code, error.reason or "")
+        for kind, of in errors.items():
+            self._journal.give_up(self._round.number, kind, of)
 
     def _numbered(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Flower's strategies leave it open which round a message is of."""

@@ -25,6 +25,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid import HttpGrid
 
 from fedspeech import protocol
+from fedspeech.errors import RunError
 from fedspeech.participation import REVOKED
 from fedspeech.tensors import write_whole
 from server import superlink
@@ -83,6 +84,7 @@ class FleetGrid(WrappedGrid):
         many seconds ago that is."""
         self._boxes: Mapping[int, NodeInfo] = {}
         self._looked = 0.0
+        self._may_hold: set[int] = set()
         protocol.cut_into_pieces()
         shutil.rmtree(spool, ignore_errors=True)
 
@@ -129,12 +131,25 @@ class FleetGrid(WrappedGrid):
         """Send messages; the ids under which they are asked for, whichever way they go."""
         return self._push(messages, self._deadline)
 
+    def may_hold(self, nodes: Iterable[int]) -> None:
+        """To these boxes G has gone before, in this run: at first they are asked without it."""
+        self._may_hold.update(nodes)
+
+    def spared(self, message: Message) -> int:
+        """Bytes of what a message brings that do not go along at first."""
+        record = protocol.arrays(message.content).get(protocol.GENERIC)
+        if record is None or message.metadata.dst_node_id not in self._may_hold:
+            return 0
+        return protocol.size(RecordDict({protocol.GENERIC: record}))
+
     def _push(self, messages: Iterable[Message], deadline: float) -> list[str]:
         ids = []
         for message in messages:
+            self._attend()
             id = f"message-{next(self._count)}"
-            self._pending[id] = self._keep(id, message, deadline)
-            self._send(id, message)
+            pending = self._pending[id] = self._keep(id, message, deadline)
+            pending.brought = self.spared(message) > 0
+            self._send(id, self._message(pending) if pending.brought else message)
             ids.append(id)
         return ids
 
@@ -155,6 +170,8 @@ class FleetGrid(WrappedGrid):
         except ObjectPushError:  # not all of it has come there
             number = ""
         pending.brought |= bool(number)
+        if number and protocol.GENERIC in message.content:
+            self._may_hold.add(message.metadata.dst_node_id)
         box = self._boxes.get(message.metadata.dst_node_id)
         pending.number, pending.activated = number or "", box.last_activated_at if box else ""
         if number:
@@ -166,9 +183,11 @@ class FleetGrid(WrappedGrid):
         with superlink.told(self._name):
             replies = list(self._http.pull_messages(numbers)) if numbers else []
         answered = [self._taken(reply) for reply in replies]
-        if time.monotonic() - self._looked > LOOK_SECONDS:
-            self._look()
-            self._send_again()
+        try:
+            self._attend()
+        except RunError:
+            if not answered:  # else it is told at the next call, when these are kept
+                raise
         given_up = [self._give_up(id, why) for id, why in self._hopeless().items()]
         return iter([reply for reply in (*answered, *given_up) if reply is not None])
 
@@ -185,6 +204,12 @@ class FleetGrid(WrappedGrid):
         self._done(id)
         reply.metadata.__dict__["_reply_to_message_id"] = id
         return reply
+
+    def _attend(self) -> None:
+        """Look now and then who is there, and send once more what got lost."""
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._look()
+            self._send_again()
 
     def _look(self) -> None:
         waited_for = {each.light.metadata.dst_node_id for each in self._pending.values()}

@@ -24,6 +24,14 @@ CREATE TABLE IF NOT EXISTS messages (
     arrays TEXT
 );
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, state TEXT);
+CREATE TABLE IF NOT EXISTS given_up (
+    round INTEGER,
+    kind TEXT,
+    speaker TEXT,
+    code INTEGER,
+    reason TEXT,
+    PRIMARY KEY (round, kind, speaker)
+);
 CREATE TABLE IF NOT EXISTS times (
     round INTEGER,
     speaker TEXT,
@@ -109,6 +117,18 @@ class Journal:
         """Count messages that brought an error, or nothing so far; `get` knows none of them."""
         values = [(*_values(row)[:7], None, "") for row in rows]
         self._write(f"INSERT INTO messages {PLACES} {UNANSWERED}", values)
+
+    def give_up(self, round: int, kind: str, errors: Mapping[str, tuple[int, str]]) -> None:
+        """What a round came to without these speakers is used: they are not asked again, and their
+        errors (code, reason) stand.
+        """
+        values = [(round, kind, speaker, *error) for speaker, error in errors.items()]
+        self._write("INSERT OR IGNORE INTO given_up VALUES (?, ?, ?, ?, ?)", values)
+
+    def given_up(self) -> dict[tuple[int, str, str], tuple[int, str]]:
+        """What `give_up` was told, by round, message type and speaker."""
+        rows = self._select("SELECT round, kind, speaker, code, reason FROM given_up")
+        return {(round, kind, speaker): (code, why) for round, kind, speaker, code, why in rows}
 
     def asked(self, kind: str) -> list[tuple[int, str, bool]]:
         """(round, speaker, whether it answered) of every message of a type, in that order."""

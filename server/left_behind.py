@@ -45,10 +45,8 @@ class LeftBehind:
         devices: Path | None,
         ended: Collection[str],
     ) -> None:
-        self._personal, self._devices = personal, devices
+        self._personal, self._devices, self._ended = personal, devices, set(ended)
         self._unchecked = set(ended) if devices is not None else set()
-        # What later rounds have trained, no device can train again: it began with what it replaced.
-        self._can_train_again = devices is not None and not ended
 
     def check(self, speaker: str, kind: str) -> None:
         """Raise RunError where a device that is about to be asked lacks a model that only a round
@@ -79,7 +77,8 @@ class LeftBehind:
         lost = self._personal.lost(speaker, protocol.text(content)["kept"])
         if lost is not None:
             yield lost
-        if self._can_train_again:
+        # Who was there in a round that has ended cannot train again: what it began with is gone.
+        if self._devices is not None and speaker not in self._ended:
             store = self._store(speaker)
             state = store.state()
             for role in FINE_TUNED:

@@ -21,6 +21,7 @@ from fedspeech.errors import DiffError, ModelError
 from fedspeech.protocol import Member
 from fedspeech.tensors import Tensors
 from server.journal import Journal, Row
+from server.stored_arrays import stored
 from server.underway import Asked, Underway
 from server.wrapped_grid import WrappedGrid
 
@@ -52,11 +53,13 @@ class RecordedGrid(WrappedGrid):
         self._speakers: dict[int, str] = {}
         self._keepers: dict[str, Keeper] = {}
         self._positions: Counter[int] = Counter()
+        self._given_up = journal.given_up()
         self._hashed: tuple[list[ArrayRecord], str] = ([], "")
         # What only our own grids say of themselves.
         self._underway = Underway(getattr(grid, "at_once", 1))
         self._ready: Callable[[], bool] = getattr(grid, "ready", lambda: False)
         self._keeps_deadlines: bool = getattr(grid, "keeps_deadlines", False)
+        self._spared: Callable[[Message], int] = getattr(grid, "spared", lambda message: 0)
         self.detail: Callable[[Message], str] = lambda reply: ""
         self.before_sending: Callable[[str, str], object] = lambda speaker, kind: None
         """Told of a speaker and a message's type before it is really sent, and may raise."""
@@ -93,7 +96,7 @@ class RecordedGrid(WrappedGrid):
             for message in messages:
                 asked.append(self._ask(message))
                 shown.start(_name(message))
-                if asked[-1].row is None:
+                if asked[-1].row is None and asked[-1].error is None:
                     self._send(asked[-1], message)
                 else:
                     shown.skip()
@@ -123,15 +126,18 @@ class RecordedGrid(WrappedGrid):
         row = self._answered(id, speaker, message.content)
         if row is not None:
             self._underway.learn(row.kind, row.bytes_up)
+        light = _light(message)
+        failed = None if row else self._given_up.get((round, metadata.message_type, speaker))
         return Asked(
             id=id,
             round=round,
             position=self._positions[round],
             speaker=speaker,
-            bytes_down=protocol.size(message.content),
-            light=_light(message),
+            bytes_down=protocol.size(message.content) - self._spared(message),
+            light=light,
             shapes={key: _shapes(record) for key, record in sent.items()} if plain else {},
             row=row,
+            error=None if failed is None else Message(Error(*failed), reply_to=light),
         )
 
     def _hash(self, records: Mapping[str, ArrayRecord]) -> str:
@@ -165,11 +171,7 @@ class RecordedGrid(WrappedGrid):
 
     def _still_there(self, row: Row) -> bool:
         about = row.answer[ARRAYS]
-        try:
-            found = tensors.sha256(tensors.read(self._folder / row.arrays))
-        except ModelError:
-            return False
-        return bool(found == about["sha256"] and about["name"])
+        return tensors.intact(self._folder / row.arrays, about["sha256"]) and bool(about["name"])
 
     def _collect(self, timeout: float | None, shown: progress.Stage) -> None:
         """Wait for at least one reply and keep what came."""
@@ -249,8 +251,7 @@ class RecordedGrid(WrappedGrid):
         assert one.row is not None
         content = _content(one.row.answer)
         if one.row.arrays:
-            kept = tensors.read(self._folder / one.row.arrays)
-            content[one.row.answer[ARRAYS]["name"]] = protocol.pack(kept)
+            content[one.row.answer[ARRAYS]["name"]] = stored(self._folder / one.row.arrays)
         return Message(content, reply_to=one.light)
 
 

@@ -146,6 +146,7 @@ def test_an_installation_that_is_not_whole(first, child):
 def test_a_full_disk_and_little_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "memory_free_bytes", lambda: 2**30)
     assert doctor._memory().todo == "at least 2.4 GiB have to be free"
+    assert ": 0 speakers at once" in doctor._speakers_at_once("tdnn-tiny").found
     monkeypatch.setattr(machine, "memory_free_bytes", lambda: 4 * 2**30)
     assert doctor._memory().status == "ok"
     # 4 GiB less 2 for the server: a worker with the tiny model takes 0.7, with the large one 2.9.

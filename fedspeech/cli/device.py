@@ -58,7 +58,7 @@ def update(
     ],
     signed: Annotated[
         list[Path],
-        typer.Option(metavar="STATEMENT", help="X.signed; also each X.rotation, in their order."),
+        typer.Option(metavar="STATEMENT", help="X.signed; also each X.rotation."),
     ] = [],  # noqa: B006  (Typer copies it)
     description: Annotated[
         Path | None, typer.Option(metavar="JSON", help="What the model needs; else as before.")

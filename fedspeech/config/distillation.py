@@ -135,7 +135,7 @@ class DistillationConfig(Settings):
     teacher: TeacherSettings = TeacherSettings()
     student: StudentSettings = StudentSettings()
     modules: ModuleSettings = ModuleSettings()
-    replacing: dict[str, ReplacingSettings] = Field(
+    replacing: dict[Annotated[str, folder_name], ReplacingSettings] = Field(
         default_factory=lambda: {"lcmr": ReplacingSettings()}
     )
     """The ways to replace, by the names of their rows."""

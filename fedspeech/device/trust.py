@@ -67,19 +67,20 @@ class Trust:
         self._write({**state, KEY: key, LINE: line or state[LINE]})
 
     def follow(self, rotations: Iterable[bytes]) -> str:
-        """Go on to the keys that take over from the pinned one, in their order; the last of them.
+        """Go on from the pinned key to the one that takes over from it, and so on; the last one.
 
-        What does not begin at the key that is pinned by then is passed over. Raises SignatureError
-        where a statement is damaged, wrongly signed, or leads back to a key that was left.
+        The order of the statements does not matter; what does not begin at a key that is trusted
+        by then is passed over. Raises SignatureError where a statement is damaged, wrongly signed,
+        or leads back to a key that was left.
         """
         state = self._pinned()
-        for data in rotations:
-            if signer(data) == state[KEY]:
-                new = read_rotation(data, state[KEY]).new
-                left = [*state[LEFT], state[KEY]]
-                if new in left:
-                    raise SignatureError(f"the key {new[:12]} counts no more")
-                state = {**state, KEY: new, LEFT: left}
+        sent = list(rotations)
+        while (data := next((d for d in sent if signer(d) == state[KEY]), None)) is not None:
+            new = read_rotation(data, state[KEY]).new
+            left = [*state[LEFT], state[KEY]]
+            if new in left:
+                raise SignatureError(f"the key {new[:12]} counts no more")
+            state = {**state, KEY: new, LEFT: left}
         self._write(state)
         return str(state[KEY])
 

@@ -49,6 +49,7 @@ class DiffResults(Record):
     seed: int
     seeds: tuple[int, ...]
     speakers: int
+    skipped: int = 0
     generations: tuple[Generation, ...]
     table: tuple[Row, ...]
 

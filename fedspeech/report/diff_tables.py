@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from fedspeech.report.diff_results import BLC, DIFF, DiffResults, Row
 from fedspeech.report.run_tables import size
-from fedspeech.report.tables import Estimate, Table, fallen_back
+from fedspeech.report.tables import Estimate, Table, fallen_back, skipped
 
 
 def every(results: DiffResults) -> list[Table]:
@@ -15,7 +15,8 @@ def every(results: DiffResults) -> list[Table]:
 def errors(results: DiffResults) -> Table:
     """Every line of models, a column per generation."""
     rows = _rows(results, list(results.lines), Estimate.of)
-    return Table(f"{results.metric} %", ("model", *_columns(results)), rows)
+    columns, notes = ("model", *_columns(results)), tuple(skipped(results.skipped))
+    return Table(f"{results.metric} %", columns, rows, notes=notes)
 
 
 def regret(results: DiffResults) -> Table:

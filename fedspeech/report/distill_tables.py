@@ -1,7 +1,7 @@
 """The tables of a run of kind `distillation`, as data."""
 
 from fedspeech.report.distill_results import TEACHER, DistillResults, Row
-from fedspeech.report.tables import Estimate, Table
+from fedspeech.report.tables import Estimate, Table, skipped
 
 
 def every(results: DistillResults) -> list[Table]:
@@ -33,10 +33,7 @@ def _notes(results: DistillResults) -> tuple[str, ...]:
         notes.append(
             "The teacher is no usable recognizer: nothing follows from a comparison with it."
         )
-    if results.skipped:
-        notes.append(
-            f"Skipped: {results.skipped:,} training utterances with more units than steps."
-        )
+    notes += skipped(results.skipped)
     if results.shipped is not None:
         notes.append(
             f"models/generic.safetensors is the student of {results.shipped} with seed "

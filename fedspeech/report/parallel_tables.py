@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from fedspeech.report.parallel_results import Epoch, ParallelResults, Row, Went
 from fedspeech.report.run_tables import size
-from fedspeech.report.tables import Estimate, Table
+from fedspeech.report.tables import Estimate, Table, skipped
 
 SIMULATED = "simulated"
 NOT_MEASURED = "–"
@@ -52,10 +52,7 @@ def _told(results: ParallelResults) -> list[str]:
         )
     if any(row.diverged for row in results.table):
         found.append("A training that diverged hears no word: its WER is 100 %.")
-    if results.skipped:
-        found.append(
-            f"Skipped: {results.skipped:,} training utterances with more units than steps."
-        )
+    found += skipped(results.skipped)
     return found
 
 

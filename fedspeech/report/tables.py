@@ -58,6 +58,12 @@ def fallen_back(what: str, tensors: Iterable[str]) -> str:
     return f"{what}: additive, for |value| times a sum moves no zeros: {names}"
 
 
+def skipped(utterances: int) -> list[str]:
+    """A note where training utterances could not be learned from."""
+    said = f"Skipped: {utterances:,} training utterances with more units than steps."
+    return [said] if utterances else []
+
+
 def corpus(results: Results) -> Table:
     """Table 1: what each part of the corpus holds, one column per part."""
     names = ("speakers", "utterances", "words", "hours", "mean, s", "least, s", "most, s")

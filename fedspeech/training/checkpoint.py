@@ -36,7 +36,7 @@ class Writer:
         """As `save`, of what there is now. Raises DiskError where the one before failed."""
         self.wait()
         # A copy on the processor: the loop changes its tensors while they are written.
-        self._underway = self._thread.submit(_write, path, _copied(_states(loop, more)))
+        self._underway = self._thread.submit(_write, path, copied(_states(loop, more)))
 
     def wait(self) -> None:
         """Come back when all is written. Raises DiskError where that failed."""
@@ -49,12 +49,13 @@ def _states(loop: Loop, more: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": loop.model.state_dict(), "optimizer": loop.optimizer.state_dict(), **more}
 
 
-def _copied(content: Any) -> Any:
+def copied(content: Any) -> Any:
+    """The same with each tensor by itself on the processor, whatever it was a view of."""
     if isinstance(content, torch.Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, Mapping):
-        return {name: _copied(each) for name, each in content.items()}
-    return [_copied(each) for each in content] if isinstance(content, list) else content
+        return {name: copied(each) for name, each in content.items()}
+    return [copied(each) for each in content] if isinstance(content, list) else content
 
 
 def _write(path: Path, states: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, state
 from fedspeech.training import checkpoint
 from fedspeech.training.course import Course, fitting
-from fedspeech.training.loop import Loop
+from fedspeech.training.loop import Loop, is_finite
 from fedspeech.units import learn
 
 log = logging.getLogger("fedspeech")
@@ -111,7 +111,7 @@ class _Run:
         loop, description = self.loop, self.description
         number = len(self.epochs)
         loss = loop.epoch(number)
-        if not (math.isfinite(loss) and _is_finite(loop.model)):
+        if not (math.isfinite(loss) and is_finite(loop.model)):
             raise RunError(
                 f"training of G diverged in epoch {number + 1} (loss {loss:.3g}); "
                 f"generic.learning_rate = {loop.settings.learning_rate:g} may be too large"
@@ -144,7 +144,3 @@ def _taught(speech: Sequence[Utterance], description: ModelDescription) -> list[
     if skipped := len(speech) - len(taught):
         log.warning("G skips %d utterances: they have more units than there are steps", skipped)
     return taught
-
-
-def _is_finite(model: torch.nn.Module) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())

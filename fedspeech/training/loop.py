@@ -8,6 +8,11 @@ from fedspeech.training.course import Course, Update
 from fedspeech.training.optimizers import Optimizers, adamw
 
 
+def is_finite(model: torch.nn.Module) -> bool:
+    """Whether all of a model are numbers; the loss does not show what the last update has done."""
+    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
 class Loop:
     """Trains a model in place, epoch by epoch, on the accelerator where there is one.
 

@@ -183,7 +183,8 @@ def _finished(cells: Sequence[C], done: set[C], workers: int, run: Path, make: M
                 process.terminate()
             raise
     if diverged:
-        raise RunError("\n".join([*map(str, diverged), "all that did not need it is finished"]))
+        told = [*map(str, diverged), "all that did not need it is finished"]
+        raise DivergedError("\n".join(told))
 
 
 def _told(cell: Cell, figures: Figures) -> str:

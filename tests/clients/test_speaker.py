@@ -6,6 +6,7 @@ import torch
 from clients import speaker as module
 from clients.speaker import Speaker
 from fedspeech.config.training import PersonalSettings
+from fedspeech.corpus import cuts
 from fedspeech.device import voice
 from fedspeech.device.store import BASE, VALIDATION
 from fedspeech.errors import CorpusError, ModelError
@@ -124,6 +125,14 @@ def test_what_is_finished_is_not_trained_again(speaker, monkeypatch):
     other = speaker.personalize({**ASKED, "seed": 6})
     assert len(calls) == 2  # P_s, and what judges alpha
     assert sha256(other[0]) != sha256(first[0])
+
+
+def test_who_has_other_speech_by_now_is_fine_tuned_again(speaker, client):
+    """A box cuts its owner's recordings anew for each run, which may ask for the same otherwise."""
+    first, _ = speaker.personalize(ASKED)
+    cuts.write(speaker.folder / "train.jsonl", client.train[1:])
+    again, _ = Speaker(speaker.folder).personalize(ASKED)
+    assert sha256(again) != sha256(first)
 
 
 def test_a_later_round_starts_from_the_mix(speaker, tuned, client, heard, generic, description):

@@ -1,5 +1,6 @@
 """What a device takes of what is signed: never without its key, never backwards."""
 
+import itertools
 import json
 
 import pytest
@@ -127,11 +128,13 @@ def test_a_new_key_takes_over_and_the_old_one_counts_no_more(trust, tmp_path):
     assert accept(again, signed(4, key=1)) == 4
 
 
-def test_a_device_that_was_away_follows_all_of_them(trust):
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_a_device_that_was_away_follows_all_of_them(trust, order):
+    """Their files are called as their keys are, so that they come in any order."""
     chain = [turn(0, 1), turn(1, 2), turn(2, 3)]
     assert trust.follow(chain[:1]) == NAMES[1]
-    assert trust.follow(chain) == NAMES[3]
-    assert trust.follow(chain) == NAMES[3]
+    assert trust.follow(chain[number] for number in order) == NAMES[3]
+    assert trust.follow(chain[number] for number in order) == NAMES[3]
 
 
 def test_nobody_leads_a_device_back_to_a_key_that_it_left(trust):

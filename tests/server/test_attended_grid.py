@@ -1,6 +1,7 @@
 """Flower's own strategies on the rounds of a plan; averages against plain NumPy."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from flwr.serverapp.strategy import FedAvg, FedProx
 
 from fedspeech.errors import RunError
 from fedspeech.participation import LATE, NOT_SAMPLED, Round
+from fedspeech.protocol import Member
 from fedspeech.simulation.grid import FIRST_NODE, SimulatedGrid, answer
 from server.attended_grid import AttendedGrid
+from server.journal import Journal
+from server.recorded_grid import RecordedGrid
 
 SPEAKERS = ("anna", "bert", "cleo", "dora", "emil")
 NODES = {speaker: FIRST_NODE + i for i, speaker in enumerate(SPEAKERS)}
@@ -82,9 +86,9 @@ def attended(number: int, asked: str, late: str = "") -> Round:
 PLAN = [attended(1, "abd", late="b"), attended(2, "bcde"), attended(3, "ace", late="e")]
 
 
-def run(strategy, grid: Nodes, plan=PLAN, quorum=0.5) -> np.ndarray:
+def run(strategy, grid, plan=PLAN, quorum=0.5, journal=None) -> np.ndarray:
     random.seed(0)
-    around = AttendedGrid(grid, NODES, plan, quorum)
+    around = AttendedGrid(grid, NODES, plan, quorum, journal or Journal(Path(":memory:")))
     around.follow(strategy)
     config = ConfigRecord({})
     arrays = ArrayRecord({"x": _array(START)})
@@ -149,6 +153,27 @@ def test_a_failure_above_the_quorum_is_left_out_of_the_average():
     found = run(FedAvg(), Nodes(failing=("cleo",)), PLAN[:2])
     expected = by_hand(("anna", "dora"), ("bert", "dora", "emil"))
     assert np.allclose(found, expected, rtol=1e-5)
+
+
+def test_a_resumed_run_goes_on_without_those_whom_a_round_went_on_without(tmp_path):
+    """Cleo and Emil failed; asked again they would make another G of what all have fine-tuned."""
+    found, asked = [], []
+    for failing in (("cleo", "emil"), ()):
+        grid, journal = Nodes(failing), Journal(tmp_path / "journal.sqlite")
+        recorded = RecordedGrid(grid, journal, tmp_path)
+        recorded.know(Member(speaker, node, 60.0, 3, "") for speaker, node in NODES.items())
+        found.append(run(FedAvg(), recorded, quorum=0.3, journal=journal))
+        asked.append(grid.asked)
+        journal.close()
+    assert np.array_equal(*found)
+    assert asked[0] and not asked[1]
+
+
+def test_who_is_missed_by_a_round_that_did_not_end_is_asked_again(tmp_path):
+    journal = Journal(tmp_path / "journal.sqlite")
+    with pytest.raises(RunError, match="expected at least"):
+        run(FedAvg(), Nodes(failing=("anna",)), journal=journal)
+    assert journal.given_up() == {}
 
 
 def test_late_answers_and_failures_both_count_against_the_quorum():

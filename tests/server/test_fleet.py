@@ -10,6 +10,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedspeech import protocol
+from fedspeech.errors import RunError
 from fedspeech.protocol import Member
 from server import fleet, recorded_grid, superlink
 from server.fleet import FleetGrid
@@ -197,6 +198,53 @@ def test_a_box_that_lacks_g_is_sent_it_once_more(grid, link):
     link.refuse("m2", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ModelError on the device")
     (reply,) = grid.pull_messages([number])
     assert reply.error.reason == "ModelError on the device"
+
+
+def test_g_goes_to_a_box_once_in_a_run(link, tmp_path):
+    """Who is too late with a round is asked in the next one without what it got in the first."""
+    grid = FleetGrid(link, "home", tmp_path / "spool", deadline=0.0)
+    late = bringing_g(ANNA)
+    assert grid.spared(late) == 0
+    (reply,) = grid.pull_messages(grid.push_messages([late]))
+    assert reply.has_error()
+    size = protocol.size(late.content) - protocol.size(protocol.content({"generation": "f00d"}))
+    assert (grid.spared(late), grid.spared(bringing_g(BEN)), grid.spared(question(ANNA))) == (
+        size,
+        0,
+        0,
+    )
+    grid.push_messages([bringing_g(ANNA), bringing_g(BEN)])
+    sent = [(m.metadata.dst_node_id, "generic" in m.content) for _, m in link.taken]
+    assert sent == [(ANNA, True), (ANNA, False), (BEN, True)]
+
+
+def test_a_resumed_run_asks_without_g_who_was_sent_it_and_brings_it_to_who_lacks_it(grid, link):
+    grid.may_hold([ANNA])
+    (number,) = grid.push_messages([bringing_g(ANNA)])
+    link.refuse("m0", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ModelError on the device")
+    assert not list(grid.pull_messages([number]))
+    assert ["generic" in message.content for _, message in link.taken] == [False, True]
+
+
+def test_what_came_is_there_although_the_superlink_is_gone_then(grid, link, monkeypatch):
+    (number,) = grid.push_messages([question(ANNA)])
+    link.answer("m0", errors=5)
+
+    def gone():
+        raise RunError("home: no SuperLink")
+
+    monkeypatch.setattr(link, "get_nodes", gone)
+    (reply,) = grid.pull_messages([number])
+    assert said(reply) == {"errors": 5}
+    with pytest.raises(RunError, match="no SuperLink"):
+        grid.pull_messages([])
+
+
+def test_a_box_that_was_restarted_before_it_is_asked_is_asked_once(grid, link):
+    link.boxes[ANNA][1] = "2026-01-01T00:05:00"
+    (number,) = grid.push_messages([question(ANNA)])
+    assert not list(grid.pull_messages([number]))
+    assert len(link.taken) == 1
 
 
 def test_g_that_did_not_get_to_the_superlink_goes_along_once_more(grid, link, monkeypatch):

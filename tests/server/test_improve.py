@@ -77,7 +77,7 @@ def test_all_draws_of_a_strategy_follow_from_the_seed(monkeypatch):
         asked = {"improve": {"class": "mine:Noisy"}}
         config = Config.model_validate({"seed": seed, "federation": asked})
         model = {"x": torch.zeros(3, dtype=torch.float64)}
-        grid = AttendedGrid(None, {}, [Round("improve", 1, {}, {}, {}, 0.0)], 1.0)
+        grid = AttendedGrid(None, {}, [Round("improve", 1, {}, {}, {}, 0.0)], 1.0, None)
         return improve.run(grid, model, DESCRIPTION, config)["x"].tolist()
 
     assert improved(0, before=1) == improved(0, before=2)

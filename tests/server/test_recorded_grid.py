@@ -1,5 +1,7 @@
+import gc
 import random
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -452,3 +454,28 @@ def test_error_replies_keep_their_reason(folder):
     node = next(iter(grid.get_node_ids()))
     (reply,) = grid.send_and_receive([grid.create_message(RecordDict(), "train.echo", node, "1")])
     assert protocol.failure(reply) == "the network is down"
+
+
+def test_a_strategy_adds_up_replies_that_stay_on_disk(folder, quick):
+    """FedAvg over six replies of 8 MB holds the sum, and one tensor of one reply."""
+    model = {f"x{number:02}": torch.full((2**16,), float(number)) for number in range(32)}
+    size = tensors.size(model)
+    grid = recorded(ShuffledGrid(), folder)
+    strategy = FedAvg(min_available_nodes=NODES)
+    asked = strategy.configure_train(1, protocol.pack(model), ConfigRecord(), grid)
+    tracemalloc.start()
+    try:
+        replies = list(grid.send_and_receive(asked))
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        averaged, _ = strategy.aggregate_train(1, replies)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 0.5 * size
+    assert peak - held < 2.5 * size  # the sum, and Flower's record of it
+    # Nodes weigh 1, 2 ... 6 and add as much: the mean is sum i * i / sum i.
+    more = sum(i * i for i in range(1, NODES + 1)) / sum(range(1, NODES + 1))
+    for name, tensor in protocol.unpack(averaged).items():
+        torch.testing.assert_close(tensor, model[name].to(tensor.dtype) + more)

@@ -1,6 +1,7 @@
 """Federations in which not everybody takes part: real runs, and who holds which P_s by hand."""
 
 import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -339,6 +340,19 @@ def test_a_p_that_was_lost_after_its_round_is_named(experiment, tmp_path):
         simulate(experiment, tmp_path / "run")
     path.write_bytes(content)
     simulate(experiment, tmp_path / "run")
+
+
+def test_who_came_in_the_last_round_only_can_train_again(experiment, partly, tmp_path, caplog):
+    """t07's first answer is of the round that has not ended when the run is resumed."""
+    folder = Path(shutil.copytree(partly, tmp_path / "run"))
+    models = folder / "devices" / NAMES["t07"] / "models"
+    state = json.loads((models / "state.json").read_text())
+    path = models / f"{state['difference']}.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    (folder / "results.json").unlink()
+    simulate(experiment, folder)
+    assert f"{path}: missing or damaged; speaker {NAMES['t07']} is asked again" in caplog.messages
+    assert_same(folder, partly)
 
 
 def test_a_trace_that_was_changed_is_not_gone_on_with(experiment, partly, files, tmp_path):

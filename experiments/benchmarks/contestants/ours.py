@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from experiments.benchmarks.harness import Channel
 from experiments.benchmarks.workload import Job, Workload
@@ -112,7 +112,11 @@ def base_models(
 def personalize(strategy: Personalization, grid: RecordedGrid, generic: ArrayRecord) -> None:
     """The round of fine-tuning of a run. Raises RuntimeError where a speaker dropped out."""
     kept = strategy.personal
-    grid.keep(protocol.PERSONALIZE, Keeper(kept.keep, kept.still_there))
+
+    def still_there(speaker: str, content: RecordDict) -> bool:
+        return kept.lost(speaker, protocol.text(content)["kept"]) is None
+
+    grid.keep(protocol.PERSONALIZE, Keeper(kept.keep, still_there))
     messages = strategy.configure_train(1, generic, ConfigRecord(), grid)
     strategy.aggregate_train(1, grid.send_and_receive(messages))
     for failure in strategy.outcome.failures:

@@ -6,6 +6,7 @@ from pathlib import Path
 from fedspeech import corpus, tensors
 from fedspeech.config.distillation import DistillationConfig
 from fedspeech.corpus import statistics
+from fedspeech.errors import DivergedError, RunError
 from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.training.distill import results
 from fedspeech.training.distill.cells import plan, shipped
@@ -21,7 +22,13 @@ def launch(settings: DistillationConfig, folder: Path, resume: bool) -> None:
         run = trainings.run
         with trainings.timed("corpus and features"):
             task = _task(settings, run)
-        figures = trainings.finish(plan(settings), partial(bench, settings, run.path))
+        try:
+            figures = trainings.finish(plan(settings), partial(bench, settings, run.path))
+        except DivergedError as error:
+            raise RunError(
+                f"{error}; for the table of the other rows go on with --resume, and without this "
+                "one in `rows`"
+            ) from None
         _ship(settings, task, run)
         run.write_json("results.json", results.assemble(settings, task, figures))
 

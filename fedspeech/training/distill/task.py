@@ -1,6 +1,5 @@
 """What the models of a distillation learn from, what they are judged on, and what they are."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from lhotse import CutSet, MonoCut
 
-from fedspeech import evaluation, features, models, seeding, tensors, units
+from fedspeech import evaluation, features, models, seeding, tensors
 from fedspeech.config.distillation import KD, STUDENT, TEACHER, DistillationConfig
 from fedspeech.config.model import ModelSettings
 from fedspeech.corpus.cuts import speaker_of, text_of
@@ -21,6 +20,10 @@ from fedspeech.models.rnnt import RNNT
 from fedspeech.tensors import Tensors
 from fedspeech.training.course import Course, fitting
 from fedspeech.training.distill import modules, schedules
+from fedspeech.units import Units, learn
+
+MOST_TOLD = 8
+"""Units that a message lists."""
 
 
 class Task:
@@ -36,10 +39,9 @@ class Task:
         train, test = train_and_test(speech, settings.test)
         self._settings = settings
         self._sets = _sets(settings, test)
-        spelled = units.learn([text_of(cut) for cut in train], settings.units)
+        spelled = _units(settings, [text_of(cut) for cut in train])
         self.teacher = ModelDescription.of(settings.teacher, settings.features, spelled)
         self.student = ModelDescription.of(settings.student, settings.features, spelled)
-        _check_units(settings, self.teacher)
         spoken = features.prepare(train, settings.features, settings.speeds, folder)
         # All rows learn from the same speech, so it fits the one with fewer steps.
         coarser = max(self.student, self.teacher, key=lambda about: about.subsampling)
@@ -134,30 +136,26 @@ def _transducer(section: str, model: ModelSettings, settings: DistillationConfig
     return found
 
 
-def _check_units(settings: DistillationConfig, ours: ModelDescription) -> None:
-    """A given teacher spells as the training speech does."""
+def _units(settings: DistillationConfig, texts: Sequence[str]) -> Units:
+    """Those of a given teacher, whatever speech they were learned from; else of the transcripts.
+
+    Raises ConfigError where the teacher cannot spell these.
+    """
     if settings.teacher.file is None:
-        return
+        return learn(texts, settings.units)
     path = Path(settings.teacher.file).with_suffix(".json")
     theirs = description.read(path).units
-    if json.dumps(theirs.to_json()) != json.dumps(ours.units.to_json()):
-        both = theirs.vocabulary, ours.units.vocabulary
-        if set(both[0]) == set(both[1]):
-            raise ConfigError(
-                f"teacher.file: {path} has the units of the training speech, but numbers them or "
-                "splits words otherwise: they were learned from other transcripts"
-            )
+    if lacking := sorted(set().union(*map(theirs.lacking, texts))):
         raise ConfigError(
-            f"teacher.file: {path} spells with {_listed(*both)}, the training speech with "
-            f"{_listed(*reversed(both))}"
+            f"teacher.file: {path} spells with {_listed(theirs.vocabulary[1:])}; of the training "
+            f"speech it lacks {_listed(lacking)}"
         )
+    return theirs
 
 
-def _listed(vocabulary: Sequence[str], other: Sequence[str]) -> str:
-    """How many units, and the first that the other lacks, or all but alike."""
-    own = [unit for unit in vocabulary[1:] if unit not in other]
-    what = " ".join(own[:8]) + (" …" if len(own) > 8 else "")
-    return f"{len(vocabulary) - 1} units" + (f" (only here: {what})" if own else "")
+def _listed(units: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    return f"{len(units)} units ({' '.join(units[:MOST_TOLD])}{' …' * (len(units) > MOST_TOLD)})"
 
 
 def _sets(settings: DistillationConfig, test: Sequence[MonoCut]) -> dict[str, set[str]]:

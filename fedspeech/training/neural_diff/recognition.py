@@ -11,9 +11,10 @@ from fedspeech import evaluation, features, seeding, units
 from fedspeech.config.neural_diff import NeuralDiffConfig, RecognitionSettings
 from fedspeech.config.training import Optimization
 from fedspeech.corpus.cuts import text_of
+from fedspeech.errors import CorpusError
 from fedspeech.evaluation import Counts, by_speaker
 from fedspeech.models.description import ModelDescription
-from fedspeech.training.course import Course
+from fedspeech.training.course import Course, fitting
 from fedspeech.training.neural_diff.task import Task
 
 
@@ -31,11 +32,16 @@ class Recognition(Task):
         folder: Path,
     ) -> None:
         self._shares = recognition.shares
-        self._seconds = [cut.duration for cut in train]
-        self._train = features.prepare(train, settings.features, settings.speeds, folder)
         self._test = features.prepare(test, settings.features, (), folder)
         spelled = units.learn([text_of(cut) for cut in train], recognition.units)
         self._description = ModelDescription.of(recognition.model, settings.features, spelled)
+        spoken = features.prepare(train, settings.features, settings.speeds, folder)
+        self._train = fitting(spoken, self._description)
+        if not self._train:
+            raise CorpusError("all training utterances have more units than there are steps")
+        self.skipped = len(spoken) - len(self._train)
+        durations = {cut.id: cut.duration for cut in train}
+        self._seconds = [durations[utterance.id] for utterance in self._train]
 
     @property
     def generations(self) -> list[dict[str, Any]]:

@@ -68,6 +68,7 @@ def assemble(settings: NeuralDiffConfig, task: Task, figures: Figures) -> dict[s
         "seed": settings.seed,
         "seeds": list(settings.seeds),
         "speakers": generations[0].speakers,
+        "skipped": task.skipped,
         "generations": task.generations,
         "table": [one.row(cell) for one in generations for cell in one.cells],
     }

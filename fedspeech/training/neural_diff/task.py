@@ -17,6 +17,8 @@ class Task(ABC):
     """
 
     metric: str
+    skipped: int = 0
+    """Training utterances with more units than the model has steps for them."""
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from fedspeech.errors import RunError
 from fedspeech.progress import Stage
 from fedspeech.tensors import Tensors, write_whole
 from fedspeech.training.parallel import method_of
-from fedspeech.training.parallel.crew import Crew, gotten
+from fedspeech.training.parallel.crew import DIED, Crew, gotten
 from fedspeech.training.parallel.epochs import Epochs, said
 from fedspeech.training.parallel.generation import Generation, Outcome
 from fedspeech.training.parallel.learner import Report, Training
@@ -28,7 +28,8 @@ from fedspeech.training.parallel.task import Task
 log = logging.getLogger("fedspeech")
 
 MOST_DEATHS = 3
-"""Learners that die within one epoch before the run is given up."""
+"""How often learners may die within one epoch; those that go together, with their machine, count as
+one time. Then the run is given up."""
 START_SECONDS = 1800.0
 """A learner that has not read its speech after so long never will: Ray has no place for it."""
 EVENTS = ("deaths", "restarts", "rejoins")
@@ -65,6 +66,7 @@ class _Cell:
     happened: Counter[str] = field(default_factory=Counter)
     _warned: Told = field(default_factory=Told)
     _joining: dict[int, ray.ObjectRef] = field(default_factory=dict)
+    _ready: set[int] = field(default_factory=set)
     _members: list[int] = field(default_factory=list)
     _generation: int = 0
     _recent: int = 0
@@ -96,7 +98,9 @@ class _Cell:
         self._generation += 1
         name = f"{self.training.name}/{self._generation}"
         generation = Generation(self.crew, name, self._members, self._told)
-        return generation.run(first, epoch, settings.parallel.form_seconds, self._joining)
+        # Who is ready and could not be taken in waits for another one.
+        coming = [waited for n, waited in self._joining.items() if n not in self._ready]
+        return generation.run(first, epoch, settings.parallel.form_seconds, coming)
 
     def _told(self, report: Report) -> None:
         self._warned.tell(report.warned)
@@ -137,18 +141,22 @@ class _Cell:
         return number < self.training.settings.parallel.learners
 
     def _count(self, outcome: Outcome) -> None:
-        for number, why in outcome.dead.items():
-            self._died(number, why)
+        if outcome.dead:
+            self._died(outcome.dead)
 
-    def _died(self, number: int, why: str) -> None:
-        log.warning("learner %d died: %s", number, why)
-        self.happened["deaths"] += 1
+    def _died(self, learners: Mapping[int, str]) -> None:
+        """Count those who died together, each with why."""
+        for number, why in learners.items():
+            log.warning("learner %d died: %s", number, why)
+        self.happened["deaths"] += len(learners)
         self._recent += 1
         self._write_down()
         if self._recent > MOST_DEATHS:
+            (number, why), *others = learners.items()
+            more = "".join(f" and {other}" for other, _ in others)
             raise RunError(
-                f"{self.training.name}: learner {number} died, the {self._recent}th in one "
-                f"epoch ({why}); what is finished is kept: go on with --resume"
+                f"{self.training.name}: learner {number}{more} died, the {self._recent}th time in "
+                f"one epoch ({why}); what is finished is kept: go on with --resume"
             )
 
     def _mend(self, outcome: Outcome) -> tuple[int, int | None]:
@@ -169,23 +177,26 @@ class _Cell:
         self._write_down()
         log.warning("all learners go on from the end of epoch %d", epoch or 0)
         self._joining.clear()
+        self._ready.clear()
         self._prepare(self._all, again=True)
         return first, epoch
 
     def _take_in(self, able: list[int]) -> None:
         """Those who can go on, and who can join them, with a model of theirs."""
         parallel = self.training.settings.parallel
-        ready = [n for n, waited in self._joining.items() if _is_ready(waited)]
-        together = self._method.able(sorted([*able, *ready]), parallel)
+        self._ready = {n for n, waited in self._joining.items() if _is_ready(waited)}
+        together = self._method.able(sorted([*able, *self._ready]), parallel)
         state = self.crew.actor(able[0]).state.remote()
         for number in sorted(set(together) - set(able)):
             prepared = self._joining.pop(number)
             try:
                 gotten(prepared)
                 gotten(self.crew.actor(number).adopt.remote(state))
-            except ray.exceptions.RayError:  # it died again, or who has the model did
+            except ray.exceptions.RayError as error:  # it died again, or who has the model did
                 self.crew.bury(number)
                 together.remove(number)
+                self._died({number: _last_line(error)})
+        self._ready &= self._joining.keys()
         self._members = self._method.able(together, parallel)
         self.happened["rejoins"] += len(set(self._members) - set(able))
         self._write_down()
@@ -208,12 +219,12 @@ class _Cell:
                 f"learner {number} is not there after {START_SECONDS:g} s; Ray has "
                 f"{spare.get('CPU', 0):g} processors and {spare.get('GPU', 0):g} GPUs to spare"
             ) from None
-        except ray.exceptions.RayActorError as error:
+        except DIED as error:
             self.crew.bury(number)
-            why = str(error).strip().splitlines()[-1]
+            why = _last_line(error)
             if not again:
                 raise RunError(f"learner {number} cannot start: {why}") from None
-            self._died(number, why)
+            self._died({number: why})
             return False
         return True
 
@@ -262,12 +273,16 @@ class _Cell:
     def _model_of(self, number: int) -> Tensors:
         try:
             return gotten(self.crew.actor(number).model.remote())  # type: ignore[no-any-return]
-        except ray.exceptions.RayActorError as error:
+        except DIED as error:
             why = str(error).splitlines()[0]
             raise RunError(
                 f"{self.training.name}: learner {number} died when all was learned ({why}); what "
                 "is finished is kept: go on with --resume"
             ) from None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def _is_ready(reference: ray.ObjectRef) -> bool:

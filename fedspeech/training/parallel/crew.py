@@ -16,6 +16,8 @@ from fedspeech.training.parallel.learner import Learner, Training
 
 AT_ONCE = 2
 """Calls that an actor answers side by side: it is told to stop while it learns."""
+DIED = ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError
+"""What Ray raises where a learner is no more; the latter where it ended one for want of memory."""
 
 
 class Crew:

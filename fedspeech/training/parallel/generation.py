@@ -1,14 +1,14 @@
 """One generation of a group: the learners learn until all is done, one dies, or one joins."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from fedspeech.errors import FedSpeechError
-from fedspeech.training.parallel.crew import Crew, gotten
+from fedspeech.training.parallel.crew import DIED, Crew, gotten
 from fedspeech.training.parallel.group import Seat
 from fedspeech.training.parallel.learner import Ended, Order, Report
 
@@ -56,12 +56,12 @@ class Generation:
         first: int,
         epoch: int | None,
         seconds: float,
-        joining: Mapping[int, ray.ObjectRef],
+        coming: Sequence[ray.ObjectRef],
     ) -> Outcome:
         """Raises the FedSpeechError of a learner, when all have come back.
 
-        The group has so many seconds to form; where all who are `joining` are ready, the others
-        come back.
+        The group has so many seconds to form; as soon as one of those who are `coming` is ready to
+        join, the others come back.
         """
         for number in self._members:
             seat = Seat(number, self._members, self._name, seconds, self._crew.own_gpus)
@@ -69,7 +69,7 @@ class Generation:
             actor = self._crew.actor(number)
             stream = actor.learn.options(num_returns="streaming").remote(order)
             self._streams[stream] = number
-        waiting = list(joining.values())
+        waiting = list(coming)
         while self._streams:
             ready, _ = ray.wait([*self._streams, *waiting], timeout=self._patience)
             if not ready:
@@ -79,8 +79,7 @@ class Generation:
                     self._take(each)
                 else:
                     waiting.remove(each)
-                    if not waiting:
-                        self._stop()
+                    self._stop()
         if self._error is not None:
             raise self._error
         return self._outcome
@@ -100,7 +99,7 @@ class Generation:
         except FedSpeechError as error:
             self._error = self._error or error
             self._stop()
-        except ray.exceptions.RayActorError as error:
+        except DIED as error:
             self._lose(stream, str(error).splitlines()[0])
         else:
             if isinstance(item, Report):

@@ -97,10 +97,10 @@ def _parameter_server(world: World, me: int) -> Process:
     alone = world.case.learners == 1
     while world.take():
         if not alone:
-            yield from world.with_server()
+            yield from world.pull()
         yield from world.compute(me)
         if not alone:
-            yield from world.with_server()
+            yield from world.push()
 
 
 def _fixed_ring(world: World, me: int) -> Process:

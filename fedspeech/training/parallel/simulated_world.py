@@ -97,7 +97,9 @@ class World:
         self.case, self.clock = case, Clock()
         self.computing, self.ended = [0.0] * case.learners, [0.0] * case.learners
         self.done = [0] * case.learners
-        self.server = Shared(self.clock, lambda _: case.network.outside.bandwidth)
+        # The server has one link, which carries as much each way.
+        self._pulls = Shared(self.clock, lambda _: case.network.outside.bandwidth)
+        self._pushes = Shared(self.clock, lambda _: case.network.outside.bandwidth)
         self.left = max(case.learners, round(case.batches * case.epochs))
         self._cores = Shared(self.clock, self._together)
         self._begun = [0] * case.learners
@@ -186,9 +188,16 @@ class World:
             yield worked
         self._arrivals[name].happen()
 
-    def with_server(self) -> Process:
-        """A model from the server or a gradient to it, over the one link that the server has."""
-        yield self.server.work(self.case.size)
+    def pull(self) -> Process:
+        """A model from the server."""
+        return self._with_server(self._pulls)
+
+    def push(self) -> Process:
+        """A gradient to the server."""
+        return self._with_server(self._pushes)
+
+    def _with_server(self, link: Shared) -> Process:
+        yield link.work(self.case.size)
         yield self.clock.after(self.case.network.outside.latency)
 
     def _together(self, jobs: int) -> float:

@@ -52,9 +52,9 @@ def test_a_process_above_its_memory_is_ended(tmp_path):
 
 @slow
 def test_memory_of_our_server(tmp_path):
-    plan = memory.Plan((4,), (), model=TINY, k=2)
+    plan = memory.Plan((4,), (), model=TINY, k=2, best=2)
     rows = list(memory.rows(Setting(tmp_path), plan))
-    assert [row["step"] for row in rows] == ["fine-tuning", "mean", "random"]
+    assert [row["step"] for row in rows] == ["fine-tuning", "mean", "random", "kbest"]
     assert {row["speakers"] for row in rows} == {4}
     assert all(row["resident, MiB"] > row["anonymous, MiB"] > 0 for row in rows)
     assert not (tmp_path / "memory-4").exists()

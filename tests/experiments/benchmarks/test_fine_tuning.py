@@ -100,7 +100,6 @@ def test_throughput_of_plain_loops_and_of_our_engine(held, tmp_path):
     assert [path.name for path in (tmp_path / "field").iterdir()] == ["logs"]
 
 
-@slow
 def test_start_to_end(held, tmp_path):
     plan = start_to_end.Plan(Job("0.1M", 2, 1, 0), 1, runners=(PLAIN,))
     (row,) = start_to_end.race(Setting(tmp_path / "race"), plan, held)

@@ -22,10 +22,10 @@ TASK = SimpleNamespace(
 )
 
 
-def cell(folder, method: str, told: int, kept: dict[int, list[int]]) -> _Cell:
+def cell(folder, method: str, told: int, kept: dict[int, list[int]], learners: int = 2) -> _Cell:
     """Told of so many epochs; `kept` are the epochs of whose ends each learner has a checkpoint."""
     (folder / "cells").mkdir(exist_ok=True)
-    parallel = {"method": method, "learners": 2}
+    parallel = {"method": method, "learners": learners}
     settings = DataParallelConfig.model_validate({"parallel": parallel, "comparison": None})
     training = Training(settings, 0, folder, "one")
     text = json.dumps({"epochs": [{}] * told})
@@ -113,10 +113,70 @@ def test_who_dies_while_all_begin_again_is_replaced(tmp_path, monkeypatch, death
         one._prepare([0, 1, 2], again)
         assert one._members == [0, 1, 2] and buried == [1, 1] and one.happened["deaths"] == 2
         return
-    told = "learner 1 died, the 4th in one epoch" if again else "learner 1 cannot start"
+    told = "learner 1 died, the 4th time in one epoch" if again else "learner 1 cannot start"
     with pytest.raises(RunError, match=told):
         one._prepare([0, 1, 2], again)
     assert len(buried) == (4 if again else 1)
+
+
+class Crew:
+    """Learners that are there, or gone, when they are asked; `prepared` are those who begin."""
+
+    def __init__(self, gone: tuple[int, ...]) -> None:
+        self.gone, self.prepared, self.buried = gone, [], []
+
+    def actor(self, number):
+        remote = SimpleNamespace(remote=lambda *_: number)
+        return SimpleNamespace(state=remote, adopt=remote)
+
+    def prepare(self, training, agreed, numbers):
+        self.prepared += numbers
+        return {number: number for number in numbers}
+
+    def bury(self, number):
+        self.buried.append(number)
+
+    def gotten(self, number):
+        if number in self.gone:
+            raise ray.exceptions.ActorDiedError()
+
+
+def joined(tmp_path, monkeypatch, gone=(), ready=(2, 3), method="ad-psgd") -> _Cell:
+    """Learners 2 and 3 of four have died and others are to take their places."""
+    one = cell(tmp_path, method, 1, {}, learners=4)
+    one.crew = Crew(gone)
+    one._members, one._joining = [0, 1], {2: 2, 3: 3}
+    monkeypatch.setattr(cells, "gotten", one.crew.gotten)
+    monkeypatch.setattr(cells, "_is_ready", lambda number: number in ready)
+    one._mend(cells.Outcome(dead={}))
+    return one
+
+
+def test_who_is_ready_joins_whoever_else_is_not(tmp_path, monkeypatch):
+    one = joined(tmp_path, monkeypatch, ready=(3,))
+    assert one._members == [0, 1, 3] and one._joining == {2: 2} and not one._ready
+    assert one.crew.prepared == [] and one.happened["rejoins"] == 1
+
+
+def test_who_dies_while_it_joins_is_counted_and_replaced(tmp_path, monkeypatch):
+    one = joined(tmp_path, monkeypatch, gone=(2,))
+    assert one._members == [0, 1, 3]
+    assert one.happened["deaths"] == 1 and one.crew.buried == one.crew.prepared == [2]
+    assert one._joining == {2: 2} and not one._ready
+    one._recent = cells.MOST_DEATHS
+    with pytest.raises(RunError, match="learner 2 died, the 4th time in one epoch"):
+        one._mend(cells.Outcome(dead={}))
+
+
+def test_half_a_node_waits_for_its_other_half_and_disturbs_nobody(tmp_path, monkeypatch):
+    one = joined(tmp_path, monkeypatch, ready=(2,), method="hierarchical")
+    assert one._members == [0, 1] and one._ready == {2}
+    coming = []
+    monkeypatch.setattr(
+        cells, "Generation", lambda *_: SimpleNamespace(run=lambda *a: coming.append(a[-1]))
+    )
+    one._run(0, None)
+    assert coming == [[3]]
 
 
 @pytest.mark.parametrize(("method", "asked"), [("allreduce", [0]), ("ring", [0, 1])])

@@ -5,12 +5,15 @@ import time
 
 import pytest
 import torch
+from ray import cloudpickle
 
 from fedspeech.config import DataParallelConfig
 from fedspeech.errors import DiskError
+from fedspeech.tensors import sha256
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel.group import LOOPBACK, Seat, serve
 from fedspeech.training.parallel.learner import Ended, Learner, Order, Training
+from fedspeech.training.parallel.method import flat
 
 EPOCHS = 3
 
@@ -95,6 +98,27 @@ def test_it_is_the_state_that_there_was_and_not_the_one_that_there_is(alone, mon
     assert found["steps"] == 2 and found["latest"].tolist() == [1.0, 1.0, 1.0]
     assert all(map(torch.equal, loop.model.parameters(), stepped))
     assert torch.equal(loop.optimizer.state_dict()["state"][0]["exp_avg"], moments)
+
+
+def test_who_joins_takes_over_what_another_learner_has(alone):
+    """Also where that one has all parameters in one vector: it is not sent for each of them."""
+    learner, training, _ = alone
+    flat(learner._loop.model)
+    learner._loop._set(0.1, 0.0)
+    for parameter in learner._loop.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    learner._loop.optimizer.step()
+    learner._kept, learner._epoch = {"steps": 3}, 2
+    sent = cloudpickle.dumps(learner.state())
+    size = sum(tensor.nbytes for tensor in learner.model().values())
+    assert len(sent) < 3.5 * size  # the model and Adam's two moments
+    other = Learner(0, training.settings)
+    other.prepare(training, other._task.fingerprint(training.settings, 0))
+    other.adopt(cloudpickle.loads(sent))
+    assert sha256(other.model()) == sha256(learner.model())
+    mine, theirs = (each._loop.optimizer.state_dict()["state"] for each in (learner, other))
+    assert torch.equal(mine[0]["exp_avg"], theirs[0]["exp_avg"])
+    assert (other._kept, other._epoch) == ({"steps": 3}, 2)
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_training(alone):

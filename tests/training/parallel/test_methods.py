@@ -1,6 +1,7 @@
 """Every method beside plain sums in NumPy."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from learners import (
 from fedspeech.config.data_parallel import ParallelSettings
 from fedspeech.features import batch
 from fedspeech.training.criteria import rnnt, triplet
+from fedspeech.training.parallel.ad_psgd import ADPSGD
 from fedspeech.training.parallel.bmuf import BMUF
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.server import leaves_time
@@ -273,6 +275,17 @@ def test_a_slow_learner_of_a_node_holds_up_no_other_node(together):
     assert fast > 2 * slow > 0
 
 
+@pytest.mark.parametrize(("partner", "met"), [("ring", {1, 5}), ("random", {1, 3, 5})])
+def test_whom_one_of_six_averages_with(partner, met):
+    settings = ParallelSettings(method="ad-psgd", learners=6, partner=partner)
+    loop = SimpleNamespace(model=torch.nn.Linear(1, 1), share=SimpleNamespace(seed=0))
+    method = ADPSGD(loop, SimpleNamespace(rank=0, size=6), settings)
+    found = [method._partner(SimpleNamespace(number=number)) for number in range(300)]
+    assert set(found) == met
+    assert all(abs(found.count(one) - 300 / len(met)) < 40 for one in met)
+    assert (found[:4] in ([1, 5, 1, 5], [5, 1, 5, 1])) is (partner == "ring")
+
+
 def test_a_parameter_server_takes_the_steps_in_their_order(together):
     """One learner and its server are plain SGD; of three no gradient is staler than allowed."""
     settings = {"method": "parameter-server", "learners": 1}
@@ -294,6 +307,21 @@ def test_a_parameter_server_takes_the_steps_in_their_order(together):
     assert sum(each.measured.updates for each in learners) == 48
     for each in learners:
         np.testing.assert_array_equal(each.models[-1], server.models[-1])
+
+
+@pytest.mark.parametrize("bound", [2, None])
+def test_a_slow_learner_is_waited_for_where_staleness_is_bounded(together, bound):
+    settings = {"method": "parameter-server", "learners": 3} | (
+        {"staleness": bound} if bound else {}
+    )
+    *learners, _ = together(
+        settings,
+        slowed=lambda rank: 30.0 if rank == 1 else 1.0,
+        training=training(batch_size=1, epochs=4),
+    )
+    assert {each.error for each in learners} == {None}
+    most = max(each.measured.most_stale for each in learners)
+    assert most <= bound if bound else most > 2
 
 
 def test_what_leaves_time():

@@ -105,12 +105,24 @@ def test_asynchronous_ones_lose_no_more_than_the_straggler(method, learners):
 
 
 def test_a_parameter_server_saturates_where_its_link_is_full():
+    # All begin at once, and so all pull together and then all push: the link is full one way.
     most = BANDWIDTH / (2 * SIZE)
     found = predict(case("parameter-server", 64, batches=640))
     assert 640 / found.seconds == pytest.approx(most, rel=0.03)
     # Two that keep in step have half of it each, for their pulls and for their pushes.
     found = predict(case("parameter-server", 2, batches=40))
     assert found.seconds == pytest.approx(20 * (0.5 + 2 * (2 * SIZE / BANDWIDTH + LATENCY)))
+
+
+@pytest.mark.parametrize(
+    ("ways", "models"), [(("pull",), 1), (("pull", "push"), 1), (("push", "push"), 2)]
+)
+def test_a_parameter_server_sends_and_receives_at_the_same_time(ways, models):
+    world = World(case("parameter-server", 2))
+    for way in ways:
+        world.clock.start(getattr(world, way)())
+    world.clock.run()
+    assert world.clock.now == pytest.approx(models * SIZE / BANDWIDTH + LATENCY)
 
 
 def test_bmuf_talks_once_in_a_block():
