@@ -12,12 +12,10 @@ import numpy as np
 
 from clients.speaker import TRAIN, Speaker
 from fedspeech import racing, seeding
-from fedspeech.device.candidates import Candidates
+from fedspeech.device import candidates
+from fedspeech.device.candidates import HELD, RACE
 from fedspeech.errors import ModelError
 from fedspeech.tensors import Tensors
-
-NOTE = "race"
-"""Under this name the store notes how far a race is, or how the last one ended."""
 
 
 class DeviceRace:
@@ -26,7 +24,7 @@ class DeviceRace:
     def __init__(self, me: Speaker, asked: Mapping[str, Any]) -> None:
         self._me, self._asked = me, dict(asked)
         self._race = {key: value for key, value in asked["race"].items() if key != "ends"}
-        self._held = Candidates(me.store.folder / "candidates", me.store.pool)
+        self._held = candidates.of(me.store)
         self._words = me.words(TRAIN)
         self._first, self._survivors = racing.first_rung(
             self._race["candidates"],
@@ -56,12 +54,13 @@ class DeviceRace:
         best = self._best(judged)
         for name in sorted(best & set(came)):
             self._held.hold(came[name], difference(name))
-        self._me.store.note(**{NOTE: {"of": self._race, "judged": judged}})
-        self._held.hold_only({judged[name]["hash"] for name in best})
+        held = sorted({judged[name]["hash"] for name in best})
+        self._me.store.note(**{RACE: {"of": self._race, "judged": judged, HELD: held}})
+        self._held.hold_only(held)
 
     def _judged(self) -> dict[str, dict[str, Any]]:
         """Hash and errors on the first rung of each candidate that came in this race."""
-        noted = self._me.store.state().get(NOTE, {})
+        noted = self._me.store.state().get(RACE, {})
         return dict(noted.get("judged", {})) if noted.get("of") == self._race else {}
 
     def _best(self, judged: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -73,10 +72,10 @@ class DeviceRace:
 
         A race that has ended is not run again: its candidates are gone.
         """
-        noted = self._me.store.state().get(NOTE, {})
+        noted = self._me.store.state().get(RACE, {})
         if noted.get("asked") != self._asked:
             noted = {"asked": self._asked, "answered": self._run()}
-            self._me.store.note(**{NOTE: noted})
+            self._me.store.note(**{RACE: noted})
         self._held.hold_only(())
         return dict(noted["answered"])
 
@@ -88,8 +87,8 @@ class DeviceRace:
         def errors(names: Sequence[str], utterances: np.ndarray) -> np.ndarray:
             if np.array_equal(utterances, self._first):
                 return np.array([judged[name]["errors"] for name in names])
-            candidates = (self._held.get(judged[name]["hash"]) for name in names)
-            return np.stack([c.errors for c in self._me.judge(candidates, part, utterances)])
+            models = (self._held.get(judged[name]["hash"]) for name in names)
+            return np.stack([c.errors for c in self._me.judge(models, part, utterances)])
 
         settings = self._race["confidence"], self._race["budget"]
         names, k = self._asked["candidates"], self._race["k"]
@@ -99,4 +98,4 @@ class DeviceRace:
         return {"errors": told.pop("errors"), "words": words, "part": part, "race": told}
 
     def _generator(self) -> np.random.Generator:
-        return seeding.generator(self._race["seed"], self._race["round"], self._me.name, NOTE)
+        return seeding.generator(self._race["seed"], self._race["round"], self._me.name, RACE)

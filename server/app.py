@@ -32,7 +32,7 @@ from server.detail import detail
 from server.fleet import FleetGrid
 from server.generic import Generic
 from server.journal import Journal
-from server.left_behind import LeftBehind, check_states
+from server.left_behind import LeftBehind, check_races, check_states
 from server.metrics import Metrics
 from server.recorded_grid import RecordedGrid
 from server.releases import release
@@ -143,6 +143,7 @@ class _Run:
         """From the corpus to the results."""
         if self.settings.deployment is None:
             check_states(self.run.devices)
+            check_races(self.run.devices, self.journal)
         with self.stages.stage("generic model"):
             trained = self._obtain_generic()
         with self.stages.stage("federation"):

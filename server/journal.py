@@ -130,6 +130,16 @@ class Journal:
         rows = self._select("SELECT round, kind, speaker, code, reason FROM given_up")
         return {(round, kind, speaker): (code, why) for round, kind, speaker, code, why in rows}
 
+    def ask_again(self, kind: str, speaker: str) -> None:
+        """Forget the answers of a speaker to one type of message since the last round that ended;
+        what was sent stays.
+        """
+        self._write(
+            "UPDATE messages SET answer = NULL WHERE kind = ? AND speaker = ? "
+            "AND round > (SELECT COALESCE(MAX(round), 0) FROM rounds)",
+            [(kind, speaker)],
+        )
+
     def asked(self, kind: str) -> list[tuple[int, str, bool]]:
         """(round, speaker, whether it answered) of every message of a type, in that order."""
         rows = self._select(

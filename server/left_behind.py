@@ -11,9 +11,13 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from fedspeech import protocol
+from fedspeech.device import candidates
+from fedspeech.device.candidates import HELD, RACE
 from fedspeech.device.store import DIFFERENCE, GENERIC, MODELS, VALIDATION, Store
 from fedspeech.errors import ModelError, RunError
 from fedspeech.simulation import devices
+from fedspeech.tensors import intact
+from server.journal import Journal
 from server.recorded_grid import Keeper
 from strategies.personal import PersonalModels
 
@@ -31,6 +35,35 @@ def check_states(folder: Path) -> None:
             raise RunError(
                 f"{error}\nWithout this file --resume lets the device begin anew; all else stays"
             ) from None
+
+
+def check_races(folder: Path, journal: Journal) -> None:
+    """Let simulated devices whose race has not ended begin it anew where candidates are lost.
+
+    Devices share the files of candidates: each is read once.
+    """
+    read: dict[tuple[int, str], bool] = {}
+
+    def is_intact(path: Path, name: str) -> bool:
+        if not path.exists():
+            return False
+        key = path.stat().st_ino, name
+        if key not in read:
+            read[key] = intact(path, name)
+        return read[key]
+
+    for device in devices.folders(folder):
+        store = Store(device / MODELS)
+        held = candidates.of(store)
+        for name in store.state().get(RACE, {}).get(HELD, ()):
+            if not is_intact(held.file(name), name):
+                log.warning(
+                    "%s: missing or damaged; speaker %s is sent its candidates once more",
+                    held.file(name),
+                    device.name,
+                )
+                journal.ask_again(protocol.WORD_ERRORS, device.name)
+                break
 
 
 class LeftBehind:

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from fedspeech.decoding.transducer import MOST_PER_STEP
 from fedspeech.models.rnnt import BLANK, RNNT
 from fedspeech.units import Units
 
 WIDTH = 16
-MOST_PER_STEP = 4
-"""Units that may be spelled in one step: each is one more turn for the whole beam."""
 
 
 class Text(NamedTuple):

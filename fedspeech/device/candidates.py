@@ -5,9 +5,18 @@ from functools import partial
 from pathlib import Path
 
 from fedspeech import tensors
-from fedspeech.device.store import write_shared
+from fedspeech.device.store import Store, write_shared
 from fedspeech.errors import ModelError
 from fedspeech.tensors import Tensors, sha256
+
+RACE, HELD = "race", "held"
+"""Under the first of these names a device's store notes how far a race is, or how the last one
+ended; under the other, in it, which candidates are on the disk."""
+
+
+def of(store: Store) -> "Candidates":
+    """Those of a device."""
+    return Candidates(store.folder / "candidates", store.pool)
 
 
 class Candidates:
@@ -21,15 +30,15 @@ class Candidates:
 
     def hold(self, name: str, difference: Tensors) -> None:
         """Keep a difference under its hash. Raises RunError where the disk does not take it."""
-        if not self._file(name).exists():
+        if not tensors.intact(self.file(name), name):
             save = partial(tensors.write, tensors=difference)
-            write_shared(self._file(name), save, self._pool)
+            write_shared(self.file(name), save, self._pool)
 
     def get(self, name: str) -> Tensors:
         """The difference with this hash. Raises ModelError where it is missing or damaged."""
-        found = tensors.read(self._file(name))
+        found = tensors.read(self.file(name))
         if sha256(found) != name:
-            raise ModelError(f"{self._file(name)}: the model is damaged (its hash differs)")
+            raise ModelError(f"{self.file(name)}: the model is damaged (its hash differs)")
         return found
 
     def hold_only(self, names: Collection[str]) -> None:
@@ -48,5 +57,6 @@ class Candidates:
         except FileNotFoundError:  # another device let go of it at the same moment
             pass
 
-    def _file(self, name: str) -> Path:
+    def file(self, name: str) -> Path:
+        """Where the difference with this hash is, if it is here."""
         return self.folder / f"{name}.safetensors"

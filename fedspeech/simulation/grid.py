@@ -153,7 +153,7 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
     """
     try:
         reply = app(message, context)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # on Ray the latter ends a worker, and no run either
         reason = f"{type(error).__name__}: {error}"
         reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
     if reply.has_error() and (reply.error.reason or "").startswith(DiskError.__name__):

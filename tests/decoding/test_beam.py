@@ -135,3 +135,16 @@ def test_a_batch_is_searched_as_each_utterance_alone(width):
 
 def test_no_steps_give_no_text():
     assert beam.decode(talkative(0), heard(3), torch.tensor([0]), WORDS) == [""]
+
+
+def test_a_step_in_which_much_is_spelled_is_followed_to_its_end():
+    """A model that is sure of six units in one step, as trained ones are where steps are long."""
+    model, encoded = talkative(114), heard(1)
+    with torch.no_grad():
+        model.output.weight *= 20
+        model.output.bias *= 20
+    searches = transducer.Greedy(model, 1), Beam(model, 1, width=16)
+    for search in searches:
+        search.accept(encoded, torch.tensor([1]))
+        assert search.spelled == [[1, 2, 1, 2, 1, 2]]
+    assert searches[1].texts[0][0].score > math.log(0.5)

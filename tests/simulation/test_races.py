@@ -2,7 +2,7 @@
 
 import pytest
 from faulty_client import APP, met, plan
-from federations import GENERIC_SPEAKERS, assert_same, results, settings, simulate
+from federations import GENERIC_SPEAKERS, Around, assert_same, results, settings, simulate
 from slow import slow
 
 from fedspeech import protocol
@@ -60,3 +60,41 @@ def test_devices_hold_no_candidates_afterwards(straight):
     for device in (straight / "devices").glob("s*"):
         assert not list((device / "models" / "candidates").glob("*"))
     assert len(list((straight / "devices" / "pool").glob("*"))) == 1  # G
+
+
+class Stop(Exception):
+    pass
+
+
+class Stopped(Around):
+    """Stops the run when all candidates have come and the first race is to end."""
+
+    def sent(self, message):
+        race = protocol.text(message.content).get("race", {})
+        if race.get("ends"):
+            raise Stop
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed"])
+def test_candidates_that_were_lost_are_sent_once_more(crowd, straight, tmp_path, damage, caplog):
+    """Their file is one for all devices that hold them."""
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        simulate(racing(crowd), folder, around=Stopped)
+    held = sorted(folder.glob("devices/*/models/candidates/*.safetensors"))
+    path = held[0]
+    holding = [other for other in held if other.name == path.name]
+    assert len(holding) > 1
+    content = path.read_bytes()
+    if damage == "changed":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        path.unlink()
+    simulate(racing(crowd), folder)
+    lost = holding if damage == "changed" else [path]
+    assert {line for line in caplog.messages if "missing or damaged" in line} == {
+        f"{other}: missing or damaged; speaker {other.parents[2].name} is sent its candidates once "
+        "more"
+        for other in lost
+    }
+    assert_same(folder, straight)
