@@ -90,8 +90,8 @@ class FleetGrid(WrappedGrid):
 
     @property
     def at_once(self) -> int:
-        """All boxes work at the same time."""
-        return max(1, len(self._online()))
+        """All boxes work at the same time; what waits for one that is away holds up no other."""
+        return max(1, len(self.registered()))
 
     def get_node_ids(self) -> list[int]:
         """Boxes that are there now."""

@@ -52,18 +52,24 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _boxes_take_their_own_time(self) -> "Config":
-        if self.deployment is not None and self.federation.participation is not None:
+        if self.engine.grid == "deployment" and self.federation.participation is not None:
             raise ValueError(
                 "federation.participation is simulated time; boxes have federation.deployment"
             )
         return self
 
+    @model_validator(mode="after")
+    def _boxes_are_waited_for(self) -> "Config":
+        """A run on boxes says how, so that it can be resumed with some of it changed."""
+        if self.engine.grid == "deployment" and self.federation.deployment is None:
+            deployed = self.federation.model_copy(update={"deployment": DeploymentSettings()})
+            return self.model_copy(update={"federation": deployed})
+        return self
+
     @property
     def deployment(self) -> DeploymentSettings | None:
         """How long boxes are waited for; None where devices are simulated."""
-        if self.engine.grid != "deployment":
-            return None
-        return self.federation.deployment or DeploymentSettings()
+        return self.federation.deployment if self.engine.grid == "deployment" else None
 
 
 Experiment = Config | NeuralDiffConfig | DistillationConfig | DataParallelConfig
