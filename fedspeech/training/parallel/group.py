@@ -222,12 +222,15 @@ class Group:
         """Leave: who still waits for this learner, here or elsewhere, is told that it is gone."""
         if not dist.is_initialized():
             return
-        self._cut()
+        self.cut()
         with suppress(RuntimeError):
             dist.destroy_process_group()
 
-    def _cut(self) -> None:
-        """Close every connection. Gloo does that where a message does not come in time."""
+    def cut(self) -> None:
+        """Close every connection: whoever waits here, in any thread, raises Lost.
+
+        Gloo does that where a message does not come in time.
+        """
         parts: list[tuple[dist.ProcessGroup | None, Sequence[int]]] = [(None, range(self.size))]
         for group, ranks in [*parts, *self._parts]:
             for other in ranks:

@@ -17,11 +17,14 @@ from fedspeech.run_folder import cache_folder
 from fedspeech.tensors import Tensors, state
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel import method_of
-from fedspeech.training.parallel.group import Lost, Seat, form, join
+from fedspeech.training.parallel.group import Group, Lost, Seat, form, join
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.method import Method
 from fedspeech.training.parallel.task import Task
 from fedspeech.training.parallel.watch import Measured, Pace, Watch
+
+CUT_SECONDS = 30.0
+"""Who is told to come back is done with what it computes so soon, if it waits for nobody."""
 
 
 class Training(NamedTuple):
@@ -83,6 +86,8 @@ class Learner:
         self._stopped: dict[str, threading.Event] = {}
         self._warned: list[str] = []
         self._writer = checkpoint.Writer()
+        self._group: Group | None = None
+        self._generation, self._back = "", threading.Event()
 
     def prepare(self, training: Training, agreed: str) -> None:
         """Begin a training with its freshly drawn model.
@@ -120,12 +125,13 @@ class Learner:
 
     def _learn(self, order: Order) -> Iterator[Report | Ended]:
         self._begin(order)
-        group, method = None, None
+        self._generation, self._back = order.seat.generation, threading.Event()
+        method: Method | None = None
         lost: str | None = None
         reached = order.first
         try:
             store = join(*order.store, order.seat.seconds)
-            group = form(store, order.seat, self._watch, self._stop(order))
+            group = self._group = form(store, order.seat, self._watch, self._stop(order))
             method = method_of(self._settings)(self._loop, group, self._settings)
             method.resume(self._kept)
             for number in method.parts(order.first):
@@ -141,15 +147,26 @@ class Learner:
                 reached = max(reached, method.reached)
                 self._kept = method.state()
                 method.close()
-            if group is not None:
-                group.close()
+            if self._group is not None:
+                self._group.close()
+                self._group = None
+            self._back.set()
             # What to go on from is looked for, and removed, when all have come back.
             self._writer.wait()
         yield Ended(self._number, lost, reached)
 
     def stop(self, generation: str) -> None:
-        """Let `learn` come back, from another thread."""
+        """Let `learn` come back, from another thread.
+
+        Who waits for a learner whose machine has gone without a word is told by nobody: after a
+        while its connections are cut.
+        """
         self._stopped.setdefault(generation, threading.Event()).set()
+        group, back = self._group, self._back
+        if group is None or self._generation != generation:
+            return
+        if not back.wait(CUT_SECONDS):
+            group.cut()
 
     def state(self) -> dict[str, Any]:
         """What another learner needs to go on beside this one."""

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from fedspeech.config import DataParallelConfig
 from fedspeech.errors import DiskError
 from fedspeech.tensors import sha256
 from fedspeech.training import checkpoint
+from fedspeech.training.parallel import learner as learners
 from fedspeech.training.parallel.group import LOOPBACK, Seat, serve
 from fedspeech.training.parallel.learner import Ended, Learner, Order, Training
 from fedspeech.training.parallel.method import flat
@@ -119,6 +121,22 @@ def test_who_joins_takes_over_what_another_learner_has(alone):
     mine, theirs = (each._loop.optimizer.state_dict()["state"] for each in (learner, other))
     assert torch.equal(mine[0]["exp_avg"], theirs[0]["exp_avg"])
     assert (other._kept, other._epoch) == ({"steps": 3}, 2)
+
+
+@pytest.mark.parametrize(
+    ("generation", "comes_back", "cut"),
+    [("one/1", False, 1), ("one/1", True, 0), ("one/0", False, 0)],
+)
+def test_a_learner_that_does_not_come_back_is_cut_off(monkeypatch, generation, comes_back, cut):
+    """It waits for a machine that has gone without a word; not where another group is there."""
+    monkeypatch.setattr(learners, "CUT_SECONDS", 0.2)
+    learner, cuts = Learner.__new__(Learner), []
+    learner._stopped, learner._generation, learner._back = {}, "one/1", threading.Event()
+    learner._group = SimpleNamespace(cut=lambda: cuts.append(1))
+    if comes_back:
+        threading.Timer(0.05, learner._back.set).start()
+    learner.stop(generation)
+    assert learner._stopped[generation].is_set() and len(cuts) == cut
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_training(alone):

@@ -1,11 +1,16 @@
 """What is wrong between learners is told, and nothing spreads."""
 
+import multiprocessing
+import os
 import re
+import signal
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
+import torch
 from learners import training
 from torch._C._distributed_c10d import PrefixStore
 
@@ -49,6 +54,50 @@ def test_who_dies_while_the_group_forms_is_waited_for_a_while_only(free_tcp_port
         RunError, match=f"store at 127.0.0.1:{free_tcp_port} cannot be reached from"
     ):
         join(LOOPBACK, free_tcp_port, 1.0)
+
+
+def stays(port):
+    """A member of a group that does nothing there."""
+    with suppress(Lost):
+        form(join(LOOPBACK, port), Seat(1, (0, 1), "a"), Watch(), threading.Event())
+        time.sleep(300)
+
+
+def waits(port, way, told):
+    """The other one, which is cut off by another thread after two seconds."""
+    group = form(join(LOOPBACK, port), Seat(0, (0, 1), "a"), Watch(), threading.Event())
+    told.put("formed")
+    threading.Timer(2.0, group.cut).start()
+    started = time.monotonic()
+    try:
+        if way == "sum":
+            group.sum(torch.ones(4))
+        else:
+            group.receive(torch.ones(4), 1).arrived()
+    except Lost:
+        told.put(time.monotonic() - started)
+    group.close()
+
+
+@pytest.mark.parametrize("way", ["sum", "receive"])
+def test_who_waits_for_one_that_has_gone_without_a_word_can_be_cut_off(monkeypatch, way):
+    """Its process is stopped and closes no connection, as a machine whose power fails."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    store, port = serve()
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    other = context.Process(target=stays, args=(port,), daemon=True)
+    one = context.Process(target=waits, args=(port, way, told), daemon=True)
+    try:
+        other.start()
+        one.start()
+        assert told.get(timeout=60) == "formed"
+        os.kill(other.pid, signal.SIGSTOP)
+        assert told.get(timeout=30) >= 1.9
+    finally:
+        other.kill()
+        one.kill()
+    del store
 
 
 def test_messages_may_come_later_than_a_group_forms(together):
