@@ -155,7 +155,8 @@ def _units(settings: DistillationConfig, texts: Sequence[str]) -> Units:
 
 def _listed(units: Sequence[str]) -> str:
     """How many, and the first of them."""
-    return f"{len(units)} units ({' '.join(units[:MOST_TOLD])}{' …' * (len(units) > MOST_TOLD)})"
+    first = " ".join(units[:MOST_TOLD]) + " …" * (len(units) > MOST_TOLD)
+    return f"{len(units)} unit{'s' * (len(units) != 1)} ({first})"
 
 
 def _sets(settings: DistillationConfig, test: Sequence[MonoCut]) -> dict[str, set[str]]:
