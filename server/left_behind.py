@@ -42,28 +42,23 @@ def check_races(folder: Path, journal: Journal) -> None:
 
     Devices share the files of candidates: each is read once.
     """
-    read: dict[tuple[int, str], bool] = {}
+    read: dict[int, bool] = {}
 
-    def is_intact(path: Path, name: str) -> bool:
+    def is_intact(path: Path) -> bool:
         if not path.exists():
             return False
-        key = path.stat().st_ino, name
-        if key not in read:
-            read[key] = intact(path, name)
-        return read[key]
+        file = path.stat().st_ino
+        if file not in read:
+            read[file] = intact(path, path.stem)
+        return read[file]
 
     for device in devices.folders(folder):
         store = Store(device / MODELS)
-        held = candidates.of(store)
-        for name in store.state().get(RACE, {}).get(HELD, ()):
-            if not is_intact(held.file(name), name):
-                log.warning(
-                    "%s: missing or damaged; speaker %s is sent its candidates once more",
-                    held.file(name),
-                    device.name,
-                )
-                journal.ask_again(protocol.WORD_ERRORS, device.name)
-                break
+        held = map(candidates.of(store).file, store.state().get(RACE, {}).get(HELD, ()))
+        if (lost := next((path for path in held if not is_intact(path)), None)) is not None:
+            what = "%s: missing or damaged; speaker %s is sent its candidates once more"
+            log.warning(what, lost, device.name)
+            journal.ask_again(protocol.WORD_ERRORS, device.name)
 
 
 class LeftBehind:

@@ -22,7 +22,7 @@ DIGEST = hashlib.sha256().digest_size
 
 def save(path: Path, loop: Loop, **more: Any) -> None:
     """Write everything that the next epoch depends on: model, optimizer, and what else is given."""
-    _write(path, _states(loop, more))
+    _write(path, states(loop, more))
 
 
 class Writer:
@@ -36,7 +36,7 @@ class Writer:
         """As `save`, of what there is now. Raises DiskError where the one before failed."""
         self.wait()
         # A copy on the processor: the loop changes its tensors while they are written.
-        self._underway = self._thread.submit(_write, path, copied(_states(loop, more)))
+        self._underway = self._thread.submit(_write, path, copied(states(loop, more)))
 
     def wait(self) -> None:
         """Come back when all is written. Raises DiskError where that failed."""
@@ -45,7 +45,8 @@ class Writer:
             underway.result()
 
 
-def _states(loop: Loop, more: Mapping[str, Any]) -> dict[str, Any]:
+def states(loop: Loop, more: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a loop goes on from, and what else is given; not a copy."""
     return {"model": loop.model.state_dict(), "optimizer": loop.optimizer.state_dict(), **more}
 
 

@@ -1,7 +1,6 @@
 """Training G on the generic part, judged by its development speakers."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, state
 from fedspeech.training import checkpoint
 from fedspeech.training.course import Course, fitting
-from fedspeech.training.loop import Loop, is_finite
+from fedspeech.training.loop import Loop
 from fedspeech.units import learn
 
 log = logging.getLogger("fedspeech")
@@ -111,7 +110,7 @@ class _Run:
         loop, description = self.loop, self.description
         number = len(self.epochs)
         loss = loop.epoch(number)
-        if not (math.isfinite(loss) and is_finite(loop.model)):
+        if loop.has_diverged(loss):
             raise RunError(
                 f"training of G diverged in epoch {number + 1} (loss {loss:.3g}); "
                 f"generic.learning_rate = {loop.settings.learning_rate:g} may be too large"

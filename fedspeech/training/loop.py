@@ -1,16 +1,13 @@
 """The local loop: one model, one set of utterances, one optimizer. Plain on purpose."""
 
+import math
+
 import torch
 
 from fedspeech.accelerator import autocast, place
 from fedspeech.training import criteria, thrift
 from fedspeech.training.course import Course, Update
 from fedspeech.training.optimizers import Optimizers, adamw
-
-
-def is_finite(model: torch.nn.Module) -> bool:
-    """Whether all of a model are numbers; the loss does not show what the last update has done."""
-    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
 class Loop:
@@ -46,6 +43,13 @@ class Loop:
                 total += sum(self._learn(next(updates), together) for _ in range(together))
                 self._step()
         return total / len(self.course.utterances)
+
+    def has_diverged(self, loss: float) -> bool:
+        """Whether the loss of an epoch, or a value of the model after it, is no number: the loss
+        does not show what the last update has done.
+        """
+        values = self.model.state_dict().values()
+        return not (math.isfinite(loss) and all(bool(each.isfinite().all()) for each in values))
 
     def _learn(self, update: Update, together: int) -> float:
         """Add the gradient of one minibatch among so many; its summed loss."""

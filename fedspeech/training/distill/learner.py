@@ -1,6 +1,5 @@
 """One cell of a distillation: trained from its beginning, or from where it was interrupted."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from fedspeech.training.distill.hybrid import Hybrid, inherit
 from fedspeech.training.distill.loops import LatticeLoop, ReplacingLoop, alone
 from fedspeech.training.distill.modules import cut
 from fedspeech.training.distill.task import Task, given
-from fedspeech.training.loop import Loop, is_finite
+from fedspeech.training.loop import Loop
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def _train(loop: Loop, cell: Cell, kept: Path) -> list[float]:
     losses: list[float] = found[0] if found else []
     for epoch in range(len(losses), loop.settings.epochs):
         losses.append(loop.epoch(epoch))
-        if not (math.isfinite(losses[-1]) and is_finite(loop.model)):
+        if loop.has_diverged(losses[-1]):
             raise DivergedError(
                 f"{cell.name}: training diverged in epoch {epoch + 1} (loss {losses[-1]:.3g}); "
                 f"training.learning_rate = {loop.settings.learning_rate:g} may be too large"

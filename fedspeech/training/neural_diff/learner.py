@@ -18,7 +18,7 @@ from fedspeech.diff.learned_sparse import CubicSchedule, SparseDiff
 from fedspeech.diff.methods import Sparse
 from fedspeech.errors import DivergedError, RunError
 from fedspeech.tensors import Tensors, size, state
-from fedspeech.training.loop import Loop, is_finite
+from fedspeech.training.loop import Loop
 from fedspeech.training.neural_diff.cells import Cell
 from fedspeech.training.neural_diff.task import Task
 
@@ -160,7 +160,7 @@ def _train(loop: Loop, cell: Cell) -> float:
     loss = math.nan
     for epoch in range(loop.settings.epochs):
         loss = loop.epoch(epoch)
-        if not (math.isfinite(loss) and is_finite(loop.model)):
+        if loop.has_diverged(loss):
             raise DivergedError(
                 f"{cell.name}: training diverged in epoch {epoch + 1} (loss {loss:.3g}); its "
                 f"learning_rate = {loop.settings.learning_rate:g} may be too large"

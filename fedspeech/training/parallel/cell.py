@@ -88,7 +88,8 @@ class _Cell:
         self._prepare(self._all)
         self._since = time.monotonic()  # what a death costs counts as well
         while not (outcome := self._run(first, epoch)).done:
-            self._count(outcome)
+            if outcome.dead:
+                self._died(outcome.dead)
             first, epoch = self._mend(outcome)
             self._close_epochs()
         return Trained(self._average(), self.epochs.told, self._counts)
@@ -139,10 +140,6 @@ class _Cell:
 
     def _learns(self, number: int) -> bool:
         return number < self.training.settings.parallel.learners
-
-    def _count(self, outcome: Outcome) -> None:
-        if outcome.dead:
-            self._died(outcome.dead)
 
     def _died(self, learners: Mapping[int, str]) -> None:
         """Count those who died together, each with why."""

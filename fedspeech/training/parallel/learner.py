@@ -170,15 +170,9 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What another learner needs to go on beside this one."""
-        loop = self._loop
-        state = {
-            "model": loop.model.state_dict(),
-            "optimizer": loop.optimizer.state_dict(),
-            "method": self._kept,
-            "epoch": self._epoch,
-        }
+        held = {"method": self._kept, "epoch": self._epoch}
         # Each parameter may be a view of all in one vector, and would be sent with all of it.
-        found: dict[str, Any] = checkpoint.copied(state)
+        found: dict[str, Any] = checkpoint.copied(checkpoint.states(self._loop, held))
         return found
 
     def adopt(self, state: dict[str, Any]) -> None:
