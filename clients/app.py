@@ -213,11 +213,14 @@ def install(message: Message, context: Context) -> Message:
     """
     me, asked = _speaker(context), protocol.text(message.content)
     expected = asked["model"]
-    sent = protocol.arrays(message.content).get("model")
-    if sent is None:
-        me.install(None)
-    elif not me.has(BASE, expected):
-        _take(me, sent, BASE, expected, me.install, {})
+    sent = protocol.arrays(message.content).get(protocol.MODEL)
+    if not me.has(BASE, expected):
+        if sent is not None:
+            _take(me, sent, BASE, expected, me.install, {})
+        elif asked["held"]:
+            me.install(None)
+        else:
+            raise ModelError(f"M_s {expected[:12]} is not here, and did not come along")
     if "choose" in asked:
         me.put_to_use(asked["choose"])
     return Message(protocol.content({"installed": me.store.hash(BASE)}), reply_to=message)
@@ -227,7 +230,7 @@ def install(message: Message, context: Context) -> Message:
 def evaluate_personal(message: Message, context: Context) -> Message:
     """Word errors on test_s by alpha, and the alpha that this device would take."""
     me, asked = _speaker(context), protocol.text(message.content)
-    sent = protocol.arrays(message.content).get("model")
+    sent = protocol.arrays(message.content).get(protocol.MODEL)
     model = None if sent is None else protocol.unpack_onto(sent, me.held)
     base = me.base_model(asked["model"], model)
     counts = me.test_errors(base, asked["alphas"], asked["personal"])

@@ -117,6 +117,8 @@ class Speaker:
         if size < ASIDE * machine.memory_free_bytes():
             return judge
         file = self.folder / f"{VALIDATION}.aside"
+        for left in self.folder.glob(f".{file.name}.*.part"):  # of a process that was killed
+            left.unlink()
         tensors.write(file, judge.model)
         found = tensors.read(file)  # mapped, and there as long as somebody has it
         file.unlink()

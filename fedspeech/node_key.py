@@ -78,7 +78,7 @@ def answer(status: int, body: bytes) -> tuple[str, str]:
     if code == BAD_HEARTBEAT:
         return "registered", ""
     if code == NO_SUCH_KEY:
-        return "not registered", "let the operator register its public key"
+        return "not registered, or revoked", "let the operator register its public key"
     if status == UNAUTHORIZED:
         return "the server does not take its signature", "see this box's clock"
     if status in NOBODY_BEHIND:

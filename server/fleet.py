@@ -3,7 +3,8 @@
 A SuperLink tells of a message to a box that was away when it came, or whose client was killed, by
 an error a minute later; of one that a SuperNode took and then forgot because it was restarted, it
 tells nothing at all. Here every message is kept on disk until it is answered or its deadline is
-over, and sent once more as soon as its box is there again: at first without G, which a box keeps.
+over, and sent once more as soon as its box is there again: at first without the G or M_s that it
+brought, which a box keeps.
 """
 
 import itertools
@@ -61,9 +62,9 @@ class _Pending:
     activated: str
     """When its box had last come in by then."""
     brought: bool = False
-    """Whether it has gone there as a whole, so that its box may hold G by now."""
+    """Whether it has gone there as a whole, so that its box may hold what it brings by now."""
     brief: bool = False
-    """Whether it was last sent without G."""
+    """Whether it was last sent without that."""
 
 
 class FleetGrid(WrappedGrid):
@@ -231,12 +232,14 @@ class FleetGrid(WrappedGrid):
                 self._send(id, self._message(pending))
 
     def _message(self, pending: _Pending) -> Message:
-        """What is sent once more; G goes along where it never came, or the box says it lacks it."""
+        """What is sent once more; the model that a box keeps goes along where it never came, or the
+        box says that it lacks it."""
         proto = RecordDictProto.FromString(pending.file.read_bytes())
         content, about = recorddict_from_proto(proto), pending.light.metadata
-        pending.brief = pending.brought and protocol.GENERIC in content
+        kept = protocol.KEPT.get(about.message_type, "")
+        pending.brief = pending.brought and kept in content
         if pending.brief:
-            del content[protocol.GENERIC]
+            del content[kept]
         return Message(content, about.dst_node_id, about.message_type, group_id=about.group_id)
 
     def _hopeless(self) -> dict[str, str]:

@@ -40,7 +40,7 @@ from strategies.judging import Judged, file, judgements
 from strategies.outcome import Failure, Outcome
 from strategies.personal import Personal, PersonalModels
 from strategies.pushes import Pushes, Records
-from strategies.questions import Questions
+from strategies.questions import BYTES_PER_MESSAGE, BYTES_TO_A_BOX, Questions
 from strategies.relations import relate
 
 
@@ -81,7 +81,8 @@ class Personalization(Strategy):
         failures = self.outcome.failures
         returning = config.deployment is not None
         self._exchange = Exchange(members, config.federation.quorum, failures, returning)
-        self._questions = Questions(population, self._exchange, config.seed)
+        at_most = BYTES_TO_A_BOX if returning else BYTES_PER_MESSAGE
+        self._questions = Questions(population, self._exchange, config.seed, at_most)
         self._generation = sha256(dict(population.generic()))
         self.personal = PersonalModels(population, budgets, config.budget.method)
         self._pushes = Pushes(population, releases, budgets, config.budget.method)

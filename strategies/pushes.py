@@ -99,7 +99,7 @@ class Pushes:
         name, (generation, _) = sha256(model), self._held_generic()
         if name == generation:
             return Push(name, {}, Pushed(0))
-        return Push(name, {"model": protocol.pack(model)}, Pushed(size(model)))
+        return Push(name, {protocol.MODEL: protocol.pack(model)}, Pushed(size(model)))
 
     def _held_generic(self) -> tuple[str, Tensors]:
         """G and its hash, read once."""
@@ -110,5 +110,5 @@ class Pushes:
 
 
 def _as_diff(name: str, made: Made) -> Push:
-    records = {"model": protocol.pack_diffs([made.data])}
+    records = {protocol.MODEL: protocol.pack_diffs([made.data])}
     return Push(name, records, Pushed(len(made.data), made.lost, made.additive))

@@ -20,18 +20,29 @@ CANDIDATES_PER_MESSAGE = 16
 BYTES_PER_MESSAGE = 2**28
 """Of candidates that a message carries at most, as many as a simulated worker keeps. So many are in
 memory at once: they go out to all speakers before the next ones are read."""
+BYTES_TO_A_BOX = 2**26
+"""The same where a small box has to hold the message: one candidate of 14 million parameters."""
 
 Answer = Mapping[str, WordErrors] | Race
 
 
 class Questions:
-    """Asks each device about other speakers' models, and nothing twice within a round."""
+    """Asks each device about other speakers' models, and nothing twice within a round.
 
-    def __init__(self, population: Population, exchange: Exchange, seed: int) -> None:
+    A message carries `at_most` so many bytes of them, but always one.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        exchange: Exchange,
+        seed: int,
+        at_most: int = BYTES_PER_MESSAGE,
+    ) -> None:
         self._population, self._exchange, self._seed = population, exchange, seed
         self._known: dict[tuple[str, str, str], WordErrors] = {}
         self._hashes: dict[str, str] = {}
-        fitting = BYTES_PER_MESSAGE // tensors.size(dict(population.generic()))
+        fitting = at_most // tensors.size(dict(population.generic()))
         self._at_once = min(max(fitting, 1), CANDIDATES_PER_MESSAGE)
         self._record = lru_cache(maxsize=self._at_once)(self._read)
         self._decodings = Decodings()

@@ -306,7 +306,7 @@ def key(tmp_path) -> Path:
     ("answer", "status", "said"),
     [
         ((400, b'{"code": 2003, "detail": "Invalid heartbeat interval."}'), "ok", "registered"),
-        ((412, b'{"code": 2004, "detail": "Failed"}'), "missing", "not registered; let the oper"),
+        ((412, b'{"code": 2004, "detail": "Failed"}'), "missing", "not registered, or revoked; "),
         ((401, b'{"detail": "Invalid SuperNode auth"}'), "missing", "the server does not take its"),
         ((403, b"<html>"), "missing", "no SuperLink answers at /v1/fleet/activate-node (HTTP 403)"),
         ((200, b""), "missing", "no SuperLink answers at /v1/fleet/activate-node (HTTP 200)"),

@@ -43,7 +43,7 @@ def answered(state, asked: node_key.Question) -> tuple[str, str]:
 
 
 def test_a_key_is_registered_or_not_and_nothing_comes_of_asking(state):
-    assert answered(state, node_key.question(KEY))[0] == "not registered"
+    assert answered(state, node_key.question(KEY))[0] == "not registered, or revoked"
     public = public_key_to_bytes(KEY.public_key())
     node = state.create_node("aid", "name", public, 0)
     before = [info.status for info in state.get_node_info(node_ids=[node])]
@@ -51,7 +51,7 @@ def test_a_key_is_registered_or_not_and_nothing_comes_of_asking(state):
     assert answered(state, node_key.question(KEY)) == ("registered", "")
     assert [info.status for info in state.get_node_info(node_ids=[node])] == before != []
     state.delete_node("aid", node)
-    assert answered(state, node_key.question(KEY))[0] == "not registered"
+    assert answered(state, node_key.question(KEY))[0] == "not registered, or revoked"
 
 
 def test_a_signature_that_does_not_count(state):

@@ -162,6 +162,21 @@ def moved(model, seed: int):
     return {n: t + 0.01 * torch.randn(t.shape, generator=draw) for n, t in model.items()}
 
 
+def test_an_m_s_that_is_here_need_not_come_once_more(ask, folders, speaker, generic, description):
+    """Killed before it answered, a device is asked without it; another one it lacks."""
+    speaker.receive_generic(description.to_json(), generic)
+    model = moved(generic, 1)
+    said = {"model": sha256(model), "held": False}
+    lacking = ask(protocol.INSTALL, said)
+    assert "ModelError" in lacking.error.reason
+    assert "is not here, and did not come along" in (folders[0] / "errors.log").read_text()
+    for brought in ({"model": protocol.pack(model)}, {}):
+        reply = ask(protocol.INSTALL, said, **brought)
+        assert protocol.text(reply.content) == {"installed": sha256(model)}
+    reply = ask(protocol.INSTALL, {"model": sha256(generic), "held": True})
+    assert protocol.text(reply.content) == {"installed": sha256(generic)}
+
+
 def test_the_plain_routes_are_flowers(ask, speaker, generic, description):
     """One ArrayRecord each way with equal keys, metrics, and what Flower's strategies send."""
     settings = PersonalSettings(epochs=1, batch_size=4)

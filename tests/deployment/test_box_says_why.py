@@ -9,7 +9,7 @@ from owners import hand, rows
 from clients.box import TWICE
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason=NO_NGINX)
-UNKNOWN = "missing  key: not registered; let the operator register its public key"
+UNKNOWN = "missing  key: not registered, or revoked; let the operator register its public key"
 
 
 @pytest.fixture(scope="module")

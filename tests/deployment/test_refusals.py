@@ -100,7 +100,7 @@ def doctor(fleet: Fleet, to: Address, box: str) -> list[str]:
 def test_an_unregistered_box(fleet: Fleet, refused):
     assert "[code: 2004] Failed to activate SuperNode" in fleet.log("unregistered")
     assert doctor(fleet, fleet.door, "mallory") == [
-        "key: not registered; let the operator register its public key"
+        "key: not registered, or revoked; let the operator register its public key"
     ]
     assert refused[SUPERLINK].says("No SuperNode found with the given public key")
     assert refused[PROXY].says(': 412 POST "/v1/fleet/activate-node" its key is not registered, or')
@@ -199,7 +199,7 @@ def test_a_key_that_is_revoked_while_its_box_is_there(fleet: Fleet):
         "its signature does not count: its key was revoked, or its clock, which says 2"
     )
     assert doctor(fleet, fleet.door, "anna") == [
-        "key: not registered; let the operator register its public key"
+        "key: not registered, or revoked; let the operator register its public key"
     ]
     assert fleet.nodes()["anna"][1] == "unregistered"
 

@@ -1,5 +1,6 @@
 """A whole box within the memory that docker/README.md says it wants."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -21,7 +22,9 @@ GIB = 2**30
 SECONDS = 1800.0
 LONG, UTTERANCES = 19.5, 15
 """Seconds of an utterance, and how many of them are five minutes."""
-GENERIC = ("t00", "t01", "t02")
+GENERIC, FEW = ("t00", "t01", "t02"), ("few", "fewer")
+MODEL_BYTES = 56e6
+"""Of 14 million parameters, at least."""
 
 
 def joined(said, folder: Path):
@@ -42,10 +45,11 @@ def joined(said, folder: Path):
 
 @pytest.fixture
 def speech(tone_corpus, tmp_path) -> Path:
-    """`public`, a box with five minutes in long utterances, and one with a few words."""
-    said = rows(tone_corpus(tmp_path / "tones", [*GENERIC, "few"]))
+    """`public`, a box with five minutes in long utterances, and two with a few words."""
+    said = rows(tone_corpus(tmp_path / "tones", [*GENERIC, *FEW]))
     hand(tmp_path / "public", [row for row in said if row["speaker"] in GENERIC])
-    hand(tmp_path / "few", [row for row in said if row["speaker"] == "few"])
+    for few in FEW:
+        hand(tmp_path / few, [row for row in said if row["speaker"] == few])
     much = rows(tone_corpus(tmp_path / "much-tones", ["much"], per_round=170, most_words=4))
     by_round = [[row for row in much if row["round"] == number] for number in (1, 2, 3, 4)]
     train = [row for one in by_round[:3] for row in joined(one, tmp_path / one[0]["id"])]
@@ -55,19 +59,21 @@ def speech(tone_corpus, tmp_path) -> Path:
 
 
 def test_a_box_fine_tunes_the_papers_model_on_five_minutes_within_one_gib(tmp_path, speech):
-    """SuperNode, what answers its messages, and the fork that trains; whole models both ways."""
+    """SuperNode, what answers its messages, and the fork that trains; whole models both ways, and
+    those of others, which it judges one by one."""
     untrained(tmp_path / "generic.safetensors", "tdnn")
     generic = f"model = {json.dumps(str(tmp_path / 'generic.safetensors'))}"
-    fleet = Fleet(tmp_path / "fleet", ["few", "much"])
+    fleet = Fleet(tmp_path / "fleet", [*FEW, "much"])
     with small_box.group(GIB) as (place, peak):
         try:
             fleet.start_superlink()
             fleet.start_proxy()
             fleet.register()
-            fleet.start_box("few", speech / "few", "--name", "few")
+            for few in FEW:
+                fleet.start_box(few, speech / few, "--name", few)
             join = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', place / "cgroup.procs"]
             fleet.start_box("much", speech / "much", "--name", "much", inside=join)
-            text = tones(speech / "public", 2, "mean", model="tdnn", generic=generic)
+            text = tones(speech / "public", 3, "kbest", model="tdnn", generic=generic)
             (fleet.folder / "boxes.toml").write_text(text)
             run = [BIN / "fedspeech", "run", "boxes.toml", "--out", "run", "--on", "deployment"]
             fleet.start("operator", [*run, CONNECTION])
@@ -78,7 +84,13 @@ def test_a_box_fine_tunes_the_papers_model_on_five_minutes_within_one_gib(tmp_pa
             fleet.close()
         print(f"{max(taken) >> 20} MiB of its own, {int(peak.read_text()) >> 20} MiB with files")
     results = json.loads((fleet.folder / "run" / "results.json").read_text())
-    assert results["failures"] == [] and results["speakers"] == 2
+    assert results["failures"] == [] and results["speakers"] == 3
+    with (fleet.folder / "run" / "ledger.csv").open() as file:
+        asked = [row for row in csv.DictReader(file) if row["kind"] == "query.word_errors"]
+    down = [row for row in asked if row["speaker"] == "much" and row["direction"] == "down"]
+    carried = [float(row["bytes"]) for row in down]
+    assert len(carried) == len(FEW)
+    assert all(MODEL_BYTES < size < 2 * MODEL_BYTES for size in carried)
     assert "killed by signal" not in fleet.log("much")
 
 

@@ -185,6 +185,18 @@ def test_g_is_not_sent_once_more_to_a_box_that_may_hold_it(grid, link):
     assert all(protocol.text(content) == {"generation": "f00d"} for content in again)
 
 
+@pytest.mark.parametrize(
+    ("kind", "again"), [(protocol.INSTALL, ["text"]), (protocol.EVALUATE, ["text", "model"])]
+)
+def test_an_m_s_is_not_sent_once_more_to_a_box_that_may_have_kept_it(grid, link, kind, again):
+    """One that is to be judged is kept nowhere."""
+    content = protocol.content({"model": "f00d"}, model=protocol.pack({"x": torch.ones(3)}))
+    (number,) = grid.push_messages([Message(content, ANNA, kind, group_id="1")])
+    link.boxes[ANNA][1] = "2026-01-01T00:05:00"
+    assert not list(grid.pull_messages([number]))
+    assert [list(message.content) for _, message in link.taken] == [["text", "model"], again]
+
+
 def test_a_box_that_lacks_g_is_sent_it_once_more(grid, link):
     """What it then says went wrong is the answer."""
     (number,) = grid.push_messages([bringing_g(ANNA)])

@@ -313,8 +313,8 @@ def test_only_the_candidates_of_one_message_are_in_memory(tmp_path, monkeypatch,
     exchange = Exchange(members, 0.0, [])
     exchange.admit(names)
     monkeypatch.setattr(questions, "CANDIDATES_PER_MESSAGE", 4)
-    monkeypatch.setattr(questions, "BYTES_PER_MESSAGE", int(held * tensors.size(model)))
-    asking, grid = questions.Questions(population, exchange, 0), _Alive()
+    at_most = int(held * tensors.size(model))
+    asking, grid = questions.Questions(population, exchange, 0, at_most), _Alive()
     with pytest.raises(RunError):  # nobody is left
         asking.ask(grid, 1, {name: Candidates(names, "train") for name in names})
     assert sum(grid.sent) == len(names) ** 2
