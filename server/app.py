@@ -287,7 +287,7 @@ def _warn_of_skipped(skipped: Mapping[str, int]) -> None:
         if count:
             log.warning(
                 "speaker %s: %d utterances of train_s were skipped; the vocabulary of G does not "
-                "spell them, or with more units than they have steps",
+                "spell them, or with too many units for their length",
                 speaker,
                 count,
             )

@@ -68,6 +68,11 @@ class ModelDescription:
         """Frames for each step of the model's output."""
         return int(getattr(self._shape(), "subsampling", 1))
 
+    @property
+    def criterion(self) -> str:
+        """What the model is trained by."""
+        return models.criterion(self._shape())
+
     def layers(self) -> dict[str, tuple[str, ...]]:
         """The names of the model's trained values by layer, the input layer first."""
         return models.layers(self._shape())
@@ -86,13 +91,17 @@ class ModelDescription:
         """Raises ModelError where the content is not a description."""
         try:
             model = {**content.get("sizes", {}), "name": content["name"]}
-            return ModelDescription.of(
+            found = ModelDescription.of(
                 _settings(ModelSettings, model, "sizes"),
                 _settings(FeatureSettings, content["features"], "features"),
                 Units.from_json(content["units"]),
             )
+            models.find(found.name, found.sizes)
+        except ConfigError as error:
+            raise ModelError(f"not a description of a model: {error}") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"not a description of a model: {error!r}") from None
+        return found
 
     def write(self, path: Path) -> None:
         """Write the description as JSON."""

@@ -180,8 +180,9 @@ class RNNT(nn.Module):
         states: State = []
         for number, layer in enumerate(layers):
             own = not torch.is_grad_enabled() or bool(getattr(layer, "proj_size", 0))
-            # On a processor, PyTorch learns no LSTM in bfloat16, or ten times more slowly.
-            with torch.autocast("cpu", enabled=False), _own_lstm(own):
+            # On a processor, PyTorch learns no LSTM in bfloat16, or ten times more slowly; on a GPU
+            # autocast runs it in float16, whatever was asked for.
+            with torch.autocast(x.device.type, enabled=False), _own_lstm(own):
                 y, after = layer(x, state[number] if state else None)
             x = x + self.dropout(y) if self.shape.bypass and x.shape == y.shape else self.dropout(y)
             states.append(after)

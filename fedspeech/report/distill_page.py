@@ -9,8 +9,8 @@ from fedspeech.report.tables import Estimate
 ABOUT = "WER in percent: the mean over seeds and speakers, with its 95 % interval."
 HOW_TO_READ = (
     "student: the small model trained alone. kd: with distillation over the lattice. All others: "
-    "with modules of the student replaced by the teacher's while it learns, ever more rarely. All "
-    "have the same updates of the same minibatches.",
+    "with modules of the student replaced by the teacher's while it learns, as often as the row's "
+    "settings say, if at all. All have the same updates of the same minibatches.",
     f"{INTERVALS} Differences are paired: two intervals may overlap and the difference still be "
     "clear.",
     "All numbers but those of time follow from the seeds, the corpus and the settings.",

@@ -60,7 +60,7 @@ def fallen_back(what: str, tensors: Iterable[str]) -> str:
 
 def skipped(utterances: int) -> list[str]:
     """A note where training utterances could not be learned from."""
-    said = f"Skipped: {utterances:,} training utterances with more units than steps."
+    said = f"Skipped: {utterances:,} training utterances with too many units for their length."
     return [said] if utterances else []
 
 

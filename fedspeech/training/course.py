@@ -114,16 +114,17 @@ class Course:
 
 
 def fitting(utterances: Sequence[Utterance], description: ModelDescription) -> list[Utterance]:
-    """Those with at most as many units as the model has steps; no criterion learns from others.
+    """Those with at most as many units as can be spelled in their time, at their slowest speed.
 
-    At the slowest of their speeds. Raises CorpusError where the vocabulary lacks something.
+    CTC spells one in a step of the model at most. A transducer spells as many as it likes, but
+    nobody says more than one in a frame. Raises CorpusError where the vocabulary lacks something.
     """
-    subsampling = description.subsampling
+    frames = 1 if description.criterion == "rnnt" else description.subsampling
 
-    def steps(utterance: Utterance) -> int:
-        return -(-max(map(len, utterance.log_mel.values())) // subsampling)
+    def most(utterance: Utterance) -> int:
+        return -(-max(map(len, utterance.log_mel.values())) // frames)
 
-    return [u for u in utterances if len(description.units.encode(u.text)) <= steps(u)]
+    return [u for u in utterances if len(description.units.encode(u.text)) <= most(u)]
 
 
 def learning_rate(settings: Optimization, done: float) -> float:

@@ -139,7 +139,7 @@ class _Run:
 def _taught(speech: Sequence[Utterance], description: ModelDescription) -> list[Utterance]:
     taught = fitting(speech, description)
     if not taught:
-        raise CorpusError("all utterances for G have more units than there are steps")
+        raise CorpusError("all utterances for G have too many units for their length")
     if skipped := len(speech) - len(taught):
-        log.warning("G skips %d utterances: they have more units than there are steps", skipped)
+        log.warning("G skips %d utterances: they have too many units for their length", skipped)
     return taught

@@ -40,8 +40,8 @@ def fine_tune(
 ) -> FineTuned:
     """Fine-tune a model on some utterances.
 
-    Skipped are those that the vocabulary cannot spell, or spells with more units than the model has
-    steps for them.
+    Skipped are those that the vocabulary cannot spell, or spells with too many units for their
+    length.
 
     `name` is (seed, round, speaker, purpose) of the draws; `proximal` is the mu of FedProx. Raises
     CorpusError where nothing is left to train on.
@@ -124,7 +124,7 @@ def _course(
         raise CorpusError("the vocabulary spells none of this speaker's utterances")
     taught = fitting(spelled, description)
     if not taught:
-        raise CorpusError("all of this speaker's utterances have more units than there are steps")
+        raise CorpusError("all of this speaker's utterances have too many units for their length")
     return Course(settings, description.features, description.units, taught, name)
 
 

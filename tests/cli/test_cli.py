@@ -270,7 +270,7 @@ def test_a_run_names_who_is_left_out_what_was_skipped_and_groups_that_are_too_la
         "speaker t03 is left out: test_s has no utterance",
         "rules.random: k = 2 takes all 1 other speakers: M_s is that of `mean`",
         f"speaker {pseudonym(0, 't04')}: 2 utterances of train_s were skipped; the vocabulary of "
-        "G does not spell them, or with more units than they have steps",
+        "G does not spell them, or with too many units for their length",
     ]
     status, out, _ = fedspeech("corpus", "stats", experiment, *options)
     assert (status, out.splitlines()[-1]) == (0, "left out: t03: test_s has no utterance")

@@ -95,6 +95,8 @@ def test_layers_are_those_of_the_module(tiny):
         ({"sizes": {"width": 10**9}}, "sizes.width: Input should be less"),
         ({"sizes": {"breadth": 9}}, "sizes.breadth: Extra inputs"),
         ({"sizes": 3}, "TypeError"),
+        ({"sizes": {"joint": 9}}, "model.joint: a tdnn-tiny has width instead"),
+        ({"name": "tdn"}, "model.name: unknown model 'tdn'"),
     ],
 )
 def test_what_is_no_description_is_told_with_its_file(tiny, tmp_path, change, told):

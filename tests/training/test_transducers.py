@@ -42,8 +42,8 @@ def mine(spoken):
 
 
 def chatty(utterance):
-    """More words than there are steps of 60 ms, at any speed."""
-    return dataclasses.replace(utterance, text="ba " * (len(utterance.log_mel[0.9]) // 6 + 2))
+    """More words than there are frames, at any speed."""
+    return dataclasses.replace(utterance, text="ba " * (len(utterance.log_mel[0.9]) + 1))
 
 
 def test_it_learns_to_hear_what_it_was_taught(description, generic, spoken):
@@ -72,28 +72,47 @@ def test_an_empty_transcript_is_learned_as_silence(description, generic, spoken)
     assert heard == [""]
 
 
-def test_what_has_more_units_than_steps_is_skipped_and_counted(description, generic, mine):
+def test_what_has_more_units_than_frames_is_skipped_and_counted(description, generic, mine):
     found = fine_tune(generic, description, SETTINGS, [chatty(mine[0]), *mine[1:]], NAME)
     without = fine_tune(generic, description, SETTINGS, mine[1:], NAME)
     assert (found.skipped, without.skipped) == (1, 0)
     assert sha256(found.model) == sha256(without.model) != sha256(generic)
-    with pytest.raises(CorpusError, match="have more units than there are steps"):
+    with pytest.raises(CorpusError, match="have too many units for their length"):
         fine_tune(generic, description, SETTINGS, [chatty(mine[0])], NAME)
 
 
-@pytest.mark.parametrize(("name", "frames"), [("rnnt-tiny", 6), ("tdnn-tiny", 3)])
-def test_as_many_units_as_steps_still_fit(description, mine, name, frames):
+@pytest.mark.parametrize(("name", "most"), [("rnnt-tiny", 13), ("tdnn-tiny", 5)])
+def test_a_transducer_may_spell_a_unit_in_each_frame_and_ctc_in_each_step(
+    description, mine, name, most
+):
     about = dataclasses.replace(description, name=name)
-    utterance = dataclasses.replace(mine[0], log_mel={1.0: torch.zeros(4 * frames + 1, 40)})
-    said = [dataclasses.replace(utterance, text=" ".join(["ba"] * n)) for n in (5, 6)]
+    utterance = dataclasses.replace(mine[0], log_mel={1.0: torch.zeros(13, 40)})
+    said = [dataclasses.replace(utterance, text=" ".join(["ba"] * n)) for n in (most, most + 1)]
     assert fitting(said, about) == [said[0]]
+
+
+def test_more_words_than_steps_are_learned(description, generic, spoken):
+    """Six words in two steps of 60 ms."""
+    brief = dataclasses.replace(
+        spoken[0], log_mel={s: mel[:12] for s, mel in spoken[0].log_mel.items()}
+    )
+    said = [dataclasses.replace(brief, text="ba di gu ke lo mi"), spoken[1]]
+    settings = Optimization(
+        epochs=60, batch_size=2, learning_rate=1e-2, final_learning_rate=1e-3, clean=1.0
+    )
+    course = Course(settings, description.features, description.units, said, NAME)
+    loop = Loop(description.module(generic), course)
+    for number in range(settings.epochs):
+        loop.epoch(number)
+    heard = evaluation.transcribe(loop.model, said, description.features, description.units)
+    assert heard == [one.text for one in said]
 
 
 def test_utterances_for_g_that_do_not_fit_are_counted(description, spoken, caplog):
     with caplog.at_level(logging.WARNING, "fedspeech"):
         taught = generic_training._taught([*spoken[:3], chatty(spoken[3])], description)
     assert taught == spoken[:3]
-    assert "G skips 1 utterances: they have more units than there are steps" in caplog.text
+    assert "G skips 1 utterances: they have too many units for their length" in caplog.text
 
 
 def test_many_speakers_do_not_make_a_stack_which_is_told(description, generic, mine):

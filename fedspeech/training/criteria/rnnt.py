@@ -37,8 +37,9 @@ def loss(
 ) -> torch.Tensor:
     """-log p(reference | speech) in nats, float32 (batch,); heard is (batch, steps, joint).
 
-    0 where a reference has more units than there are steps: such an utterance teaches nothing. A
-    batch whose lattice (steps by units by vocabulary) is too large for the memory is split.
+    A step may spell any number of units, so a reference may have more of them than there are steps;
+    0 where there is no step. A batch whose lattice (steps by units by vocabulary) is too large for
+    the memory is split.
     """
     return in_parts(partial(_loss, model), cell_bytes(model, 3), [encoded], lengths, references)
 
@@ -54,14 +55,14 @@ def in_parts(
 
     `heard` are one or more tensors (batch, steps, joint); `lattice` takes the references and the
     lengths of some utterances, with what was heard of them, the longest at full length. The loss is
-    0 where a reference has more units than there are steps.
+    0 where there is no step.
     """
     losses = heard[0][:, :0].float().sum((1, 2))  # zeros that have a gradient
     counts = torch.tensor([len(reference) for reference in references], device=losses.device)
-    fits = ((counts <= lengths) & (lengths > 0)).nonzero()[:, 0]
+    heard_at_all = (lengths > 0).nonzero()[:, 0]
     most = int(SHARE * accelerator.memory_bytes() / each)
     sizes = lengths.tolist(), counts.tolist()
-    parts = _split(fits.tolist(), *sizes, most)
+    parts = _split(heard_at_all.tolist(), *sizes, most)
     if len(parts) > 1:
         _say_split(losses.device.type)
     if any(_cells(part, *sizes) > most for part in parts):

@@ -33,8 +33,8 @@ def loss(
     """The student's loss and alpha times KL(teacher || student), in nats, float32 (batch,).
 
     `heard` is what the student and the teacher heard, each (batch, steps, joint). The divergence is
-    summed over the cells of an utterance's lattice. Both are 0 where a reference has more units
-    than there are steps; a batch whose lattice is too large for the memory is split.
+    summed over the cells of an utterance's lattice. Both are 0 where there is no step; a batch
+    whose lattice is too large for the memory is split.
     """
     lattice = partial(_loss, student, teacher, alpha)
     each = rnnt.cell_bytes(student, 4)

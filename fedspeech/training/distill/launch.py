@@ -27,7 +27,7 @@ def launch(settings: DistillationConfig, folder: Path, resume: bool) -> None:
         except DivergedError as error:
             raise RunError(
                 f"{error}; for the table of the other rows go on with --resume, and without this "
-                "one in `rows`"
+                "one, and those that learn from it, in `rows`"
             ) from None
         _ship(settings, task, run)
         run.write_json("results.json", results.assemble(settings, task, figures))

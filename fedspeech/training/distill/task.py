@@ -1,5 +1,6 @@
 """What the models of a distillation learn from, what they are judged on, and what they are."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ MOST_TOLD = 8
 class Task:
     """The speech, and both models' shapes.
 
-    `skipped` counts training utterances with more units than a model has steps for them.
+    `skipped` counts training utterances with too many units for their length.
     """
 
     def __init__(self, settings: DistillationConfig, speech: CutSet, folder: Path) -> None:
@@ -43,11 +44,9 @@ class Task:
         self.teacher = ModelDescription.of(settings.teacher, settings.features, spelled)
         self.student = ModelDescription.of(settings.student, settings.features, spelled)
         spoken = features.prepare(train, settings.features, settings.speeds, folder)
-        # All rows learn from the same speech, so it fits the one with fewer steps.
-        coarser = max(self.student, self.teacher, key=lambda about: about.subsampling)
-        self._taught = fitting(spoken, coarser)
+        self._taught = fitting(spoken, self.student)
         if not self._taught:
-            raise CorpusError("all training utterances have more units than there are steps")
+            raise CorpusError("all training utterances have too many units for their length")
         self.skipped = len(spoken) - len(self._taught)
         self._check_phases()
         self._test = features.prepare(test, settings.features, (), folder)
@@ -79,7 +78,9 @@ class Task:
         return model
 
     def course(self, seed: int) -> Course:
-        """The training speech; the minibatches and their augmentation are the same in all rows."""
+        """The training speech; the minibatches are the same in all rows and, where nothing draws
+        dropout in between, their augmentation.
+        """
         about, name = self.student, (seed, 0, "", "distillation")
         training = self._settings.training
         return Course(training, about.features, about.units, self._taught, name)
@@ -166,4 +167,10 @@ def _sets(settings: DistillationConfig, test: Sequence[MonoCut]) -> dict[str, se
     found: dict[Any, set[str]] = {value: set() for value in settings.test.values}
     for cut in test:
         found[field_of(cut, settings.test.field or "", "test.field")].add(speaker_of(cut))
+    for one, other in itertools.combinations(found, 2):
+        if both := found[one] & found[other]:
+            raise CorpusError(
+                f"speaker {min(both)} is in the test sets {one} and {other}: errors are told by "
+                "speaker, so that each may be in one only"
+            )
     return {str(value): speakers for value, speakers in found.items() if speakers}

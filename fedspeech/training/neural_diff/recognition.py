@@ -38,7 +38,7 @@ class Recognition(Task):
         spoken = features.prepare(train, settings.features, settings.speeds, folder)
         self._train = fitting(spoken, self._description)
         if not self._train:
-            raise CorpusError("all training utterances have more units than there are steps")
+            raise CorpusError("all training utterances have too many units for their length")
         self.skipped = len(spoken) - len(self._train)
         durations = {cut.id: cut.duration for cut in train}
         self._seconds = [durations[utterance.id] for utterance in self._train]

@@ -18,7 +18,7 @@ class Task(ABC):
 
     metric: str
     skipped: int = 0
-    """Training utterances with more units than the model has steps for them."""
+    """Training utterances with too many units for their length."""
 
     @property
     @abstractmethod

@@ -19,8 +19,7 @@ class Losses(torch.nn.Module):
     """A model and its criterion: speech and references in, losses (batch,) out.
 
     So DistributedDataParallel sees from the losses which parameters a minibatch has used: a
-    transducer's criterion has parameters of the model take part as well, and not for every
-    minibatch.
+    transducer's criterion has parameters of the model take part as well.
     """
 
     def __init__(self, model: torch.nn.Module, criterion: Callable[..., torch.Tensor]) -> None:

@@ -28,7 +28,7 @@ APART: Any = {"corpus": {"path"}, "engine": True, "seeds": True, "name": True, "
 class Task:
     """The speech, and the model's shape.
 
-    `skipped` counts training utterances with more units than the model has steps for them.
+    `skipped` counts training utterances with too many units for their length.
     """
 
     def __init__(self, settings: DataParallelConfig, speech: CutSet, folder: Path) -> None:
@@ -44,7 +44,7 @@ class Task:
         spoken = features.prepare(train, settings.features, speeds, folder)
         self.taught: Sequence[Utterance] = fitting(spoken, self.description)
         if not self.taught:
-            raise CorpusError("all training utterances have more units than there are steps")
+            raise CorpusError("all training utterances have too many units for their length")
         self.skipped = len(spoken) - len(self.taught)
         self._test = features.prepare(test, settings.features, (), folder)
 

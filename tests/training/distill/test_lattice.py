@@ -90,7 +90,6 @@ def test_the_loss_is_the_transducers_and_alpha_times_the_divergence(student, tea
     found = lattice.loss(student, teacher, alpha, both, lengths, REFERENCES)
     alone = rnnt.loss(student, both[0], lengths, REFERENCES).detach().numpy()
     wanted = alone + alpha * np.array(divergences(student, teacher, both))
-    wanted[4] = 0  # it has more units than steps
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.detach(), wanted, rtol=2e-5)
     assert min(divergences(student, teacher, both)) > 0.1
@@ -120,7 +119,7 @@ def test_gradients_are_those_of_finite_differences(student, teacher, both):
         for sign in (-1, 1):
             moved = both[0].detach().double().clone()
             moved[(*place, unit)] += sign * step
-            ends.append(sum(divergences(student, teacher, (moved, both[1]))[:4]))
+            ends.append(sum(divergences(student, teacher, (moved, both[1]))))
         assert encoded[(*place, unit)].item() == pytest.approx(
             (ends[1] - ends[0]) / (2 * step), rel=1e-3, abs=1e-4
         )
@@ -130,7 +129,7 @@ def test_gradients_are_those_of_finite_differences(student, teacher, both):
         for sign in (-1, 2, -1):  # down, up, and back
             with torch.no_grad():
                 parameter[most] += sign * 1e-3
-            ends.append(sum(divergences(student, teacher, both)[:4]))
+            ends.append(sum(divergences(student, teacher, both)))
         assert slope[most].item() == pytest.approx((ends[1] - ends[0]) / 2e-3, rel=1e-2)
 
 

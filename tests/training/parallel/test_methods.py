@@ -72,8 +72,8 @@ def test_allreduce_goes_on_to_the_same_bits(together):
     np.testing.assert_array_equal(again[0].models[-1], whole[0].models[-1])
 
 
-def test_allreduce_of_a_transducer_with_a_part_that_teaches_nothing(together):
-    """Of whoever has utterance 0 alone, prediction and joint network have no gradient then."""
+def test_allreduce_of_a_transducer_is_one_learner_on_the_joined_batch(together):
+    """Utterance 0 has more units than there are steps."""
     once = training(epochs=1, batch_size=1)
     settings = {"method": "allreduce", "learners": 2}
     given = replace(job(**settings), training=once, kind="transducer")
