@@ -28,8 +28,8 @@ from fedspeech.config.training import PersonalSettings
 from fedspeech.device import own_speech, pace, trust
 from fedspeech.device.lock import locked
 from fedspeech.device.store import BASE, DESCRIPTION, GENERIC, MODELS
-from fedspeech.diff.wire import result_of
-from fedspeech.errors import BudgetError, CorpusError, ModelError
+from fedspeech.diff.wire import base_of, result_of
+from fedspeech.errors import BudgetError, CorpusError, LacksError, ModelError
 from fedspeech.models.description import ModelDescription
 from fedspeech.simulation import devices
 from fedspeech.tensors import Tensors, sha256
@@ -112,7 +112,8 @@ def receive(me: Speaker, message: Message) -> dict[str, Any]:
     asked = protocol.text(message.content)
     description = asked.pop("description")
     asked.pop("budget", None)  # of what is sent, not of what is fine-tuned
-    trust.check(me.folder, asked.pop("signed", []), asked["generation"], description)
+    signed = protocol.statements(message.content)
+    trust.check(me.folder, signed, asked["generation"], description)
     sent = protocol.arrays(message.content).get(protocol.GENERIC)
     if sent is not None and not me.has(GENERIC, asked["generation"]):
         notes = {DESCRIPTION: description}
@@ -134,7 +135,7 @@ def _take(
     """Let the expected model take its role: by diffs from what is held, or as a whole.
 
     Raises ModelError where another one was sent, or what is no model of the description that comes
-    with it, or is held; then nothing changes.
+    with it, or is held; LacksError where what the diffs are for is not here. Then nothing changes.
     """
 
     def check(model: Tensors) -> None:
@@ -149,6 +150,8 @@ def _take(
         return
     diffs = protocol.unpack_diffs(record)
     _check_sent(role, expected, result_of(diffs[-1]))
+    if not me.store.file(base := base_of(diffs[0])).exists():
+        raise LacksError(f"the diff is for the model {base[:12]}, which is not here")
     me.store.update(role, *diffs, check=lambda new: check(tensors.read(new)), **notes)
 
 
@@ -166,7 +169,7 @@ def describe(message: Message, context: Context) -> Message:
         told = context.node_config
         channel = int(told["channel"]) if "channel" in told else None
         own_speech.cut(Path(str(told["speech"])), me.folder, parts, asked["begins"], channel)
-    said = me.describe()
+    said = me.describe() | ({"personal": me.personal_hash()} if _on_box(context) else {})
     return Message(protocol.content(said), reply_to=message)
 
 
@@ -220,7 +223,7 @@ def install(message: Message, context: Context) -> Message:
         elif asked["held"]:
             me.install(None)
         else:
-            raise ModelError(f"M_s {expected[:12]} is not here, and did not come along")
+            raise LacksError(f"M_s {expected[:12]} is not here, and did not come along")
     if "choose" in asked:
         me.put_to_use(asked["choose"])
     return Message(protocol.content({"installed": me.store.hash(BASE)}), reply_to=message)

@@ -27,7 +27,7 @@ from fedspeech.device.store import (
 )
 from fedspeech.diff.budget import make
 from fedspeech.diff.methods import METHODS
-from fedspeech.errors import BudgetError, CorpusError, DiffError, ModelError
+from fedspeech.errors import BudgetError, CorpusError, DiffError, LacksError, ModelError
 from fedspeech.evaluation import Counts
 from fedspeech.features import Normalization, Utterance
 from fedspeech.models.description import ModelDescription
@@ -73,19 +73,19 @@ class Speaker:
         self.store.put(GENERIC, model, **{DESCRIPTION: dict(description)})
 
     def check_generic(self, generation: str) -> None:
-        """Raise ModelError unless the G that is held is this one."""
+        """Raise LacksError unless the G that is held is this one."""
         if self.store.hash(GENERIC) != generation:
-            raise ModelError(
+            raise LacksError(
                 f"expected generation {generation[:12]}, "
                 f"this device holds {str(self.store.hash(GENERIC))[:12]}"
             )
 
     def held(self, name: str) -> Tensors:
-        """G or the M_s that is installed, by its hash. Raises ModelError where it is neither."""
+        """G or the M_s that is installed, by its hash. Raises LacksError where it is neither."""
         for role in (GENERIC, BASE):
             if self.store.hash(role) == name:
                 return self.store.get(role)
-        raise ModelError(f"expected to hold {name[:12]}, this device does not")
+        raise LacksError(f"expected to hold {name[:12]}, this device does not")
 
     def describe_model(self, description: Mapping[str, Any]) -> None:
         """Note architecture, features and vocabulary of the G that is held, unless they are."""
@@ -194,12 +194,17 @@ class Speaker:
 
     def _installed(self, expected: str) -> Tensors:
         if (held := self.store.hash(BASE)) != expected:
-            raise ModelError(f"expected M_s {expected[:12]}, this device holds {str(held)[:12]}")
+            raise LacksError(f"expected M_s {expected[:12]}, this device holds {str(held)[:12]}")
         return self.store.get(BASE)
 
     def personal(self) -> Tensors:
         """P_s. Raises ModelError where this device has not fine-tuned yet."""
         return dict(add(self.store.get(GENERIC).items(), self.store.get(DIFFERENCE)))
+
+    def personal_hash(self) -> str:
+        """The hash of the P_s that is here, undamaged; empty where none is."""
+        there = self.store.holds(GENERIC) and self.store.holds(DIFFERENCE)
+        return sha256(self.personal()) if there else ""
 
     def install(self, model: Tensors | None) -> str:
         """Keep M_s (None: G, which is held); its hash. Raises ModelError where it does not fit."""

@@ -20,6 +20,10 @@ class ModelError(FedSpeechError):
     """A model file or a set of tensors is not what was expected."""
 
 
+class LacksError(ModelError):
+    """A device does not hold a model that it was to go on from; its server may bring it."""
+
+
 class RuleError(FedSpeechError):
     """An aggregation rule was not found, or answered something that is not allowed."""
 

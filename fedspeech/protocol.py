@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedspeech.diff.apply import apply_all
 from fedspeech.diff.budget import check_budgets
-from fedspeech.errors import DiffError, ModelError
+from fedspeech.errors import DiffError, LacksError, ModelError
 from fedspeech.tensors import Tensors
 
 DESCRIBE = "query.describe"
-"""Down: nothing. Up: speaker (pseudonym), seconds, utterances, generation."""
+"""Down: nothing. Up: speaker (pseudonym), seconds, utterances, generation; of a box the hash of its
+P_s."""
 PERSONALIZE = "train.personalize"
 """Down: description, round (and the one that it began in), seed, settings, generation, where to
 start, and the budget; G where the device lacks it, as diffs where it holds an earlier generation.
@@ -44,6 +45,8 @@ PLAIN_TRAIN, PLAIN_EVALUATE = "train", "evaluate"
 """Flower's own routes, for its own strategies: equal keys down and up."""
 
 TEXT = "text"
+SIGNED = "signed"
+"""The record with the statements that sign G; they may change while the question stays the same."""
 GENERIC = "generic"
 """The record of `train.personalize` that brings G."""
 MODEL = "model"
@@ -84,6 +87,8 @@ class Member(NamedTuple):
     seconds: float
     utterances: int
     generation: str
+    personal: str = ""
+    """The hash of the P_s that a box holds; empty where there is none."""
     budgets: Mapping[str, str] = {}
     """What the device allows for itself, by `fedspeech.budgets`' names."""
 
@@ -122,6 +127,12 @@ def text(content: RecordDict) -> dict[str, Any]:
 def write_text(text: Mapping[str, Any]) -> ConfigRecord:
     """What JSON can say, as a Flower record."""
     return ConfigRecord({"json": json.dumps(text, sort_keys=True)})
+
+
+def statements(content: RecordDict) -> list[str]:
+    """Those that sign the G of a message; none where it is not signed."""
+    record = records_of(content, ConfigRecord).get(SIGNED)
+    return list(read_text(record)[SIGNED]) if record is not None else []
 
 
 def read_text(record: ConfigRecord) -> dict[str, Any]:
@@ -213,7 +224,8 @@ def _varint(number: int) -> int:
 
 
 def identity(message: Message, speaker: str, arrays: str = "") -> str:
-    """What a message asks of whom in which round: SHA-256 over everything but the tensors.
+    """What a message asks of whom in which round: SHA-256 over everything but the tensors and who
+    has signed them.
 
     Our texts name tensors by their hashes; a device that holds them is not sent them again, and it
     is the same question all the same. Flower's own messages do not: `arrays` is the hash of theirs.
@@ -222,6 +234,7 @@ def identity(message: Message, speaker: str, arrays: str = "") -> str:
     said = {
         key: {name: str(value) for name, value in sorted(record.items())}
         for key, record in sorted(records_of(message.content, ConfigRecord).items())
+        if key != SIGNED
     }
     name = json.dumps([metadata.message_type, metadata.group_id, speaker, said, arrays])
     return hashlib.sha256(name.encode()).hexdigest()
@@ -239,6 +252,12 @@ def failure(message: Message) -> str | None:
         return None
     reason = (message.error.reason or "").strip()
     return reason.splitlines()[-1] if reason else f"Flower's error {message.error.code}"
+
+
+def lacks(message: Message) -> bool:
+    """Whether a reply says that its device does not hold what it was to go on from."""
+    reason = message.error.reason if message.has_error() else ""
+    return (reason or "").startswith(LacksError.__name__)
 
 
 # What devices answer. Whatever comes over the network is checked before it is believed.
@@ -262,6 +281,7 @@ class Described(Answer):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     utterances: Count
     generation: str
+    personal: str = ""
     budgets: dict[Literal["generic", "base", "personal"], str] = {}
 
     def check(self, asked: Mapping[str, Any]) -> None:

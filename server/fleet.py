@@ -198,9 +198,10 @@ class FleetGrid(WrappedGrid):
         if id not in self._pending:  # answered already, or given up
             return None
         pending = self._pending[id]
-        if reply.has_error() and (pending.brief or reply.error.code in SENT_AGAIN):
+        lacking = pending.brief and protocol.lacks(reply)
+        if lacking or (reply.has_error() and reply.error.code in SENT_AGAIN):
             pending.number = ""
-            pending.brought &= reply.error.code in SENT_AGAIN
+            pending.brought &= not lacking
             return None
         self._done(id)
         reply.metadata.__dict__["_reply_to_message_id"] = id

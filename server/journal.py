@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS times (
 );
 """
 
+SINCE = "round > (SELECT COALESCE(MAX(round), 0) FROM rounds)"
 PLACES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # Asked again, a device may hold what it was sent before: what went down the first time counts.
 ANSWERED = (
@@ -106,6 +107,15 @@ class Journal:
                 raise self.damaged(error.errors()[0]["msg"]) from None
         return None
 
+    def last(self, kind: str, speaker: str) -> Row | None:
+        """The last answer of a speaker to one type of message since the last round that ended."""
+        rows = self._select(
+            "SELECT id FROM messages WHERE kind = ? AND speaker = ? AND answer IS NOT NULL "
+            f"AND {SINCE} ORDER BY round DESC LIMIT 1",
+            *(kind, speaker),
+        )
+        return self.get(rows[0][0]) if rows else None
+
     def add(self, *rows: Row) -> None:
         """Keep rows, in the place of older ones of the same ids; all of them or, killed, none.
 
@@ -135,8 +145,7 @@ class Journal:
         what was sent stays.
         """
         self._write(
-            "UPDATE messages SET answer = NULL WHERE kind = ? AND speaker = ? "
-            "AND round > (SELECT COALESCE(MAX(round), 0) FROM rounds)",
+            f"UPDATE messages SET answer = NULL WHERE kind = ? AND speaker = ? AND {SINCE}",
             [(kind, speaker)],
         )
 

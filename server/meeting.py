@@ -14,6 +14,7 @@ from fedspeech.protocol import Member
 from fedspeech.run_folder import RunFolder
 from server.fleet import FleetGrid
 from server.journal import Journal
+from server.recorded_grid import content_of
 from server.roster import Roster, ask, first_said, question, said_before
 
 log = logging.getLogger("fedspeech")
@@ -41,16 +42,17 @@ def meet(grid: FleetGrid, journal: Journal, run: RunFolder, settings: Config) ->
     parts = settings.partition.model_dump(mode="json", include={"train", "least_seconds"})
     standard = question({"partition": parts})
     found, reasons = ask(grid, {"partition": parts, "begins": not known}, asked.wait)
+    boxes = grid.registered()
+    there = {s: node for s, node in known.items() if node in boxes}
     members = {}
-    for speaker, reply in _one_each(found, known, reasons, grid):
+    for speaker, reply in _one_each(found, there, reasons, grid):
         if known and speaker not in known:
             log.warning("speaker %s %s; it is for the next one", speaker, LATER)
             continue
-        said = first_said(journal, standard, reply)
-        held = protocol.text(reply.content)["generation"]
-        node = reply.metadata.src_node_id
-        members[speaker] = Member(node=node, **{**said, "generation": held})
-    boxes = grid.registered()
+        said, now = first_said(journal, standard, reply), protocol.text(reply.content)
+        held = {"generation": now["generation"], "personal": now.get("personal", "")}
+        members[speaker] = Member(node=reply.metadata.src_node_id, **{**said, **held})
+        _ask_again_where_gone(journal, members[speaker])
     for speaker in sorted(set(known) - set(members)):
         before = said_before(journal, protocol.identity(standard, speaker))
         if before is not None:
@@ -71,20 +73,34 @@ def _one_each(
     reasons: dict[int, str],
     grid: FleetGrid,
 ) -> Iterator[tuple[str, Message]]:
-    """The reply of each speaker; where several boxes say they are it, why others do not count."""
+    """The reply of each speaker; where other boxes say they are it, why these do not count.
+
+    `known` are the boxes with which the run began, as far as their keys count still: of those that
+    got another key, another one may be the speaker's.
+    """
     for speaker, replies in found.items():
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
-        right = by_node.get(known[speaker]) if speaker in known else None
-        if len(by_node) == 1:
-            (right,) = by_node.values()
-        else:
-            who = " and ".join(grid.called(node) for node in sorted(by_node))
-            why = f"{who} say that they are speaker {speaker}"
-            kept = grid.called(known[speaker]) + " is kept" if right else "all are left out"
+        own = known.get(speaker)
+        right = next(iter(by_node)) if own is None and len(by_node) == 1 else own
+        if others := sorted(by_node.keys() - {right}):
+            same = sorted({*by_node, *([] if own is None else [own])})
+            why = f"{' and '.join(map(grid.called, same))} say that they are speaker {speaker}"
+            kept = "all are left out" if right is None else f"{grid.called(right)} is kept"
             log.warning("%s; %s", why, kept)
-            reasons |= {node: why for node, reply in by_node.items() if reply is not right}
-        if right is not None:
-            yield speaker, right
+            reasons |= dict.fromkeys(others, why)
+        if right in by_node:
+            yield speaker, by_node[right]
+
+
+def _ask_again_where_gone(journal: Journal, member: Member) -> None:
+    """A box that another run has used meanwhile does not hold the P_s that it has sent to this."""
+    if (row := journal.last(protocol.PERSONALIZE, member.speaker)) is None:
+        return
+    sent = protocol.text(content_of(row.answer))
+    if member.personal != (sent.get("personal") or sent.get("kept")):
+        log.warning("speaker %s holds another P_s than it has sent: asked again", member.speaker)
+        for kind in (protocol.PERSONALIZE, protocol.WORD_ERRORS):
+            journal.ask_again(kind, member.speaker)
 
 
 def _others(

@@ -156,7 +156,7 @@ class RecordedGrid(WrappedGrid):
         if (row := self._journal.get(id)) is None:
             return None
         try:
-            content = _content(row.answer)
+            content = content_of(row.answer)
             protocol.check_answer(row.kind, asked, content)
             kept = self._is_kept(row, speaker, content)
         except (KeyError, TypeError, ValueError, AttributeError, ModelError) as error:
@@ -249,7 +249,7 @@ class RecordedGrid(WrappedGrid):
 
     def _remembered(self, one: Asked) -> Message:
         assert one.row is not None
-        content = _content(one.row.answer)
+        content = content_of(one.row.answer)
         if one.row.arrays:
             content[one.row.answer[ARRAYS]["name"]] = stored(self._folder / one.row.arrays)
         return Message(content, reply_to=one.light)
@@ -299,8 +299,8 @@ def _said(content: RecordDict) -> dict[str, Any]:
     return {"configs": configs, "metrics": metrics}
 
 
-def _content(said: dict[str, Any]) -> RecordDict:
-    """The inverse of `_said`."""
+def content_of(said: Mapping[str, Any]) -> RecordDict:
+    """What a row's answer was: everything but its tensors, the inverse of `_said`."""
     configs = {name: ConfigRecord(values) for name, values in said["configs"].items()}
     metrics = {name: MetricRecord(values) for name, values in said["metrics"].items()}
     return RecordDict({**configs, **metrics})

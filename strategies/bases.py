@@ -88,9 +88,17 @@ class BaseModels:
         weights or tensors that cannot be used.
         """
         self.decide(grid, round, base, to)
-        count = len(self._still_there(base))
-        messages = protocol.Messages(self._installs(grid, round, base, alpha, choose), count)
-        replies = grid.send_and_receive(messages, timeout=self._exchange.timeout)
+
+        def messages(speakers: Collection[str]) -> protocol.Messages:
+            made = self._installs(grid, round, base, alpha, choose, speakers)
+            return protocol.Messages(made, len(speakers))
+
+        def anew(lacking: list[str]) -> protocol.Messages:
+            for speaker in lacking:
+                self.installed.pop(speaker, None)
+            return messages(lacking)
+
+        replies = self._exchange.replies(grid, messages(self._still_there(base)), anew)
         for speaker, content in self._exchange.answers(round, protocol.INSTALL, replies):
             self.installed[speaker] = protocol.text(content)["installed"]
 
@@ -112,16 +120,18 @@ class BaseModels:
         tensors that cannot be used.
         """
         took = self.pushed.setdefault((at_budget(base, at), alpha), {})
-        for speaker, model in self._built(base, alpha):
+        for speaker, model in self._built(base, alpha, self._still_there(base)):
             with self._naming(speaker, round, protocol.EVALUATE):
                 name, records, took[speaker] = self._pushes.once(speaker, model, at)
             if speaker in self._exchange.active:
                 yield speaker, name, records
 
-    def _built(self, base: str, alpha: float | None) -> Iterator[tuple[str, Tensors]]:
-        """M_s, or the mix, of everybody who is still there."""
+    def _built(
+        self, base: str, alpha: float | None, speakers: Collection[str]
+    ) -> Iterator[tuple[str, Tensors]]:
+        """M_s, or the mix, of those of some speakers who are still there."""
         generic = dict(self._population.generic())
-        there = self._still_there(base)
+        there = {s: view for s, view in self._still_there(base).items() if s in speakers}
         views = iter(list(there.items()))
         peers = max((len(view.weights) for view in there.values()), default=0)
         fitting = min(BUILT_TOGETHER_BYTES // size(generic), MOST_MAPPED // (peers + 1))
@@ -154,9 +164,10 @@ class BaseModels:
         base: str,
         alpha: float | None,
         choose: Sequence[float] | None,
+        speakers: Collection[str],
     ) -> Iterator[Message]:
         own = {} if choose is None else {"choose": list(choose)}
-        for speaker, model in self._built(base, alpha):
+        for speaker, model in self._built(base, alpha, speakers):
             with self._naming(speaker, round, protocol.INSTALL):
                 name, sent, _ = self._pushes.to_keep(speaker, model, self.installed.get(speaker))
             if speaker not in self._exchange.active:

@@ -1,14 +1,17 @@
 """One exchange with many devices: who was asked, who answered, who dropped out and why."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedspeech import protocol
 from fedspeech.errors import RunError
-from fedspeech.protocol import Member
+from fedspeech.protocol import Member, Messages
 from strategies.outcome import Failure
+
+log = logging.getLogger("fedspeech")
 
 
 class Exchange:
@@ -58,6 +61,22 @@ class Exchange:
         """A message to an active speaker's node."""
         self._asked.add(speaker)
         return grid.create_message(content, kind, self.active[speaker].node, str(round))
+
+    def replies(
+        self, grid: Grid, messages: Iterable[Message], anew: Callable[[list[str]], Messages]
+    ) -> Iterator[Message]:
+        """What devices answer. Boxes that lack the model which they were to go on from, since
+        another run has used them or an answer of theirs came too late, are asked `anew`.
+        """
+        lacking = []
+        for reply in grid.send_and_receive(messages, timeout=self.timeout):
+            if self._returning and protocol.lacks(reply):
+                lacking.append(self._speakers[reply.metadata.src_node_id])
+            else:
+                yield reply
+        if lacking:
+            log.warning("speakers %s lack what they went on from: from G on", ", ".join(lacking))
+            yield from grid.send_and_receive(anew(lacking), timeout=self.timeout)
 
     def answers(
         self, round: int, kind: str, replies: Iterable[Message]

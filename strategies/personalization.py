@@ -15,6 +15,7 @@ began unless late answers are dropped; and in the end each is brought what its o
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -118,7 +119,8 @@ class Personalization(Strategy):
         go_on = self._config.federation.continue_from
         for round in range(self._go_on() + 1, num_rounds + 1):
             messages = self.configure_train(round, initial_arrays, ConfigRecord(), grid)
-            self.aggregate_train(round, grid.send_and_receive(messages, timeout=timeout))
+            anew = partial(self._anew, round, initial_arrays, grid)
+            self.aggregate_train(round, self._exchange.replies(grid, messages, anew))
             if round < num_rounds and go_on is not None:
                 on_server = self._bases.mixed_on_server(go_on.base)
                 alpha = go_on.alpha if on_server else None
@@ -190,7 +192,24 @@ class Personalization(Strategy):
         count = len(answers.keys() & self._exchange.active)
         return protocol.Messages(self._train(server_round, arrays, grid), count)
 
-    def _train(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> Iterator[Message]:
+    def _anew(
+        self, server_round: int, arrays: ArrayRecord, grid: Grid, lacking: Collection[str]
+    ) -> protocol.Messages:
+        """One `train.personalize` for each speaker whose box lost what it went on from: from G."""
+        for speaker in lacking:
+            self._personal.pop(speaker, None)
+            self._bases.installed.pop(speaker, None)
+        made = self._train(server_round, arrays, grid, lacking)
+        return protocol.Messages(made, len(lacking))
+
+    def _train(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        grid: Grid,
+        lacking: Collection[str] | None = None,
+    ) -> Iterator[Message]:
+        """To everybody who is to answer, or to those alone who lack G and all else."""
         answers = self._answers(server_round)
         said = {
             "description": self._description.to_json(),
@@ -198,19 +217,21 @@ class Personalization(Strategy):
             "round": server_round,
             "seed": self._config.seed,
             "settings": self._config.personal.model_dump(mode="json"),
-            **({"signed": self._signed} if self._signed else {}),
         }
         for speaker, member in list(self._exchange.active.items()):
-            if speaker not in answers:
+            if speaker not in answers or (lacking is not None and speaker not in lacking):
                 continue
+            held = member.generation if lacking is None else ""
             try:
-                sent = self._bring_generic(speaker, member.generation, arrays)
+                sent = self._bring_generic(speaker, held, arrays)
             except DiffError as refusal:
                 self._exchange.drop(speaker, server_round, protocol.PERSONALIZE, str(refusal))
                 continue
             late = {} if (began := answers[speaker]) == server_round else {"began": began}
             own = {"start": self._start(speaker), "budget": self.personal.budget(speaker), **late}
             content = protocol.content({**said, **own}, **sent)
+            if self._signed:
+                content[protocol.SIGNED] = protocol.write_text({protocol.SIGNED: self._signed})
             kind = protocol.PERSONALIZE
             yield self._exchange.message(grid, server_round, kind, speaker, content)
 

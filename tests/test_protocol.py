@@ -131,13 +131,18 @@ def test_size_is_what_flower_sends(content):
 # What a message asks.
 
 
-def test_identity_ignores_tensors_and_the_node():
+def test_identity_ignores_tensors_the_node_and_who_signs():
     said = {"model": "abc", "held": False}
     one = message(said, model=protocol.pack(model()))
     known = protocol.identity(one, "anna")
     assert known == protocol.identity(message(said), "anna")
     assert known == protocol.identity(message(said, node=99), "anna")
     assert known == protocol.identity(copy.deepcopy(one), "anna")
+    signed = copy.deepcopy(one)
+    signed.content[protocol.SIGNED] = protocol.write_text({protocol.SIGNED: ["by another key"]})
+    assert known == protocol.identity(signed, "anna")
+    assert protocol.statements(signed.content) == ["by another key"]
+    assert protocol.statements(one.content) == []
 
 
 @pytest.mark.parametrize(

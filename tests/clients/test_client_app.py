@@ -168,7 +168,7 @@ def test_an_m_s_that_is_here_need_not_come_once_more(ask, folders, speaker, gene
     model = moved(generic, 1)
     said = {"model": sha256(model), "held": False}
     lacking = ask(protocol.INSTALL, said)
-    assert "ModelError" in lacking.error.reason
+    assert protocol.lacks(lacking)
     assert "is not here, and did not come along" in (folders[0] / "errors.log").read_text()
     for brought in ({"model": protocol.pack(model)}, {}):
         reply = ask(protocol.INSTALL, said, **brought)
@@ -261,31 +261,32 @@ def test_what_is_no_model_of_its_description_changes_nothing(
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
-def released(line: str, sequence: int, model, about) -> dict:
-    """What a `train.personalize` says with a signed release."""
+def released(line: str, sequence: int, model, about) -> RecordDict:
+    """A `train.personalize` with a signed release."""
     name = sha256(model)
     what = name, signing.hash_of(about), signing.NO_BASE
     release = signing.Release(line, sequence, *what, "2026-01-31T12:00:00Z")
-    return {
+    said = {
         "description": about,
         "generation": name,
-        "signed": [signing.sign_release(release, KEY).decode()],
         "seed": 3,
         "round": 1,
         "settings": PersonalSettings(epochs=1, batch_size=4).model_dump(mode="json"),
         "start": None,
     }
+    content = protocol.content(said, generic=protocol.pack(model))
+    statement = signing.sign_release(release, KEY).decode()
+    content[protocol.SIGNED] = protocol.write_text({protocol.SIGNED: [statement]})
+    return content
 
 
 def test_a_signed_release_of_another_line_is_refused(ask, folders, speaker, generic, description):
     Trust(folders[0]).pin(signing.public(KEY))
     new, old, about = moved(generic, 1), moved(generic, 2), description.to_json()
-    said = released("releases", 3, new, about)
-    assert not ask(protocol.PERSONALIZE, said, generic=protocol.pack(new)).has_error()
+    content = released("releases", 3, new, about)
+    assert not ask(protocol.PERSONALIZE, content=content).has_error()
     before = speaker.store.state()
-    reply = ask(
-        protocol.PERSONALIZE, released("old-releases", 1, old, about), generic=protocol.pack(old)
-    )
+    reply = ask(protocol.PERSONALIZE, content=released("old-releases", 1, old, about))
     assert protocol.failure(reply).startswith("SignatureError on the device")
     log = (folders[0] / "errors.log").read_text()
     assert "line: signed for 'old-releases', and this device follows 'releases'" in log
@@ -299,14 +300,16 @@ def reversed_words(description) -> ModelDescription:
 
 def test_a_signed_release_comes_with_its_own_words(ask, folders, speaker, generic, description):
     Trust(folders[0]).pin(signing.public(KEY))
-    said = released("releases", 1, generic, description.to_json())
+    content = released("releases", 1, generic, description.to_json())
     before = speaker.store.state()
-    other = {**said, "description": reversed_words(description).to_json()}
-    reply = ask(protocol.PERSONALIZE, other, generic=protocol.pack(generic))
+    said = protocol.text(content) | {"description": reversed_words(description).to_json()}
+    reply = ask(
+        protocol.PERSONALIZE, content=RecordDict({**content, "text": protocol.write_text(said)})
+    )
     assert protocol.failure(reply).startswith("SignatureError on the device")
     assert "description: signed for" in (folders[0] / "errors.log").read_text()
     assert speaker.store.state() == before
-    assert not ask(protocol.PERSONALIZE, said, generic=protocol.pack(generic)).has_error()
+    assert not ask(protocol.PERSONALIZE, content=content).has_error()
 
 
 @pytest.mark.parametrize("kind", [protocol.PLAIN_TRAIN, protocol.PLAIN_EVALUATE])

@@ -25,7 +25,8 @@ class Boxes:
         self.run = Run.create_empty(run_id=1)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         self._withheld = withheld
-        self.offline: set[str] = set()
+        self.offline: set[str | int] = set()
+        """Speakers, or nodes."""
         self.revoked: set[str] = set()
         self.idle: Callable[[], None] = lambda: None
         """Called where nothing comes: nobody who is asked answers, or somebody is not there."""
@@ -58,17 +59,17 @@ class Boxes:
             SimpleNamespace(
                 node_id=node,
                 name=f"box-{node}",
-                status=self._status(speaker),
+                status=self._status(node, speaker),
                 last_activated_at="2026-01-01T00:00:00",
                 last_deactivated_at="2026-01-02T03:04:05+00:00",
             )
             for node, (speaker, _) in self._boxes.items()
         ]
 
-    def _status(self, speaker: str) -> str:
+    def _status(self, node: int, speaker: str) -> str:
         if speaker in self.revoked:
             return "unregistered"
-        return "offline" if speaker in self.offline else "online"
+        return "offline" if self.offline & {node, speaker} else "online"
 
     def create_message(self, content, message_type, dst_node_id, group_id, ttl=None) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -93,8 +94,9 @@ class Boxes:
         return replies
 
     def _answer(self, message: Message) -> Message | None:
-        speaker, context = self._boxes[message.metadata.dst_node_id]
-        if speaker in self.offline | self.revoked:
+        node = message.metadata.dst_node_id
+        speaker, context = self._boxes[node]
+        if self._status(node, speaker) != "online":
             return Message(Error(ErrorCode.NODE_UNAVAILABLE, "not there"), reply_to=message)
         about = message.metadata
         reply = app(message, context)

@@ -264,6 +264,97 @@ def test_a_resumed_run_keeps_the_box_that_it_began_with(
     assert json.loads((tmp_path / "run" / "boxes.json").read_text())[LATE] == str(node)
 
 
+def test_a_copy_does_not_take_the_place_of_the_box_that_a_run_began_with(
+    speech, experiment, clock, tmp_path, caplog
+):
+    """It is away, and comes back later."""
+    begin(experiment(), speech, tmp_path)
+    boxes = Boxes(speech, tmp_path / "devices")
+    node = boxes.node(LATE)
+    boxes.clone(LATE)
+    boxes.offline = {node}
+    boxes.idle = clock
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment(), boxes, tmp_path / "run")
+    assert {row["speaker"] for row in found["per_speaker"]} == set(speech) - {LATE}
+    assert any(m.endswith(f"; node {node} (box box-{node}) is kept") for m in caplog.messages)
+    assert json.loads((tmp_path / "run" / "boxes.json").read_text())[LATE] == str(node)
+
+
+def test_a_run_goes_on_although_another_has_used_its_boxes(
+    corpus, speech, experiment, clock, tmp_path, caplog
+):
+    """They are asked once more for what they do not hold any more; the others are not."""
+    begin(experiment(), speech, tmp_path)
+    some = {name: speech[name] for name in (LATE, NAMES["t06"])}
+    other = experiment({"boxes": 2})
+    longer = other.personal.model_copy(update={"epochs": 1 + other.personal.epochs})
+    between = other.model_copy(update={"personal": longer})
+    deploy(between, Boxes(some, tmp_path / "devices"), tmp_path / "between")
+    boxes = Boxes(speech, tmp_path / "devices")
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment(), boxes, tmp_path / "run")
+    again = {speaker for speaker, kind, _ in boxes.asked if kind == protocol.PERSONALIZE}
+    assert again == set(some)
+    warned = [
+        m for m in caplog.messages if m.endswith("holds another P_s than it has sent: asked again")
+    ]
+    assert len(warned) == len(some)
+    expected = simulated(corpus, tmp_path / "simulated")
+    for key in ("generic", "personal", "table", "chosen_alpha", "per_speaker", "failures"):
+        assert found[key] == expected[key], key
+
+
+def test_boxes_that_lack_what_a_round_goes_on_from_begin_with_g(
+    speech, experiment, clock, tmp_path, caplog
+):
+    """Another run has used one of them after the first round had ended."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(speaker, message):
+        if (
+            message.metadata.message_type == protocol.PERSONALIZE
+            and message.metadata.group_id == "2"
+        ):
+            raise Stopped
+        return False
+
+    go_on = {"rounds": 2, "continue_from": {"base": "mean", "alpha": 0.5}}
+    with pytest.raises(Stopped):
+        deploy(experiment(**go_on), Boxes(speech, tmp_path / "devices", stop), tmp_path / "run")
+    other = experiment({"boxes": 1})
+    longer = other.personal.model_copy(update={"epochs": 1 + other.personal.epochs})
+    between = other.model_copy(update={"personal": longer})
+    deploy(between, Boxes({LATE: speech[LATE]}, tmp_path / "devices"), tmp_path / "between")
+    boxes = Boxes(speech, tmp_path / "devices")
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment(**go_on), boxes, tmp_path / "run")
+    assert f"speakers {LATE} lack what they went on from: from G on" in caplog.messages
+    assert found["failures"] == []
+    assert {row["speaker"] for row in found["per_speaker"]} == set(speech)
+
+
+def test_a_box_that_was_late_with_m_s_takes_part_in_the_next_round(
+    speech, experiment, clock, tmp_path, caplog
+):
+    """It has installed what the server takes it not to have."""
+
+    def withheld(speaker, message):
+        about = message.metadata
+        return (speaker, about.message_type, about.group_id) == (LATE, protocol.INSTALL, "2")
+
+    boxes = Boxes(speech, tmp_path / "devices", withheld)
+    boxes.idle = clock
+    go_on = {"rounds": 3, "continue_from": {"base": "mean", "alpha": 0.5}}
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        found = deploy(experiment(**go_on), boxes, tmp_path / "run")
+    assert [(f["speaker"], f["message"]) for f in found["failures"]] == [(LATE, protocol.INSTALL)]
+    assert f"speakers {LATE} lack what they went on from: from G on" in caplog.messages
+    assert {row["speaker"] for row in found["per_speaker"]} == set(speech)
+
+
 def test_too_few_boxes_are_told_with_their_reasons(speech, experiment, clock, tmp_path):
     boxes = Boxes({**speech, LATE: tmp_path}, tmp_path / "devices")
     boxes.offline = {NAMES["t03"], NAMES["t04"]}

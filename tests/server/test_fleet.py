@@ -202,7 +202,7 @@ def test_a_box_that_lacks_g_is_sent_it_once_more(grid, link):
     (number,) = grid.push_messages([bringing_g(ANNA)])
     link.refuse("m0", ErrorCode.NODE_UNAVAILABLE, "not there")
     assert not list(grid.pull_messages([number]))
-    link.refuse("m1", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ModelError on the device")
+    link.refuse("m1", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "LacksError on the device")
     assert not list(grid.pull_messages([number]))
     assert ["generic" in message.content for _, message in link.taken] == [True, False, True]
     brought = protocol.unpack(link.taken[2][1].content["generic"])
@@ -233,9 +233,18 @@ def test_g_goes_to_a_box_once_in_a_run(link, tmp_path):
 def test_a_resumed_run_asks_without_g_who_was_sent_it_and_brings_it_to_who_lacks_it(grid, link):
     grid.may_hold([ANNA])
     (number,) = grid.push_messages([bringing_g(ANNA)])
-    link.refuse("m0", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ModelError on the device")
+    link.refuse("m0", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "LacksError on the device")
     assert not list(grid.pull_messages([number]))
     assert ["generic" in message.content for _, message in link.taken] == [False, True]
+
+
+def test_what_goes_wrong_with_a_g_that_is_there_is_the_answer(grid, link):
+    grid.may_hold([ANNA])
+    (number,) = grid.push_messages([bringing_g(ANNA)])
+    link.refuse("m0", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "killed 3 times")
+    (reply,) = grid.pull_messages([number])
+    assert reply.error.reason == "killed 3 times"
+    assert ["generic" in message.content for _, message in link.taken] == [False]
 
 
 def test_what_came_is_there_although_the_superlink_is_gone_then(grid, link, monkeypatch):

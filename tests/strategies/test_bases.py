@@ -57,7 +57,7 @@ def models(population: Population, rule: AggregationRule) -> dict[str, Tensors]:
         *(Questions(population, exchange, 0), pushes),
     )
     found.decide(None, 1, "one")
-    return {speaker: dict(model) for speaker, model in found._built("one", None)}
+    return {speaker: dict(model) for speaker, model in found._built("one", None, SPEAKERS)}
 
 
 @pytest.mark.parametrize(("mapped", "together"), [(1000, 7), (9, 3), (1, 1)])
