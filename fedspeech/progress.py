@@ -49,12 +49,19 @@ class Stage:
         self._last = time.monotonic()
         self._count(detail)
 
+    def tell(self, detail: str) -> None:
+        """How what is being done comes on."""
+        self._show(detail, 0)
+
     def _count(self, detail: str) -> None:
-        interrupts.check()
         self._done += 1
+        self._show(detail, 1)
+
+    def _show(self, detail: str, done: int) -> None:
+        interrupts.check()
         self._detail = detail
         if self._bar is not None:
-            self._bar.update(self._task, advance=1)
+            self._bar.update(self._task, advance=done)
         elif time.monotonic() - self._said > PLAIN_SECONDS:
             self._said = time.monotonic()
             self._print(f"{self._name}: {self.told()}")

@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, parent_process
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -30,6 +31,8 @@ from fedspeech.run_folder import RunFolder
 from fedspeech.tensors import sha256_of_file, write_whole
 
 log = logging.getLogger("fedspeech")
+TELL_SECONDS = 1.0
+"""Between two looks at how the trainings come on."""
 FILES = "files"
 """In a finished cell's figures: the SHA-256 of every file of it, by its name under `models`."""
 Figures = dict[str, Any]
@@ -76,8 +79,8 @@ class Trainings:
             for _ in done:
                 shown.skip()
             if len(done) < len(cells):
-                for cell in _finished(cells, done, workers, run, make):
-                    shown.advance(_told(cell, read(run, cell)))
+                for cell in _finished(cells, done, workers, run, make, shown.tell):
+                    shown.advance(_went(cell, read(run, cell)))
         return {cell: read(run, cell) for cell in cells}
 
     def write_timing(self) -> None:
@@ -143,8 +146,16 @@ def read(run: Path, cell: Cell) -> Figures:
     return found
 
 
-def _finished(cells: Sequence[C], done: set[C], workers: int, run: Path, make: Make) -> Iterator[C]:
-    """The cells that are not done, each when it is; none begins before its base is done.
+def _finished(
+    cells: Sequence[C],
+    done: set[C],
+    workers: int,
+    run: Path,
+    make: Make,
+    tell: Callable[[str], None],
+) -> Iterator[C]:
+    """The cells that are not done, each when it is; none begins before its base is done. `tell` is
+    told how those that are trained come on.
 
     Where one diverges the others are finished all the same, but for those that it is the base of;
     then it is told.
@@ -154,7 +165,8 @@ def _finished(cells: Sequence[C], done: set[C], workers: int, run: Path, make: M
     ready: set[Cell] = set(done)
     running: set[Future[C]] = set()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start, (run, make)) as pool:
+    told: SimpleQueue[str] = context.SimpleQueue()
+    with ProcessPoolExecutor(workers, context, _start, (run, make, told)) as pool:
         try:
             while True:
                 free = [c for c in waiting if c.base is None or c.base in ready]
@@ -163,7 +175,9 @@ def _finished(cells: Sequence[C], done: set[C], workers: int, run: Path, make: M
                     running.add(pool.submit(_finish, cell))
                 if not running:
                     break
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                finished, running = wait(running, TELL_SECONDS, FIRST_COMPLETED)
+                while not told.empty():
+                    tell(told.get())
                 for future in finished:
                     try:
                         cell = future.result()
@@ -183,11 +197,11 @@ def _finished(cells: Sequence[C], done: set[C], workers: int, run: Path, make: M
                 process.terminate()
             raise
     if diverged:
-        told = [*map(str, diverged), "all that did not need it is finished"]
-        raise DivergedError("\n".join(told))
+        lines = [*map(str, diverged), "all that did not need it is finished"]
+        raise DivergedError("\n".join(lines))
 
 
-def _told(cell: Cell, figures: Figures) -> str:
+def _went(cell: Cell, figures: Figures) -> str:
     """A word on how a cell went."""
     errors, words = (sum(map(sum, figures[name].values())) for name in ("errors", "words"))
     return f"{cell.name}: {100 * errors / words:.2f} %"
@@ -197,15 +211,22 @@ def _told(cell: Cell, figures: Figures) -> str:
 
 _run = Path()
 _learn: Callable[[Any], Figures]
+_told: "SimpleQueue[str] | None" = None
 
 
-def _start(run: Path, make: Make) -> None:
+def epoch_over(cell: Cell, epoch: int, epochs: int, loss: float) -> None:
+    """Let whoever waits for a cell know that one more of its epochs, from 0, is over."""
+    if _told is not None:
+        _told.put(f"{cell.name}: epoch {epoch + 1} of {epochs}, loss {loss:.3g}")
+
+
+def _start(run: Path, make: Make, told: "SimpleQueue[str]") -> None:
     """Make this process a worker: one thread, the speech read, gone when the run's process is."""
-    global _run, _learn
+    global _run, _learn, _told
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_go_with_the_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _run, _learn = run, make()
+    _run, _learn, _told = run, make(), told
 
 
 def _go_with_the_parent() -> None:

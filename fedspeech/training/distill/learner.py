@@ -14,6 +14,7 @@ from fedspeech.training.distill.loops import LatticeLoop, ReplacingLoop, alone
 from fedspeech.training.distill.modules import cut
 from fedspeech.training.distill.task import Task, given
 from fedspeech.training.loop import Loop
+from fedspeech.training.pool import epoch_over
 
 
 @dataclass(frozen=True)
@@ -68,4 +69,5 @@ def _train(loop: Loop, cell: Cell, kept: Path) -> list[float]:
                 f"training.learning_rate = {loop.settings.learning_rate:g} may be too large"
             )
         checkpoint.save(kept, loop, losses=losses)
+        epoch_over(cell, epoch, loop.settings.epochs, losses[-1])
     return losses

@@ -21,6 +21,7 @@ from fedspeech.tensors import Tensors, size, state
 from fedspeech.training.loop import Loop
 from fedspeech.training.neural_diff.cells import Cell
 from fedspeech.training.neural_diff.task import Task
+from fedspeech.training.pool import epoch_over
 
 PRUNINGS = 32
 """How often a matrix is pruned: sorting it after every update would take longer than the update."""
@@ -165,6 +166,7 @@ def _train(loop: Loop, cell: Cell) -> float:
                 f"{cell.name}: training diverged in epoch {epoch + 1} (loss {loss:.3g}); its "
                 f"learning_rate = {loop.settings.learning_rate:g} may be too large"
             )
+        epoch_over(cell, epoch, loop.settings.epochs, loss)
     return loss
 
 

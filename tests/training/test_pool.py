@@ -1,0 +1,53 @@
+"""The processes that finish trainings."""
+
+from typing import NamedTuple
+
+import pytest
+
+from fedspeech import progress
+from fedspeech.training import pool
+
+
+class Cell(NamedTuple):
+    name: str
+    base: "Cell | None" = None
+
+
+def make():
+    return learn
+
+
+def learn(cell):
+    for epoch in range(2):
+        pool.epoch_over(cell, epoch, 2, 1.5 - epoch)
+    return {"errors": {"s": [1]}, "words": {"s": [4]}}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_epoch_of_a_training_is_told(tmp_path, workers):
+    first = Cell("first")
+    told: list[str] = []
+    cells = [Cell("second", first), first]
+    finished = list(pool._finished(cells, set(), workers, tmp_path, make, told.append))
+    assert finished == [first, cells[0]]
+    assert told == [
+        f"{cell.name}: epoch {epoch}"
+        for cell in finished
+        for epoch in ("1 of 2, loss 1.5", "2 of 2, loss 0.5")
+    ]
+    assert all(pool.is_finished(tmp_path, cell) for cell in cells)
+
+
+def test_where_nobody_waits_nothing_is_told():
+    assert pool.epoch_over(Cell("alone"), 0, 1, 0.5) is None
+
+
+def test_an_epoch_is_shown_and_counts_as_no_training(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    with progress.stage(2) as shown:
+        shown.start("trainings")
+        shown.tell("first: epoch 1 of 2, loss 1.5")
+        shown.advance("first: 25.00 %")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "trainings: 0/2, first: epoch 1 of 2, loss 1.5"
+    assert lines[1].startswith("trainings: 1/2, ") and lines[1].endswith("first: 25.00 %")
