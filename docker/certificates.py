@@ -50,7 +50,7 @@ def of_server(
     Raises Mistake for what is no name.
     """
     begin = begin or datetime.now(UTC) - BEFORE
-    end = end or min(datetime.now(UTC) + SERVER_LIFE, ca.not_valid_after_utc)
+    end = end or min(datetime.now(UTC) + SERVER_LIFE, end_of(ca))
     every = [general_name(name) for name in dict.fromkeys([*names, *LOOPBACK])]
     signer = ca_key.public_key()
     builder = _builder(_name("fedspeech server"), ca.subject, public, signer, begin, end)
@@ -63,6 +63,13 @@ def of_server(
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
     return builder.sign(ca_key, hashes.SHA384())
+
+
+def end_of(certificate: x509.Certificate) -> datetime:
+    """Until when it counts. The cryptography of Debian 12 does not know of time zones yet."""
+    if hasattr(certificate, "not_valid_after_utc"):
+        return certificate.not_valid_after_utc
+    return certificate.not_valid_after.replace(tzinfo=UTC)
 
 
 def _builder(
