@@ -23,7 +23,7 @@ ALIKE = {name for name, method in METHODS.items() if method.alike}
 """Whose learners have one checkpoint for all of them."""
 FLOAT_BYTES = 4
 EPOCHS = 3
-"""That are simulated, of which the mean is told."""
+"""That are simulated at least, of which the mean is told."""
 
 
 class Predictions:

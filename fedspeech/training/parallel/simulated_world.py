@@ -10,6 +10,10 @@ import numpy as np
 from fedspeech import seeding
 from fedspeech.training.parallel.events import Clock, Process, Shared, Signal
 
+LEAST = 50
+"""Batches that a learner has on the mean where each is taken by whoever comes first: the last one
+ends up to a batch after the first one, which is to be little beside all of them."""
+
 
 class Link(NamedTuple):
     """What one learner sends over, and at the same time receives over."""
@@ -86,6 +90,7 @@ class Case:
     block: int = 8
     """Batches in a block of `bmuf`."""
     epochs: int = 1
+    """That are simulated at least; more where learners take too few batches in them."""
     seed: int = 0
 
 
@@ -100,7 +105,7 @@ class World:
         # The server has one link, which carries as much each way.
         self._pulls = Shared(self.clock, lambda _: case.network.outside.bandwidth)
         self._pushes = Shared(self.clock, lambda _: case.network.outside.bandwidth)
-        self.left = max(case.learners, round(case.batches * case.epochs))
+        self.left = max(LEAST * case.learners, round(case.batches * case.epochs))
         self._cores = Shared(self.clock, self._together)
         self._begun = [0] * case.learners
         self._writing: dict[int, Signal] = {}

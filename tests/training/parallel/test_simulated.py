@@ -29,7 +29,8 @@ def test_one_learner_only_computes(method):
     more = {"node_size": 1} if method == "hierarchical" else {}
     found = predict(case(method, 1, seconds=(0.4,), batches=7, **more))
     assert found.seconds == pytest.approx(7 * 0.4)
-    assert found.waiting == pytest.approx((0.0,), abs=1e-9) and found.batches == (7,)
+    assert found.waiting == pytest.approx((0.0,), abs=1e-9)
+    assert found.batches == pytest.approx((7,))
 
 
 @pytest.mark.parametrize("method", PROCESSES)
@@ -194,6 +195,15 @@ def test_what_does_not_divide_evenly_is_told_at_the_same_pace(method):
         assert odd.seconds == pytest.approx(even.seconds * 9.5 / 8)
     few = predict(case(method, 16, batches=2, network=INSTANT))
     assert few.seconds == pytest.approx(0.5 * 2 / 16) and sum(few.batches) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("method", [*ASYNCHRONOUS, "hierarchical"])
+@pytest.mark.parametrize("learners", [64, 96, 128])
+def test_with_first_come_methods_too_and_with_few_batches_for_each_learner(method, learners):
+    """525 batches are 4.1 for each of 128 learners, of which the last ones would have 5."""
+    found = predict(case(method, learners, batches=175, network=INSTANT, epochs=3))
+    assert found.seconds == pytest.approx(175 * 0.5 / learners, rel=0.025)
+    assert sum(found.batches) == pytest.approx(175)
 
 
 def test_learners_that_compute_at_a_time_disturb_each_other():
