@@ -109,7 +109,8 @@ class _Cell:
             self.epochs.take(report)
             self._close_epochs()
         else:
-            self.epochs.add_bytes(report.measured.bytes)
+            self.epochs.add_bytes(report.epoch, report.measured.bytes)
+            self._write_down()
 
     def _close_epochs(self) -> None:
         """Write down and show the epochs that are over for all who are there."""

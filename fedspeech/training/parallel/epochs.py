@@ -1,5 +1,6 @@
 """How the epochs of a training went, from what its learners report."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,16 +21,19 @@ class Epochs:
         self.told = [dict(each) for each in told]
         self._open: dict[int, dict[int, Report]] = {}
         self._latest: dict[int, int] = {}
-        self._sent_beside = 0
+        self._beside: Counter[int] = Counter()
 
     def take(self, report: Report) -> None:
         """One more report."""
         self._open.setdefault(report.epoch, {})[report.learner] = report
         self._latest[report.learner] = report.epoch
 
-    def add_bytes(self, sent: int) -> None:
-        """What was sent by who does not learn; it counts in the epoch that is closed next."""
-        self._sent_beside += sent
+    def add_bytes(self, epoch: int, sent: int) -> None:
+        """What was sent in an epoch by who does not learn; the epoch may be told of already."""
+        if epoch < len(self.told):
+            self.told[epoch]["bytes"] += sent
+        else:
+            self._beside[epoch] += sent
 
     def close(self, learners: Sequence[int], seconds: float) -> dict[str, Any] | None:
         """The next epoch, if these learners are all beyond it; it took so many seconds."""
@@ -39,8 +43,7 @@ class Epochs:
             return None
         found = self._open.pop(number)
         self.told.append(_summary([found[learner] for learner in sorted(found)], seconds))
-        self.told[-1]["bytes"] += self._sent_beside
-        self._sent_beside = 0
+        self.told[-1]["bytes"] += self._beside.pop(number, 0)
         return self.told[-1]
 
     @property

@@ -13,8 +13,8 @@ from fedspeech.errors import RunError
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel.cell import _Cell
-from fedspeech.training.parallel.learner import Learner, Training
-from fedspeech.training.parallel.watch import Pace, Watch
+from fedspeech.training.parallel.learner import Learner, Report, Training
+from fedspeech.training.parallel.watch import Measured, Pace, Watch
 
 TASK = SimpleNamespace(
     fingerprint=lambda settings, seed: "same",
@@ -240,6 +240,16 @@ def test_what_a_learner_warns_of_comes_with_its_epoch_and_is_told_once(tmp_path,
     for report in reports:
         one._told(report)
     assert caplog.messages == ["of a lattice"]
+
+
+def test_what_a_server_sent_is_written_down_also_where_its_epoch_is_told_of_already(tmp_path):
+    one = cell(tmp_path, "parameter-server", 0, {})
+    one.shown, one._members = SimpleNamespace(advance=lambda said: None), [0, 1, 2]
+    for number, epoch, sent in ((0, 0, 10), (2, 0, 1000), (1, 0, 10), (0, 1, 10), (1, 1, 10)):
+        one._told(Report(number, epoch, Measured(bytes=sent), None))
+    one._told(Report(2, 1, Measured(bytes=500), None))
+    written = json.loads((tmp_path / "cells" / "one.epochs.json").read_text())["epochs"]
+    assert [epoch["bytes"] for epoch in written] == [1020, 520]
 
 
 class _Idle:

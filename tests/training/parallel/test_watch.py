@@ -95,7 +95,8 @@ def test_an_epoch_is_told_when_all_who_are_there_are_beyond_it():
     epochs = Epochs()
     epochs.take(report(0, 0, [1.0, 0.0], utterances=6, loss=12.0, updates=2, bytes=10))
     assert epochs.close([0, 1, 2], 2.0) is None
-    epochs.add_bytes(7)  # a parameter server's
+    epochs.add_bytes(0, 7)  # a parameter server's, which is ahead
+    epochs.add_bytes(1, 100)
     epochs.take(
         report(1, 0, [-1.0, 0.0], utterances=2, loss=12.0, updates=2, staleness=4, most_stale=3)
     )
@@ -117,4 +118,6 @@ def test_an_epoch_is_told_when_all_who_are_there_are_beyond_it():
     assert epochs.losses == [3.0] and epochs.close([0, 1, 2], 2.0) is None
     np.testing.assert_equal(len(epochs.told), 1)
     epochs.take(report(0, 1, [0.0, 0.0], bytes=10))
-    assert epochs.close([0, 2], 2.0)["bytes"] == 10
+    assert epochs.close([0, 2], 2.0)["bytes"] == 110
+    epochs.add_bytes(1, 1000)  # or behind
+    assert [each["bytes"] for each in epochs.told] == [17, 1110]
