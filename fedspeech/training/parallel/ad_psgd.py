@@ -72,7 +72,7 @@ class ADPSGD(FirstCome):
         self.group.check()
         if self._passive is not None:
             with self._passive.held(self.model) as mixings:
-                self.group.watch.stale(mixings)
+                self.mixed_with(mixings)
                 yield
             return
         with self.group.talks():
@@ -80,9 +80,13 @@ class ADPSGD(FirstCome):
                 message.arrived()
         if self._messages:
             self.model.lerp_(self._came.to(self.model.device), 0.5)
-            self.group.watch.stale(1)
+            self.mixed_with(1)
         self._messages = []
         yield
+
+    def mixed_with(self, others: int) -> None:
+        """So many have changed the model since the gradient of it was begun."""
+        self.group.watch.stale(others)
 
     def close(self) -> None:
         """A passive learner takes what the last ones made of its model."""

@@ -26,6 +26,7 @@ class Hierarchical(ADPSGD):
 
     def __init__(self, loop: ParallelLoop, group: Group, settings: ParallelSettings) -> None:
         self._within, self._size = group.rank % settings.node_size, settings.node_size
+        self._stale = 0
         super().__init__(loop, group, settings)
         self._node: dist.ProcessGroup | None = None
         for first in range(0, group.size, self._size):
@@ -55,16 +56,22 @@ class Hierarchical(ADPSGD):
         return place * self._size
 
     def parts(self, first: int) -> Iterator[int]:
-        """As many for the node as it has learners, of one joined batch; the first one claims."""
+        """As many for the node as it has learners, of one joined batch; the first one claims.
+
+        With the number it tells how stale the gradient before was, which was that of all of them.
+        """
         self._first = first
         while True:
-            number = torch.tensor(NONE, device=device())
-            if self.place is not None and (claimed := self.claim(self._size)) is not None:
-                number.fill_(claimed)
-            self._tell(number)
-            if int(number) == NONE:
+            claimed = None if self.place is None else self.claim(self._size)
+            known = [NONE if claimed is None else claimed, self._stale]
+            told = torch.tensor(known, device=device())
+            self._tell(told)
+            number, stale = told.tolist()
+            if self.place is None:
+                self.group.watch.stale(stale)
+            if number == NONE:
                 return
-            yield int(number) + self._within
+            yield number + self._within
 
     def weight(self, part: Part) -> float:
         """Of a mean over the node's parts of the joined batch."""
@@ -81,6 +88,11 @@ class Hierarchical(ADPSGD):
         with self.mixed():
             self._tell(self.model)
             self.loop.step()
+
+    def mixed_with(self, others: int) -> None:
+        """The node's model has changed so often."""
+        super().mixed_with(others)
+        self._stale = others
 
     def close(self) -> None:
         """The model is one of its own again."""

@@ -347,6 +347,12 @@ def test_hierarchical_is_allreduce_in_one_node_and_keeps_the_mean_between_nodes(
     apart = lambda rank: float(rank // 2)  # noqa: E731
     told = together(settings, apart=apart, training=still, utterances=24)
     assert [each.error for each in told] == [None] * 4
+    for one, other in ((told[0], told[1]), (told[2], told[3])):
+        assert one.measured.updates == other.measured.updates
+        assert one.measured.staleness == other.measured.staleness
+        assert one.measured.most_stale == other.measured.most_stale
+    # The active node's gradients are all one averaging behind.
+    assert told[1].measured.staleness == told[1].measured.updates > 0
     end = np.stack([each.models[-1] for each in told])
     np.testing.assert_array_equal(end[0], end[1])
     start = [Plain(Job(0, "", r, given.parallel, apart=apart(r))).start for r in (0, 2)]
