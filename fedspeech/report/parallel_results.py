@@ -4,7 +4,7 @@ Seconds, bytes and distances between learners differ from run to run, and of asy
 the errors do as well; so the former are in `timing.json`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fedspeech.report.results import Interval, Record, Wer, check
@@ -79,8 +79,9 @@ class ParallelResults(Record):
 
 
 class Epoch(Record):
-    """Of all learners; lists have a number for each."""
+    """Of all learners; lists have a number for each. In one that `starts` the learners start."""
 
+    starts: bool
     loss: float
     seconds: float
     utterances: int
@@ -102,6 +103,11 @@ class Cell(Record):
     """How often all learners went back to a checkpoint."""
     rejoins: int = 0
     epochs: tuple[Epoch, ...]
+
+    @property
+    def steady(self) -> tuple[Epoch, ...]:
+        """The epochs by which the pace is told: those in which no learners start, if there are."""
+        return tuple(epoch for epoch in self.epochs if not epoch.starts) or self.epochs
 
 
 class Point(Record):
@@ -148,21 +154,26 @@ class Went(Record):
         )
 
     def steady(self, row: Row) -> tuple[Epoch, ...]:
-        """The epochs of a row by which its pace is told: without the first of each training, in
-        which learners start, where there are more.
-        """
-        return tuple(epoch for each in self.of(row) for epoch in each.epochs[1:] or each.epochs)
+        """The epochs of a row by which its pace is told."""
+        return tuple(epoch for each in self.of(row) for epoch in each.steady)
 
     def pace(self, row: Row) -> float | None:
         """Utterances in a second."""
-        epochs = self.steady(row)
-        seconds = sum(epoch.seconds for epoch in epochs)
-        return sum(epoch.utterances for epoch in epochs) / seconds if seconds else None
+        return _pace(self.steady(row))
+
+    def paces(self, row: Row) -> list[float]:
+        """The same with each seed."""
+        return [pace for each in self.of(row) if (pace := _pace(each.steady))]
 
     def seconds(self, row: Row) -> float | None:
         """The mean of an epoch."""
         epochs = self.steady(row)
         return sum(epoch.seconds for epoch in epochs) / len(epochs) if epochs else None
+
+
+def _pace(epochs: Sequence[Epoch]) -> float | None:
+    seconds = sum(epoch.seconds for epoch in epochs)
+    return sum(epoch.utterances for epoch in epochs) / seconds if seconds else None
 
 
 def went(timing: Mapping[str, Any]) -> Went:

@@ -65,12 +65,19 @@ def pace(results: ParallelResults, went: Went) -> Table:
         speed_up = f"{fast / one:.2f}" if fast and one else NOT_MEASURED
         epochs = went.steady(row)
         seconds = [per_learner(epochs, of) for of in (_computing, _waiting)]
-        pace = f"{fast:.0f}" if fast else NOT_MEASURED
-        rows.append((row.label, str(row.joined), pace, speed_up, *(f"{s:.2f}" for s in seconds)))
-    columns = ("method, learners", "batch", "utterances/s", "speed-up", "computing", "waiting")
+        paces = went.paces(row)
+        ends = (fast, min(paces), max(paces)) if fast else ()
+        shown = [f"{end:.0f}" for end in ends] or [NOT_MEASURED] * 3
+        rows.append((row.label, str(row.joined), *shown, speed_up, *(f"{s:.2f}" for s in seconds)))
+    columns = (
+        *("method, learners", "batch", "utterances/s", "least", "most", "speed-up"),
+        *("computing", "waiting"),
+    )
     notes = (
-        "Without each training's first epoch, in which learners start. computing, waiting: seconds "
-        "of a learner in an epoch.",
+        "Without the first epoch of each training, and the first after it was gone on with: in "
+        "these learners start. least, most: of the seeds. speed-up: over one learner at the base "
+        "batch size. computing, waiting: seconds of a learner in an epoch; where there are more "
+        "learners than processors, computing includes waiting for a processor.",
     )
     return Table("Pace", columns, tuple(rows), notes=notes)
 

@@ -53,6 +53,7 @@ def cell(name: str, seed: int) -> dict[str, Any]:
         # Learners start in the first one, which is no part of a pace.
         seconds = SECONDS[name] + (100 if number == 0 else 0)
         return {
+            "starts": number == 0,
             **{"loss": 4.0 / (number + 1), "seconds": seconds, "utterances": 400, "updates": 16},
             **{"bytes": 10**6 * learners, "staleness": 1.5, "most_stale": 3 + number},
             **{"computing": [3.0] * learners, "waiting": [0.5] * (learners - 1) + [1.5]},
@@ -121,9 +122,27 @@ def test_the_pace_is_without_first_epochs_and_without_what_is_slowed(results, ti
     found = parallel_tables.pace(results, times).rows
     assert len(found) == 5
     # 400 utterances in 8 s, and in 5 s by two learners who wait 0.5 s and 1.5 s.
-    assert found[0] == ("one learner", "32", "50", "1.00", "3.00", "1.50")
-    assert found[1] == ("allreduce, 2", "32", "80", "1.60", "3.00", "1.00")
-    assert found[4][1:4] == ("128", "200", "4.00")
+    assert found[0] == ("one learner", "32", "50", "50", "50", "1.00", "3.00", "1.50")
+    assert found[1] == ("allreduce, 2", "32", "80", "80", "80", "1.60", "3.00", "1.00")
+    assert found[4][1:6] == ("128", "200", "200", "200", "4.00")
+
+
+def test_the_pace_has_its_least_and_most_of_the_seeds(results, timing):
+    (one,) = (each for each in timing["cells"] if each["cell"] == "all.2.seed-4")
+    for epoch in one["epochs"]:
+        epoch["seconds"] *= 2
+    found = parallel_tables.pace(results, went(timing)).rows
+    # 4 epochs of 400 utterances in 2 x 5 s and 2 x 10 s.
+    assert found[1][2:6] == ("53", "40", "80", "1.07")
+
+
+def test_an_epoch_after_a_training_was_gone_on_with_is_no_part_of_its_pace(results, timing):
+    for each in timing["cells"]:
+        each["epochs"][1] |= {"seconds": 1000.0, "starts": True}
+    assert parallel_tables.pace(results, went(timing)).rows[0][2] == "50"
+    for each in timing["cells"]:  # nothing else was learned
+        each["epochs"] = each["epochs"][:1]
+    assert parallel_tables.pace(results, went(timing)).rows[0][2] == f"{400 / 108:.0f}"
 
 
 def test_what_was_sent_and_how_far_learners_are_apart(results, times):

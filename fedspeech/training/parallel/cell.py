@@ -72,6 +72,7 @@ class _Cell:
     _recent: int = 0
     _shown: int = 0
     _since: float = 0.0
+    _starting: bool = True
 
     def __post_init__(self) -> None:
         parallel = self.training.settings.parallel
@@ -117,6 +118,8 @@ class _Cell:
         learners = [number for number in self._members if self._learns(number)]
         now = time.monotonic()
         while epoch := self.epochs.close(learners, now - self._since):
+            # By the first epoch of a process, also of one that goes on, no pace is told.
+            epoch["starts"], self._starting = self._starting, False
             self._since, self._recent = now, 0
             self._write_down()
             self._forget_old()

@@ -13,6 +13,7 @@ from fedspeech.errors import RunError
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel.cell import _Cell
+from fedspeech.training.parallel.epochs import Epochs
 from fedspeech.training.parallel.learner import Learner, Report, Training
 from fedspeech.training.parallel.watch import Measured, Pace, Watch
 
@@ -242,7 +243,8 @@ def test_what_a_learner_warns_of_comes_with_its_epoch_and_is_told_once(tmp_path,
     assert caplog.messages == ["of a lattice"]
 
 
-def test_what_a_server_sent_is_written_down_also_where_its_epoch_is_told_of_already(tmp_path):
+def test_what_a_server_sent_and_in_which_epochs_learners_start_is_written_down(tmp_path):
+    """The server may be ahead of the learners, and behind them when an epoch is told of."""
     one = cell(tmp_path, "parameter-server", 0, {})
     one.shown, one._members = SimpleNamespace(advance=lambda said: None), [0, 1, 2]
     for number, epoch, sent in ((0, 0, 10), (2, 0, 1000), (1, 0, 10), (0, 1, 10), (1, 1, 10)):
@@ -250,6 +252,12 @@ def test_what_a_server_sent_is_written_down_also_where_its_epoch_is_told_of_alre
     one._told(Report(2, 1, Measured(bytes=500), None))
     written = json.loads((tmp_path / "cells" / "one.epochs.json").read_text())["epochs"]
     assert [epoch["bytes"] for epoch in written] == [1020, 520]
+    # Another process goes on after them.
+    again = _Cell(None, TASK, one.training, one.shown)
+    again.epochs, again._members = Epochs(written), [0, 1]
+    for number, epoch in ((0, 2), (1, 2), (0, 3), (1, 3)):
+        again._told(Report(number, epoch, Measured(), None))
+    assert [epoch["starts"] for epoch in again.epochs.told] == [True, False, True, False]
 
 
 class _Idle:
