@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fedspeech.report.canvas import Plot
 from fedspeech.report.parallel_results import Cell, Epoch, ParallelResults, Row, Went
-from fedspeech.report.parallel_tables import SIMULATED, per_learner
+from fedspeech.report.parallel_tables import SAMPLED, SIMULATED, per_learner
 from fedspeech.report.shapes import Line, Rate, lines, rates, stacked
 
 MEASURED = "measured"
@@ -44,10 +44,11 @@ def loss_by_time(results: ParallelResults, went: Went) -> Plot | None:
 
 def consensus(results: ParallelResults, went: Went) -> Plot | None:
     """Distance between learners' models against time, where a method leaves them apart."""
-    found = _over_time(results, went, lambda epoch: epoch.consensus)
+    found = _over_time(results, went, lambda epoch: epoch.consensus, lambda cell: cell.between)
     caption = (
-        "Euclidean distance of learners' parameters from their average, root mean square, as each "
-        f"ends an epoch, with seed {results.seed}."
+        "Euclidean distance of learners' parameters from their average, root mean square, "
+        f"{SAMPLED}; without the last epoch, after which some methods make learners alike. With "
+        f"seed {results.seed}."
     )
     apart = [line for line in found if any(line.y)]
     return _some(apart, ("seconds", "distance"), "consensus", caption, "")
@@ -87,7 +88,10 @@ def seconds(results: ParallelResults, went: Went) -> Plot | None:
         for row in results.base
         if went.of(row)
     ]
-    caption = "Measured seconds of a learner in an epoch: computing, and waiting for others."
+    caption = (
+        "Measured seconds of a learner in an epoch: computing, which includes waiting for a "
+        "processor where learners share them, and waiting for others."
+    )
     parts = ("computing", "waiting")
     return stacked(found, parts, "seconds", "seconds", caption) if found else None
 
@@ -101,27 +105,23 @@ def many(results: ParallelResults, went: Went) -> Plot | None:
     for point in found.curves:
         by_way.setdefault(point.way, []).append((point.learners, point.seconds))
     curves = []
-    for place, (name, points) in enumerate(by_way.items()):
+    # One learner is the same whatever the method: a point of its own.
+    places = {name: place for place, name in enumerate(by_way, 1)}
+    for name, points in by_way.items():
         learners, values = zip(*sorted(points), strict=True)
-        curves.append(Line(name, learners, values, place))
+        curves.append(Line(name, learners, values, places[name]))
+    for row in results.table:
+        place = 0 if row.learners == 1 else places.get(row.way)
         # Only what was measured with as large batches, and a processor for each learner.
-        alike = [
-            (row.learners, measured)
-            for row in results.table
-            if (row.way == name or row.learners == 1)
-            and row.processor is None
-            and row.joined == row.learners * found.batch_size
-            and row.learners <= found.processors
-            and (measured := went.seconds(row))
-        ]
-        if alike:
-            learners, values = zip(*alike, strict=True)
-            marked = any(line.name == MEASURED for line in curves)
-            curves.append(Line("" if marked else MEASURED, learners, values, place, "o", ""))
+        alike = row.joined == row.learners * found.batch_size and row.processor is None
+        measured = went.seconds(row)
+        if place is not None and alike and measured and row.learners <= found.processors:
+            name = "" if any(line.name == MEASURED for line in curves) else MEASURED
+            curves.append(Line(name, [row.learners], [measured], place, "o", ""))
     caption = (
         f"Lines are {SIMULATED}: seconds of an epoch with so many learners, each with batches of "
         f"{found.batch_size} and a processor of its own, on a network of {found.network}. Points "
-        "are measured."
+        "are measured; that of one learner is the same for all methods."
     )
     return lines(curves, ("learners", f"seconds ({SIMULATED})"), "many", caption, log="xy")
 
@@ -141,12 +141,18 @@ def _by_way(results: ParallelResults) -> dict[str, list[Row]]:
     return found
 
 
-def _over_time(results: ParallelResults, went: Went, value: Callable[[Epoch], float]) -> list[Line]:
+def _over_time(
+    results: ParallelResults,
+    went: Went,
+    value: Callable[[Epoch], float],
+    of: Callable[[Cell], Sequence[Epoch]] = lambda cell: cell.epochs,
+) -> list[Line]:
     found = []
     for place, row in enumerate(_most(results)):
         for cell in _of_seed(went.of(row), results.seed):
-            passed = list(itertools.accumulate(epoch.seconds for epoch in cell.epochs))
-            found.append(Line(row.label, passed, [value(e) for e in cell.epochs], place))
+            epochs = of(cell)
+            passed = list(itertools.accumulate(epoch.seconds for epoch in epochs))
+            found.append(Line(row.label, passed, [value(e) for e in epochs], place))
     return found
 
 

@@ -11,13 +11,16 @@ ABOUT = "WER in percent: the mean over seeds and speakers, with its 95 % interva
 HOW_TO_READ = (
     "allreduce: gradients are averaged in every step. parameter-server: learners take the model "
     "from a server and bring it gradients, each when it is ready. ring: in every step all average "
-    "their models with both neighbours. ad-psgd: a learner that is ready averages its model with "
-    "another one's. hierarchical: allreduce inside a node, ad-psgd between nodes. bmuf: blocks of "
-    "steps alone, then an average with momentum. Numbers beside a method are its learners; batches "
-    "are of all of them together.",
+    "their models with both neighbours. ad-psgd ring, ad-psgd random: a learner that is ready "
+    "averages its model with that of one neighbour, or of anyone. ad-psgd delay-by-one: as ring, "
+    "but models are averaged while gradients are computed, which are of the model one step before. "
+    "hierarchical: allreduce inside a node, ad-psgd ring between nodes. bmuf: blocks of steps "
+    "alone, then an average with momentum. Numbers beside a method are its learners; batches are "
+    "of all of them together.",
     f"{INTERVALS} Differences are paired.",
-    "Synchronous methods give the same errors whenever they are run again. The others do not: who "
-    "averages with whom follows from who is ready first.",
+    "allreduce, ring, ad-psgd delay-by-one and bmuf give the same errors whenever they are run "
+    "again. The others do not: who averages with whom, and whose step comes first, follows from "
+    "who is ready first.",
     f"Whatever is called {SIMULATED} was computed by a model of learners and their network, and "
     "not measured.",
 )

@@ -109,6 +109,11 @@ class Cell(Record):
         """The epochs by which the pace is told: those in which no learners start, if there are."""
         return tuple(epoch for epoch in self.epochs if not epoch.starts) or self.epochs
 
+    @property
+    def between(self) -> tuple[Epoch, ...]:
+        """The epochs at whose end learners go on: all but the last one, if there are more."""
+        return self.epochs[:-1] or self.epochs
+
 
 class Point(Record):
     """A simulated epoch."""

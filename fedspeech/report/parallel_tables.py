@@ -8,6 +8,11 @@ from fedspeech.report.tables import Estimate, Table, skipped
 
 SIMULATED = "simulated"
 NOT_MEASURED = "–"
+SAMPLED = (
+    "as each learner ends an epoch and never in between; with bmuf it depends on where in a block "
+    "that is"
+)
+"""How the distance between learners is measured."""
 
 
 def every(results: ParallelResults, went: Went) -> list[Table]:
@@ -87,7 +92,7 @@ def talk(results: ParallelResults, went: Went) -> Table:
     rows = []
     for row in (row for row in _free(results, went) if row.learners > 1):
         epochs = went.steady(row)
-        last = [each.epochs[-1].consensus for each in went.of(row)]
+        apart = [epoch.consensus for each in went.of(row) for epoch in each.between]
         rows.append(
             (
                 row.label,
@@ -95,7 +100,7 @@ def talk(results: ParallelResults, went: Went) -> Table:
                 size(round(sum(epoch.bytes for epoch in epochs) / len(epochs))),
                 f"{sum(epoch.staleness for epoch in epochs) / len(epochs):.2f}",
                 str(max(epoch.most_stale for epoch in epochs)),
-                f"{sum(last) / len(last):.3g}",
+                f"{sum(apart) / len(apart):.3g}",
                 NOT_MEASURED if row.left_apart is None else f"{row.left_apart:.2f}",
             )
         )
@@ -103,7 +108,8 @@ def talk(results: ParallelResults, went: Went) -> Table:
     notes = (
         "sent: by all learners, and a parameter server, in an epoch. staleness: updates by others "
         "between a model and the gradient of it. apart: root mean square of the learners' "
-        "distances from their average, when the last epoch ends. eigenvalue: the second one of the "
+        f"distances from their average, {SAMPLED}; the mean over all epochs but the last, after "
+        "which some methods make learners alike. eigenvalue: the second one of the "
         "mixing matrix, which is what an averaging leaves of such a distance, or more than it does "
         "(of its square where pairs are averaged: ad-psgd with one partner, hierarchical).",
     )
