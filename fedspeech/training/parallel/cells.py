@@ -1,6 +1,7 @@
 """What there is to train: cells, each one model with one seed, finished one after the other."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +43,13 @@ class Cell(NamedTuple):
         return run.path / "cells" / f"{self.name}.timing.json"
 
 
-def train_all(task: Task, cells: list[Cell], run: RunFolder) -> dict[str, Figures]:
+def train_all(
+    task: Task, cells: list[Cell], run: RunFolder, finished: Callable[[], None]
+) -> dict[str, Figures]:
     """Finish the cells that are not finished yet, on one Ray; the figures of all, by their names.
 
-    All have the corpus, the features, the model and the `engine` of the first one's settings.
+    All have the corpus, the features, the model and the `engine` of the first one's settings;
+    `finished` is called after each of them.
     """
     left = [each for each in cells if not is_finished(run.path, each)]
     with stage(sum(each.settings.training.epochs for each in cells)) as shown:
@@ -59,6 +63,7 @@ def train_all(task: Task, cells: list[Cell], run: RunFolder) -> dict[str, Figure
             try:
                 for each in left:
                     finish(crew, task, each, run, shown)
+                    finished()
             finally:
                 crew.close()
     return {each.name: read(run.path, each) for each in cells}
