@@ -1,4 +1,4 @@
-"""How figures look: one palette, one style, and SVG that can stand inside an HTML page.
+"""How figures look: one palette, one style, and SVG for an HTML page or for a file of its own.
 
 Figures are 340 units wide, about the width of a phone, so that their text stays legible there.
 Colours are drawn as one fixed hex each and then become CSS variables: the page gives them their
@@ -17,8 +17,11 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 WIDTH = 340
+FILE_WIDTH = 510
+"""Pixels of a file of its own."""
 POINTS_PER_INCH = 72
 TEXT = 11
+FONT = "DejaVu Sans"
 
 # name -> (on white, on dark). All but `line` are at least 4.5 : 1 against the page, and the paper's
 # five bases stay apart for colour-blind eyes.
@@ -38,7 +41,7 @@ PALETTE = {
 MARKERS = {"generic": "s", "mean": "o", "kbest": "D", "dendrogram": "^", "random": "v"}
 SPARE = (("other-1", "P"), ("other-2", "X"), ("other-3", "h"))
 STYLE = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": TEXT,
     "axes.titlesize": TEXT,
     "text.parse_math": False,
@@ -73,6 +76,8 @@ class Look:
 class Plot:
     """A figure for the page: an <svg> element, and in a sentence or two what it shows."""
 
+    name: str
+    """That no other figure of the run has."""
     svg: str
     caption: str
 
@@ -118,7 +123,15 @@ def plot(figure: Figure, name: str, caption: str) -> Plot:
         body = body.replace(f": {light}", f": var(--{key})")
     height = figure.get_figheight() * POINTS_PER_INCH
     head = f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(caption)}">'
-    return Plot(head + body.rstrip(), caption)
+    return Plot(name, head + body.rstrip(), caption)
+
+
+def standalone(plot: Plot) -> str:
+    """The figure as a file of its own that needs no page: in the light palette, on white."""
+    style = "background: white; stroke-linejoin: round; stroke-linecap: butt"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{FILE_WIDTH}" style="{style}" '
+    svg = plot.svg.replace("<svg ", head, 1).replace(f"'{FONT}'", f"'{FONT}', sans-serif")
+    return re.sub(r"var\(--([\w-]+)\)", lambda found: PALETTE[found[1]][0], svg) + "\n"
 
 
 def css() -> str:

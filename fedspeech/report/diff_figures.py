@@ -11,6 +11,11 @@ MARKERS = {"sparse": "D", "hash": "o", None: "s"}
 STYLES = {"BL": "-", "BL∞": ":", BLC: "--", DIFF: "-"}
 
 
+def every(results: DiffResults) -> dict[str, Plot | None]:
+    """All of them by their titles."""
+    return {"Errors": errors(results), "Regret": regret(results)}
+
+
 def errors(results: DiffResults) -> Plot:
     """Error against generation, a panel per ratio, with BL and BL∞ in each."""
     last = len(results.generations) - 1

@@ -23,8 +23,8 @@ def body(results: DiffResults, run: RunFolder) -> str:
         f"{results.metric} in percent in the last generation: the mean over seeds and speakers, "
         "with its 95 % interval."
     )
-    errors = markup.figure(diff_figures.errors(results), "Errors", "")
-    regret = markup.figure(diff_figures.regret(results), "Regret", "")
+    figures = diff_figures.every(results)
+    errors, regret = frame.figure(figures, "Errors"), frame.figure(figures, "Regret")
     sections = [
         Section("Errors", [errors, frame.tables(diff_tables.errors(results))]),
         Section(

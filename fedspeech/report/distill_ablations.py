@@ -46,6 +46,14 @@ def by_schedule(results: DistillResults) -> Plot | None:
     return rates(found, "WER %", "by-schedule", _caption(groups, "by schedule"))
 
 
+FIGURES: dict[str, Callable[[DistillResults], Plot | None]] = {
+    "Replacing rate": by_rate,
+    "Base of the logarithm": by_base,
+    "Schedules": by_schedule,
+}
+"""By their titles."""
+
+
 def _curves(
     results: DistillResults, groups: Sequence[Group], varied: str, label: str
 ) -> Plot | None:

@@ -1,9 +1,16 @@
 """The figures of a run of kind `distillation`: errors of each row, and how the losses fell."""
 
+from fedspeech.report import distill_ablations
 from fedspeech.report.canvas import Plot
 from fedspeech.report.distill_results import DistillResults
 from fedspeech.report.distill_tables import students
 from fedspeech.report.shapes import Line, Rate, lines, rates
+
+
+def every(results: DistillResults) -> dict[str, Plot | None]:
+    """All of them by their titles, None where there is nothing to draw."""
+    ablations = {title: draw(results) for title, draw in distill_ablations.FIGURES.items()}
+    return {"Errors": errors(results), "Losses": losses(results), **ablations}
 
 
 def errors(results: DistillResults) -> Plot:

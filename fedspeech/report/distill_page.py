@@ -2,7 +2,7 @@
 
 from fedspeech.report import distill_ablations, distill_figures, distill_tables, frame, markup
 from fedspeech.report.distill_results import DistillResults
-from fedspeech.report.frame import INTERVALS, Section
+from fedspeech.report.frame import INTERVALS, Figures, Section
 from fedspeech.report.run_folder import RunFolder
 from fedspeech.report.tables import Estimate
 
@@ -19,30 +19,22 @@ HOW_TO_READ = (
 
 def body(results: DistillResults, run: RunFolder) -> str:
     """Everything below the header."""
-    losses = markup.figure(distill_figures.losses(results), "Losses", "nothing was trained.")
+    figures = distill_figures.every(results)
+    errors = frame.tables(distill_tables.errors(results), distill_tables.differences(results))
+    losses = frame.figure(figures, "Losses", "nothing was trained.")
     sections = [
-        Section(
-            "Errors",
-            [
-                markup.figure(distill_figures.errors(results), "Errors", ""),
-                frame.tables(distill_tables.errors(results), distill_tables.differences(results)),
-            ],
-        ),
-        *_varied(results),
+        Section("Errors", [frame.figure(figures, "Errors"), errors]),
+        *_varied(figures),
         Section("Training and time", [losses, frame.time(run)]),
     ]
     return frame.body(_tiles(results), ABOUT, sections, HOW_TO_READ, run)
 
 
-def _varied(results: DistillResults) -> list[Section]:
+def _varied(figures: Figures) -> list[Section]:
     """What several ways of replacing change, as far as the run has some to compare."""
-    figures = (
-        ("Replacing rate", distill_ablations.by_rate(results)),
-        ("Base of the logarithm", distill_ablations.by_base(results)),
-        ("Schedules", distill_ablations.by_schedule(results)),
-    )
-    drawn = [markup.figure(plot, title, "") for title, plot in figures if plot is not None]
-    return [Section("Ways to replace", drawn)] if drawn else []
+    drawn = [title for title in distill_ablations.FIGURES if figures[title] is not None]
+    found = [frame.figure(figures, title) for title in drawn]
+    return [Section("Ways to replace", found)] if found else []
 
 
 def _tiles(results: DistillResults) -> list[str]:

@@ -1,13 +1,16 @@
 """The page of a run that is nothing but trainings: tiles, sections, and how to read them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
 from fedspeech.report import markup, run_tables
+from fedspeech.report.canvas import Plot
 from fedspeech.report.run_folder import RunFolder, Timing
 from fedspeech.report.tables import Table
 
+Figures = Mapping[str, Plot | None]
+"""All figures of a run by their titles; None where there is nothing to draw."""
 INTERVALS = (
     "The 95 % intervals come from resampling seeds and speakers, then the utterances of each "
     "speaker: what fails with one of three seeds has a wide interval."
@@ -40,6 +43,11 @@ def body(
         ),
     ]
     return "\n\n".join(pieces) + "\n"
+
+
+def figure(figures: Figures, title: str, empty: str = "") -> str:
+    """One of a run's figures; without a plot, the sentence `empty`."""
+    return markup.figure(figures[title], title, empty)
 
 
 def tables(*found: Table) -> str:

@@ -15,7 +15,7 @@ def table(table: Table, empty: str = "") -> str:
 
     Without rows or columns of its own, the sentence `empty`.
     """
-    if len(table.columns) < 2 or not table.rows:
+    if table.empty:
         return paragraph(empty) if empty else ""
     title = escape(table.title)
     head = "".join(_cell("th", name, i < table.words) for i, name in enumerate(table.columns))

@@ -9,6 +9,20 @@ from fedspeech.report.parallel_tables import SAMPLED, SIMULATED, per_learner
 from fedspeech.report.shapes import Line, Rate, lines, rates, stacked
 
 MEASURED = "measured"
+MANY = f"Seconds of an epoch ({SIMULATED})"
+
+
+def every(results: ParallelResults, went: Went) -> dict[str, Plot | None]:
+    """All of them by their titles, None where there is nothing to draw."""
+    return {
+        "Errors": errors(results),
+        "Loss against epochs": loss_by_epoch(results),
+        "Loss against time": loss_by_time(results, went),
+        "Consensus": consensus(results, went),
+        "Speed-up": speed_up(results, went),
+        "Computing and waiting": seconds(results, went),
+        MANY: many(results, went),
+    }
 
 
 def errors(results: ParallelResults) -> Plot:

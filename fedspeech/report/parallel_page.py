@@ -1,7 +1,7 @@
 """The page of a run of kind `data-parallel`: what goes between the frame's header and its end."""
 
 from fedspeech.report import frame, markup, parallel_figures, parallel_tables
-from fedspeech.report.frame import INTERVALS, Section
+from fedspeech.report.frame import INTERVALS, Figures, Section
 from fedspeech.report.parallel_results import ParallelResults, Went, went
 from fedspeech.report.parallel_tables import SIMULATED
 from fedspeech.report.run_folder import RunFolder
@@ -30,42 +30,32 @@ NONE = "the run has none."
 def body(results: ParallelResults, run: RunFolder) -> str:
     """Everything below the header. Raises RunError where timing.json is not as expected."""
     times = went(run.timing.model_dump())
-    tables, figures = parallel_tables, parallel_figures
+    tables, figures = parallel_tables, parallel_figures.every(results, times)
+    errors = frame.tables(tables.errors(results), tables.largest(results))
     sections = [
-        Section(
-            "Errors",
-            [
-                markup.figure(figures.errors(results), "Errors", NONE),
-                frame.tables(tables.errors(results), tables.largest(results)),
-            ],
-        ),
-        Section("Learning", _learning(results, times)),
-        Section("Pace", [*_pace(results, times), _measured(results, times)]),
+        Section("Errors", [frame.figure(figures, "Errors"), errors]),
+        Section("Learning", _learning(figures)),
+        Section("Pace", [*_pace(figures), _measured(results, times)]),
         Section("Stragglers and deaths", [_disturbed(results, times)]),
-        Section(f"Many learners ({SIMULATED})", _simulated(results, times)),
+        Section(f"Many learners ({SIMULATED})", _simulated(results, times, figures)),
         Section("Time", [frame.time(run, stages_alone=True)]),
     ]
     return frame.body(_tiles(results, times), ABOUT, sections, HOW_TO_READ, run)
 
 
-def _learning(results: ParallelResults, times: Went) -> list[str]:
-    figures = parallel_figures
+def _learning(figures: Figures) -> list[str]:
+    alike = "no method of the run leaves its learners' models apart."
     return [
-        markup.figure(figures.loss_by_epoch(results), "Loss against epochs", NONE),
-        markup.figure(figures.loss_by_time(results, times), "Loss against time", NONE),
-        markup.figure(
-            figures.consensus(results, times),
-            "Consensus",
-            "no method of the run leaves its learners' models apart.",
-        ),
+        frame.figure(figures, "Loss against epochs", NONE),
+        frame.figure(figures, "Loss against time", NONE),
+        frame.figure(figures, "Consensus", alike),
     ]
 
 
-def _pace(results: ParallelResults, times: Went) -> list[str]:
-    figures = parallel_figures
+def _pace(figures: Figures) -> list[str]:
     return [
-        markup.figure(figures.speed_up(results, times), "Speed-up", NONE),
-        markup.figure(figures.seconds(results, times), "Computing and waiting", NONE),
+        frame.figure(figures, "Speed-up", NONE),
+        frame.figure(figures, "Computing and waiting", NONE),
     ]
 
 
@@ -78,10 +68,9 @@ def _disturbed(results: ParallelResults, times: Went) -> str:
     return frame.tables(tables.stragglers(results, times), tables.deaths(results, times))
 
 
-def _simulated(results: ParallelResults, times: Went) -> list[str]:
-    title = f"Seconds of an epoch ({SIMULATED})"
+def _simulated(results: ParallelResults, times: Went, figures: Figures) -> list[str]:
     return [
-        markup.figure(parallel_figures.many(results, times), title, "the run compares nothing."),
+        frame.figure(figures, parallel_figures.MANY, "the run compares nothing."),
         frame.tables(parallel_tables.beside(results, times), parallel_tables.many(times)),
     ]
 

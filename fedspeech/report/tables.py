@@ -51,6 +51,11 @@ class Table:
     marked: frozenset[int] = frozenset()
     """Rows that stand out: what a device can know for itself."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to show: no rows, or no columns beside the names."""
+        return len(self.columns) < 2 or not self.rows
+
 
 def fallen_back(what: str, tensors: Iterable[str]) -> str:
     """A note where hashed diffs were not sent as they were asked for."""

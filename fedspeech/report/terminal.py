@@ -8,19 +8,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedspeech.report import (
-    budgets,
-    diff_tables,
-    distill_tables,
-    parallel_results,
-    parallel_tables,
-    run_tables,
-    tables,
-)
-from fedspeech.report.diff_results import DiffResults
-from fedspeech.report.parallel_results import ParallelResults
+from fedspeech.report import budgets, run_tables, tables, trainings
 from fedspeech.report.results import Results
-from fedspeech.report.run_folder import OfTrainings, parse
+from fedspeech.report.run_folder import parse
 from fedspeech.report.run_tables import size
 from fedspeech.report.tables import Estimate, Table
 
@@ -38,17 +28,8 @@ def show(
         _personalization(found, console)
         return
     console.print(Text(found.title, style="bold"))
-    for table in of_trainings(found, timing or {}):
+    for table in trainings.tables_of(found, timing or {}):
         _print(table, console)
-
-
-def of_trainings(results: OfTrainings, timing: Mapping[str, Any]) -> list[Table]:
-    """All tables of a run that is nothing but trainings; `timing` is what `timing.json` holds."""
-    if isinstance(results, DiffResults):
-        return diff_tables.every(results)
-    if isinstance(results, ParallelResults):
-        return parallel_tables.every(results, parallel_results.went(timing))
-    return distill_tables.every(results)
 
 
 def _personalization(found: Results, console: Console) -> None:
@@ -68,7 +49,7 @@ def _personalization(found: Results, console: Console) -> None:
 
 
 def _print(table: Table, console: Console) -> None:
-    if len(table.columns) < 2 or not table.rows:
+    if table.empty:
         return
     rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, name in enumerate(table.columns):

@@ -13,7 +13,9 @@ from fedspeech.errors import RunError
 from fedspeech.report import diff_figures, diff_tables, show, write
 from fedspeech.report.diff_results import DiffResults
 from fedspeech.report.results import check
+from fedspeech.report.run_folder import parse
 from fedspeech.report.tables import Estimate
+from fedspeech.report.trainings import figures_of
 
 FULL = 1_000_000
 MEANS = {"BL": (40, 30, 20), "BL∞": (None, 40, 41), "diff": (None, 34, 25), "BLC": (None, 60, 50)}
@@ -138,6 +140,8 @@ def test_the_page_is_whole_escaped_and_the_same_each_time(made_up, tmp_path: Pat
     text = page.decode()
     assert "&lt;made-up&gt;" in text and "<made-up>" not in text
     assert text.count("<svg") == text.count("</svg>") == 2
+    drawn = figures_of(parse(made_up, "here"), {})
+    assert all(plot and plot.svg in text for plot in drawn.values()) and len(drawn) == 2
     assert "Diff minus BLC" in text and "$" not in text
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))

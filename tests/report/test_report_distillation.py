@@ -14,6 +14,7 @@ from fedspeech.report import distill_ablations, distill_figures, distill_tables,
 from fedspeech.report.distill_results import DistillResults
 from fedspeech.report.results import check
 from fedspeech.report.tables import Estimate
+from fedspeech.report.trainings import figures_of
 
 MEANS = {"teacher": 12.0, "student": 20.0, "kd": 19.0, "<lcmr>": 15.0}
 
@@ -190,7 +191,9 @@ def test_what_has_nothing_to_be_compared_with_is_not_drawn(made_up, results):
 def test_the_page_has_the_figures_of_what_was_varied(made_up, varied, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(made_up))
     text = write(tmp_path).read_text()
-    assert text.count("<svg") == 5 and text.count("Ways to replace") == 1
+    drawn = [plot.svg for plot in figures_of(varied, {}).values() if plot]
+    assert all(svg in text for svg in drawn)
+    assert text.count("<svg") == len(drawn) == 5 and text.count("Ways to replace") == 1
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
 

@@ -3,6 +3,7 @@
 import itertools
 import re
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from fedspeech.report import canvas, figures, template
 from fedspeech.report.canvas import PALETTE, Plot
 from fedspeech.report.results import Results, check
 from fedspeech.report.run_folder import LedgerRow
+from fedspeech.report.shapes import Line, lines
 
 # Machado, Oliveira, Fernandes 2009: what protanopes, deuteranopes and tritanopes see of linear RGB
 PROTAN = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
@@ -252,3 +254,17 @@ def test_the_papers_bases_stay_apart_for_colour_blind_eyes(
     seen = [_lab(np.array(cones) @ _linear(PALETTE[name][side])) for name in canvas.MARKERS]
     apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
     assert min(apart) > 15
+
+
+def test_a_figure_of_its_own_needs_no_page():
+    """Well-formed SVG, on white, in the light palette; all else is as on the page."""
+    found = lines([Line("<one>", [1, 2], [3, 4], 1, "o")], ("x", "y"), "some", 'say "<this>"')
+    text = canvas.standalone(found)
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.attrib["aria-label"] == 'say "<this>"' and "background: white" in root.get("style")
+    assert "var(" not in text and PALETTE["mean"][0] in text
+    families = set(re.findall("font-family: ([^;]+);", text))
+    assert families == {"'DejaVu Sans', sans-serif"}
+    drawn = [element.get("d") for element in root.iter("{http://www.w3.org/2000/svg}path")]
+    assert drawn == [path.replace("\n", " ") for path in re.findall(r' d="([^"]*)"', found.svg)]

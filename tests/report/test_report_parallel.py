@@ -1,12 +1,12 @@
 """The report of a run of kind `data-parallel`: its tables, its figures and its page."""
 
 import io
-import json
 import re
-from pathlib import Path
 from typing import Any
 
+import parallel_runs
 import pytest
+from parallel_runs import cell, leave, row
 from rich.console import Console
 
 from fedspeech.errors import RunError
@@ -15,80 +15,15 @@ from fedspeech.report.parallel_results import ParallelResults, Went, went
 from fedspeech.report.results import check
 from fedspeech.report.tables import Estimate
 
-SECONDS = {"one": 8.0, "all.2": 5.0, "all.4": 4.0, "ad.4": 4.0, "all.4.big": 2.0,
-           "all.4.held": 4.0, "all.4.held.slow": 40.0}  # fmt: skip
-"""Of an epoch of 400 utterances, by row."""
-MEANS = {"one": 10.0, "all.2": 11.0, "all.4": 12.0, "ad.4": 9.0, "all.4.big": 25.0,
-         "all.4.held": 12.0, "all.4.held.slow": 13.0}  # fmt: skip
-
-
-def around(mean: float) -> dict[str, float]:
-    return {"mean": mean, "low": mean - 2, "high": mean + 3}
-
-
-def row(name: str) -> dict[str, Any]:
-    mean, learners = MEANS[name], 1 if name == "one" else int(name.split(".")[1])
-    return {
-        "row": name,
-        "way": "ad-psgd <random>" if name.startswith("ad") else "allreduce",
-        "learners": learners,
-        "joined": 128 if "big" in name else 32,
-        "slowed": [1.0] * (learners - 1) + [10.0 if "slow" in name else 1.0],
-        "processor": 0.5 if "held" in name else None,
-        "left_apart": 0.75 if name.startswith("ad") else 0.0,
-        **around(mean),
-        "pooled": mean,
-        "seeds": [mean - 1, mean + 1],
-        "losses": [] if "big" in name else [4.0, 2.0, 1.0],
-        "diverged": 0,
-        "minus_one": None if name == "one" else around(mean - 10),
-        "converges": mean <= 20,
-    }
-
-
-def cell(name: str, seed: int) -> dict[str, Any]:
-    learners = 1 if name == "one" else int(name.split(".")[1])
-
-    def epoch(number: int) -> dict[str, Any]:
-        # Learners start in the first one, which is no part of a pace.
-        seconds = SECONDS[name] + (100 if number == 0 else 0)
-        return {
-            "starts": number == 0,
-            **{"loss": 4.0 / (number + 1), "seconds": seconds, "utterances": 400, "updates": 16},
-            **{"bytes": 10**6 * learners, "staleness": 1.5, "most_stale": 3 + number},
-            **{"computing": [3.0] * learners, "waiting": [0.5] * (learners - 1) + [1.5]},
-            "consensus": number * 0.25 if name.startswith("ad") else 0.0,
-        }
-
-    return {"cell": f"{name}.seed-{seed}", "epochs": [epoch(i) for i in range(3)]}
-
 
 @pytest.fixture
 def made_up() -> dict[str, Any]:
-    return {
-        **{"kind": "data-parallel", "name": "<made-up>", "seed": 3, "seeds": [3, 4]},
-        **{"speakers": 5, "skipped": 0, "model": "tdnn-tiny", "parameters": 300_000},
-        **{"batch_size": 32, "table": [row(name) for name in MEANS]},
-    }
+    return parallel_runs.made_up()
 
 
 @pytest.fixture
 def timing() -> dict[str, Any]:
-    curves = [
-        {"way": way, "learners": n, "seconds": 8.0 / n}
-        for way in ("allreduce", "ad-psgd <random>")
-        for n in (1, 4, 128)
-    ]
-    simulated = {
-        **{"processors": 2, "batch_size": 32, "curves": curves, "rows": {"one": 7.0, "all.4": 5.0}},
-        "network": {"bandwidth": 1.25e9, "latency": 5e-5},
-        "here": {"bandwidth": 1e9, "latency": 2e-4},
-    }
-    return {
-        "stages": [{"stage": "training", "seconds": 12.0}],
-        "cells": [cell(name, seed) for name in MEANS for seed in (3, 4)],
-        "simulated": simulated,
-    }
+    return parallel_runs.timing()
 
 
 @pytest.fixture
@@ -236,12 +171,6 @@ def test_without_times_there_are_the_errors(results):
     assert parallel_tables.many(nothing).rows == parallel_tables.beside(results, nothing).rows == ()
     for figure in (parallel_figures.speed_up, parallel_figures.many, parallel_figures.seconds):
         assert figure(results, nothing) is None
-
-
-def leave(folder: Path, made_up, timing) -> Path:
-    (folder / "results.json").write_text(json.dumps(made_up))
-    (folder / "timing.json").write_text(json.dumps(timing))
-    return folder
 
 
 def test_the_page_is_whole_escaped_and_the_same_each_time(made_up, timing, tmp_path):
