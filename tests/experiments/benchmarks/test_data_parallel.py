@@ -47,3 +47,6 @@ def test_a_straggler_stands_beside_the_same_learners_without_one(rows):
         wanted = row["with straggler"]["median"] / row["utterances/s"]["median"]
         assert row["kept"]["median"] == pytest.approx(wanted)
     assert found["allreduce"]["kept"]["median"] < 0.5
+    # Three at their pace and one at a tenth of it; and all at a tenth.
+    beside = {way: row["if all is computing"] for way, row in found.items()}
+    assert beside == pytest.approx({"allreduce": 0.1, "ad-psgd": 0.775})
