@@ -54,9 +54,10 @@ class _Pending:
 
     light: Message
     file: Path
+    began: float
     due: float
     deadline: float
-    """Seconds from its beginning until it is due."""
+    """Seconds that its box has for it, after what it was asked before."""
     number: str
     """Under which the SuperLink has it; empty where it has to be sent once more."""
     activated: str
@@ -83,6 +84,8 @@ class FleetGrid(WrappedGrid):
         self.over: Callable[[Metadata, float, float], None] = lambda *_: None
         """Told of each message that is answered or given up: when it was sent (Unix time), and how
         many seconds ago that is."""
+        self._dues: dict[tuple[int, str, str], float] = {}
+        """Of the boxes, by what of which round they are asked."""
         self._boxes: Mapping[int, NodeInfo] = {}
         self._looked = 0.0
         self._may_hold: set[int] = set()
@@ -159,9 +162,10 @@ class FleetGrid(WrappedGrid):
         self._spool.mkdir(parents=True, exist_ok=True)
         file = self._spool / id
         write_whole(file, lambda part: part.write_bytes(data))
-        light = Message(content=RecordDict(), metadata=message.metadata)
-        due = time.monotonic() + deadline
-        return _Pending(light, file, due, deadline, number="", activated="")
+        light, now = Message(content=RecordDict(), metadata=message.metadata), time.monotonic()
+        # A box that is away has one deadline for all that it is asked of an exchange.
+        due = self._dues.setdefault(_exchange(light), now + deadline)
+        return _Pending(light, file, now, due, deadline, number="", activated="")
 
     def _send(self, id: str, message: Message) -> None:
         pending = self._pending[id]
@@ -203,9 +207,17 @@ class FleetGrid(WrappedGrid):
             pending.number = ""
             pending.brought &= not lacking
             return None
-        self._done(id)
+        self._allow_more(self._done(id))
         reply.metadata.__dict__["_reply_to_message_id"] = id
         return reply
+
+    def _allow_more(self, answered: _Pending) -> None:
+        """Who answers has as long again for the next answer."""
+        asked, due = _exchange(answered.light), time.monotonic() + answered.deadline
+        self._dues.pop(asked, None)
+        for other in self._pending.values():
+            if _exchange(other.light) == asked:
+                self._dues[asked] = other.due = due
 
     def _attend(self) -> None:
         """Look now and then who is there, and send once more what got lost."""
@@ -264,7 +276,7 @@ class FleetGrid(WrappedGrid):
         """Forget a message; where none is left, nothing of them stays on the disk."""
         pending = self._pending.pop(id)
         pending.file.unlink()
-        seconds = time.monotonic() - (pending.due - pending.deadline)
+        seconds = time.monotonic() - pending.began
         began = datetime.now(UTC).timestamp() - seconds
         self.over(pending.light.metadata, began, seconds)
         if not self._pending:
@@ -282,6 +294,12 @@ class FleetGrid(WrappedGrid):
                 del waiting[reply.metadata.reply_to_message_id]
                 yield reply
             time.sleep(POLL_SECONDS if waiting else 0)
+
+
+def _exchange(message: Message) -> tuple[int, str, str]:
+    """Which box is asked, and for what in which round."""
+    about = message.metadata
+    return about.dst_node_id, about.message_type, about.group_id
 
 
 def _state(box: NodeInfo | None) -> str:

@@ -1,5 +1,6 @@
 """Boxes that come and go, with a SuperLink of a few lines whose boxes do what they are told."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -134,6 +135,33 @@ def test_what_did_not_get_there_is_sent_once_more_when_the_box_is_back(grid, lin
     link.answer("m1", errors=1)
     (reply,) = grid.pull_messages([number])
     assert (reply.metadata.reply_to_message_id, said(reply)) == (number, {"errors": 1})
+
+
+def test_a_box_has_as_long_for_each_answer_and_one_that_is_away_for_all_of_them(
+    grid, link, monkeypatch
+):
+    """Candidates come in several messages; what comes after all was due, is so at once."""
+    now = [time.monotonic() + 1.0]
+    ours = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr(fleet, "time", ours)
+    slow = grid.push_messages([question(ANNA, "one"), question(ANNA, "two")])
+    (away,) = grid.push_messages([question(BEN, "one")])
+    link.boxes[BEN][0] = "offline"
+    now[0] += 50.0
+    link.answer("m0", errors=1)
+    (first,) = grid.pull_messages([*slow, away])
+    assert first.metadata.reply_to_message_id == slow[0]
+    now[0] += 20.0
+    (late,) = grid.pull_messages([slow[1], away])
+    assert late.metadata.reply_to_message_id == away and late.has_error()
+    (later,) = grid.push_messages([question(BEN, "two")])
+    (nothing,) = grid.pull_messages([slow[1], later])
+    assert nothing.metadata.reply_to_message_id == later
+    assert nothing.error.reason.startswith("no answer within 60 s, offline")
+    now[0] += 39.0
+    link.answer("m1", errors=2)
+    (second,) = grid.pull_messages([slow[1]])
+    assert said(second) == {"errors": 2}
 
 
 def push_in_vain(grid, link, monkeypatch, message):
