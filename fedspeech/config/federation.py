@@ -74,7 +74,7 @@ class DeploymentSettings(Settings):
     wait: PositiveFloat = 600.0
     """For so many boxes; then the run begins with those that are there."""
     deadline: PositiveFloat = 3600.0
-    """For a box's answer, from its question on; then the exchange ends without it."""
+    """For a box's answer, from its question or the answer before; then it ends without the box."""
     late: Literal["drop", "next-round"] = "next-round"
     """Whether a P_s that was not there by the deadline is lost, or taken in a later round."""
 
