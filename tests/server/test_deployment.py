@@ -214,13 +214,18 @@ def test_a_box_that_goes_in_the_middle(
         assert begin <= datetime.fromisoformat(one["began"]) <= datetime.now(UTC)
 
 
+def with_a_copy(speech, devices):
+    """The boxes, two of which say that they are one, and the node of that which is it."""
+    boxes = Boxes(speech, devices)
+    boxes.clone(LATE)
+    return boxes, boxes.node(LATE)
+
+
 def test_of_two_boxes_that_say_they_are_one_none_takes_part(
     speech, experiment, clock, tmp_path, caplog
 ):
     """A card that was copied, or a name; the others go on."""
-    boxes = Boxes(speech, tmp_path / "devices")
-    node = boxes.node(LATE)
-    boxes.clone(LATE)
+    boxes, node = with_a_copy(speech, tmp_path / "devices")
     with caplog.at_level("WARNING", logger="fedspeech"):
         found = deploy(experiment(), boxes, tmp_path / "run")
     assert {row["speaker"] for row in found["per_speaker"]} == set(speech) - {LATE}
@@ -253,9 +258,7 @@ def test_a_resumed_run_keeps_the_box_that_it_began_with(
     speech, experiment, clock, tmp_path, caplog
 ):
     begin(experiment(), speech, tmp_path)
-    boxes = Boxes(speech, tmp_path / "devices")
-    node = boxes.node(LATE)
-    boxes.clone(LATE)
+    boxes, node = with_a_copy(speech, tmp_path / "devices")
     with caplog.at_level("WARNING", logger="fedspeech"):
         found = deploy(experiment(), boxes, tmp_path / "run")
     assert {row["speaker"] for row in found["per_speaker"]} == set(speech)
@@ -269,9 +272,7 @@ def test_a_copy_does_not_take_the_place_of_the_box_that_a_run_began_with(
 ):
     """It is away, and comes back later."""
     begin(experiment(), speech, tmp_path)
-    boxes = Boxes(speech, tmp_path / "devices")
-    node = boxes.node(LATE)
-    boxes.clone(LATE)
+    boxes, node = with_a_copy(speech, tmp_path / "devices")
     boxes.offline = {node}
     boxes.idle = clock
     with caplog.at_level("WARNING", logger="fedspeech"):
@@ -281,16 +282,21 @@ def test_a_copy_does_not_take_the_place_of_the_box_that_a_run_began_with(
     assert json.loads((tmp_path / "run" / "boxes.json").read_text())[LATE] == str(node)
 
 
+def use_meanwhile(experiment, speech, folder):
+    """Another run on some boxes, with an epoch more."""
+    other = experiment({"boxes": len(speech)})
+    longer = other.personal.model_copy(update={"epochs": 1 + other.personal.epochs})
+    between = other.model_copy(update={"personal": longer})
+    deploy(between, Boxes(speech, folder / "devices"), folder / "between")
+
+
 def test_a_run_goes_on_although_another_has_used_its_boxes(
     corpus, speech, experiment, clock, tmp_path, caplog
 ):
     """They are asked once more for what they do not hold any more; the others are not."""
     begin(experiment(), speech, tmp_path)
     some = {name: speech[name] for name in (LATE, NAMES["t06"])}
-    other = experiment({"boxes": 2})
-    longer = other.personal.model_copy(update={"epochs": 1 + other.personal.epochs})
-    between = other.model_copy(update={"personal": longer})
-    deploy(between, Boxes(some, tmp_path / "devices"), tmp_path / "between")
+    use_meanwhile(experiment, some, tmp_path)
     boxes = Boxes(speech, tmp_path / "devices")
     with caplog.at_level("WARNING", logger="fedspeech"):
         found = deploy(experiment(), boxes, tmp_path / "run")
@@ -324,10 +330,7 @@ def test_boxes_that_lack_what_a_round_goes_on_from_begin_with_g(
     go_on = {"rounds": 2, "continue_from": {"base": "mean", "alpha": 0.5}}
     with pytest.raises(Stopped):
         deploy(experiment(**go_on), Boxes(speech, tmp_path / "devices", stop), tmp_path / "run")
-    other = experiment({"boxes": 1})
-    longer = other.personal.model_copy(update={"epochs": 1 + other.personal.epochs})
-    between = other.model_copy(update={"personal": longer})
-    deploy(between, Boxes({LATE: speech[LATE]}, tmp_path / "devices"), tmp_path / "between")
+    use_meanwhile(experiment, {LATE: speech[LATE]}, tmp_path)
     boxes = Boxes(speech, tmp_path / "devices")
     with caplog.at_level("WARNING", logger="fedspeech"):
         found = deploy(experiment(**go_on), boxes, tmp_path / "run")
