@@ -28,7 +28,7 @@ STRAGGLER = "One learner of four is slowed ten times"
 SIMULATED = "Seconds of an epoch: simulated beside measured"
 LIMIT = 7200.0
 PANELS = (
-    Panel(TWO, "way", "utterances/s", ("model",)),
+    Panel(TWO, "utterances a batch", "/ one learner's", ("way",)),
     Panel(STRAGGLER, "way", "kept", ("model",)),
 )
 WAYS = ("allreduce", "ad-psgd")
@@ -46,30 +46,51 @@ or that of all without what the straggler has lost. Talking is not slowed."""
 class Plan:
     """A large model that two learners train, and a small one that four do, one of them slowed.
 
-    `batches` are those of one learner in an epoch, `held` those of four together. Of these
-    `ad-psgd` has `longer` times as many epochs: where in a part its straggler is as the last one
-    ends is then little beside the whole.
+    `two` says how many utterances a batch of each of the two learners has, and how many of these
+    batches an epoch has; talking takes as long whatever they hear in between. `batch_size` and
+    `held` are the same of the four. Of these `ad-psgd` has `longer` times as many epochs: where in
+    a part its straggler is as the last one ends is then little beside the whole.
     """
 
     large: str
     small: str
+    two: tuple[tuple[int, int], ...]
     batch_size: int
-    batches: int
     held: int
     epochs: int
     longer: int
     repeats: int
 
 
-FULL = Plan("tdnn", "tdnn-tiny", 16, batches=24, held=64, epochs=4, longer=4, repeats=3)
-QUICK = Plan("tdnn-tiny", "tdnn-tiny", 8, batches=6, held=12, epochs=2, longer=2, repeats=1)
+FULL = Plan(
+    large="tdnn",
+    small="tdnn-tiny",
+    two=((16, 24), (64, 12), (128, 12)),
+    batch_size=16,
+    held=64,
+    epochs=4,
+    longer=4,
+    repeats=3,
+)
+QUICK = Plan(
+    large="tdnn-tiny",
+    small="tdnn-tiny",
+    two=((8, 6), (16, 6)),
+    batch_size=8,
+    held=12,
+    epochs=2,
+    longer=2,
+    repeats=1,
+)
 
 
 def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
     """The rows of two learners, of their simulation, and of four with a straggler."""
-    with _bench(setting, plan, plan.large, plan.batches, 2) as bench:
-        yield from _two(bench, plan)
-    with _bench(setting, plan, plan.small, plan.held, HELD_LEARNERS) as bench:
+    for size, batches in plan.two:
+        with _bench(_settings(setting, plan, plan.large, size, batches), setting, 2) as bench:
+            yield from _two(bench, plan, size)
+    held = _settings(setting, plan, plan.small, plan.batch_size, plan.held)
+    with _bench(held, setting, HELD_LEARNERS) as bench:
         yield from _straggler(bench, plan)
 
 
@@ -113,22 +134,22 @@ class Epoch(NamedTuple):
 
 
 @contextmanager
-def _bench(
-    setting: Setting, plan: Plan, model: str, batches: int, learners: int
-) -> Iterator[_Bench]:
+def _bench(settings: DataParallelConfig, setting: Setting, learners: int) -> Iterator[_Bench]:
     # Before Ray is imported.
     cluster.prepare(None)
-    bench = _Bench(setting, _settings(setting, plan, model, batches), learners)
+    bench = _Bench(setting, settings, learners)
     try:
         yield bench
     finally:
         bench.crew.close()
 
 
-def _settings(setting: Setting, plan: Plan, model: str, batches: int) -> DataParallelConfig:
+def _settings(
+    setting: Setting, plan: Plan, model: str, batch_size: int, batches: int
+) -> DataParallelConfig:
     speakers = 9
     # Whoever trains trains with all of it, what is called test there as well.
-    utterances = -(-batches * plan.batch_size // (speakers - 1)) - 1
+    utterances = -(-batches * batch_size // (speakers - 1)) - 1
     synthetic = {"speakers": speakers, "train_utterances": utterances, "test_utterances": 1}
     return DataParallelConfig.model_validate(
         {
@@ -137,14 +158,14 @@ def _settings(setting: Setting, plan: Plan, model: str, batches: int) -> DataPar
             "test": {"speakers": 1},
             "model": {"name": model},
             "training": {
-                **{"epochs": plan.epochs, "batch_size": plan.batch_size, "clean": 1.0},
+                **{"epochs": plan.epochs, "batch_size": batch_size, "clean": 1.0},
                 "augmentation": {"speeds": [1.0]},
             },
         }
     )
 
 
-def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
+def _two(bench: _Bench, plan: Plan, size: int) -> Iterator[Row]:
     """What is measured, and beside it what is simulated.
 
     The simulation is fed with learners that know nothing of each other: with one alone, and with as
@@ -163,31 +184,35 @@ def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
     found: dict[str, list[Epoch]] = {name: [] for name in contestants}
     beside: dict[int, list[float]] = {n: [] for n in (1, min(2, places(bench.settings)))}
     for repeat in range(plan.repeats):
-        say(f"two learners, repetition {repeat}")
+        say(f"two learners, batches of {size}, repetition {repeat}")
         for count, seconds in beside.items():
-            seconds += side_by_side(bench.settings, [plan.batch_size], count)[plan.batch_size]
+            seconds += side_by_side(bench.settings, [size], count)[size]
         for name, (method, learners) in contestants.items():
             found[name].append(bench.epoch(method, learners))
+    kept = written(bench.task, bench.settings, bench.folder)
+    link = measured_link(piece_of(bench.task, bench.settings, beside[1]))
+    fed = Measured({size: beside}, link, kept)
+    computing = fed.together(size, max(beside))
     one = [epoch.pace for epoch in found["one learner"]]
     for name, epochs in found.items():
         paces = [epoch.pace for epoch in epochs]
         yield {
             "table": TWO,
             "model": plan.large,
+            "utterances a batch": size,
             "way": name,
             "learners": contestants[name][1],
             "utterances/s": spread(paces),
             "/ one learner's": ratio(paces, one),
+            "if all is computing": computing[min(contestants[name][1], len(computing)) - 1],
         }
-    kept = written(bench.task, bench.settings, bench.folder)
-    link = measured_link(piece_of(bench.task, bench.settings, beside[1]))
-    fed = Measured({plan.batch_size: beside}, link, kept)
     for name, epochs in found.items():
-        simulated = _simulated(bench, plan, *contestants[name], fed)
+        simulated = _simulated(bench, *contestants[name], fed)
         measured = [epoch.seconds for epoch in epochs]
         yield {
             "table": SIMULATED,
             "model": plan.large,
+            "utterances a batch": size,
             "way": name,
             "learners": contestants[name][1],
             "measured, s": spread(measured),
@@ -196,25 +221,26 @@ def _two(bench: _Bench, plan: Plan) -> Iterator[Row]:
         }
 
 
-def _simulated(bench: _Bench, plan: Plan, method: str, learners: int, fed: "Measured") -> float:
+def _simulated(bench: _Bench, method: str, learners: int, fed: "Measured") -> float:
     from fedspeech import models
     from fedspeech.training.parallel.computing import places, statistics_of
     from fedspeech.training.parallel.predicted import ALIKE, FLOAT_BYTES
     from fedspeech.training.parallel.simulated import Case, Network, predict
 
     model = bench.task.model(bench.settings.seed)
+    training = bench.settings.training
     case = Case(
         method=method if method == "allreduce" else f"{method} ring",
         learners=learners,
-        seconds=fed.alone(plan.batch_size),
-        batches=len(bench.task.taught) / plan.batch_size,
+        seconds=fed.alone(training.batch_size),
+        batches=len(bench.task.taught) / training.batch_size,
         size=FLOAT_BYTES * models.parameters(model),
         network=Network(fed.here),
         statistics=statistics_of(model),
-        together=fed.together(plan.batch_size, places(bench.settings)),
+        together=fed.together(training.batch_size, places(bench.settings)),
         checkpoint=fed.checkpoint,
         one_writes=method in ALIKE,
-        epochs=plan.epochs,
+        epochs=training.epochs,
     )
     return predict(case).seconds
 

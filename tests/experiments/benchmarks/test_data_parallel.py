@@ -16,28 +16,36 @@ def rows(tmp_path_factory):
     return list(data_parallel.rows(setting, data_parallel.QUICK))
 
 
-def of(rows, table):
-    return {row["way"]: row for row in rows if row["table"] == table}
+def of(rows, table, size=None):
+    return {
+        row["way"]: row
+        for row in rows
+        if row["table"] == table and size in (None, row.get("utterances a batch"))
+    }
 
 
-def test_two_learners_stand_beside_one(rows):
-    found = of(rows, TWO)
-    assert list(found) == ["one learner", *WAYS]
-    one = found["one learner"]["utterances/s"]["median"]
-    for row in found.values():
-        wanted = row["utterances/s"]["median"] / one
-        assert row["/ one learner's"]["median"] == pytest.approx(wanted)
+def test_two_learners_stand_beside_one_whatever_they_hear_at_a_time(rows):
+    for size in (8, 16):
+        found = of(rows, TWO, size)
+        assert list(found) == ["one learner", *WAYS]
+        one = found["one learner"]["utterances/s"]["median"]
+        for row in found.values():
+            wanted = row["utterances/s"]["median"] / one
+            assert row["/ one learner's"]["median"] == pytest.approx(wanted)
+        first, *others = (row["if all is computing"] for row in found.values())
+        assert first == 1 and all(0 < each < 3 for each in others)
 
 
-def test_simulated_seconds_stand_beside_measured_ones(rows):
-    found = of(rows, SIMULATED)
+@pytest.mark.parametrize("size", [8, 16])
+def test_simulated_seconds_stand_beside_measured_ones(rows, size):
+    found = of(rows, SIMULATED, size)
     for way, row in found.items():
         measured = row["measured, s"]["median"]
         assert row["simulated / measured"] == pytest.approx(row["simulated, s"] / measured)
         if way != "ad-psgd":  # whose learners are in two epochs at once
             # As many utterances in a second as the other table has.
-            heard = of(rows, TWO)[way]["utterances/s"]["median"] * measured
-            assert heard == pytest.approx(48)
+            heard = of(rows, TWO, size)[way]["utterances/s"]["median"] * measured
+            assert heard == pytest.approx(6 * size)
     assert all(row["simulated, s"] > 0 for row in found.values())
 
 
