@@ -311,8 +311,12 @@ def test_a_mistake_in_an_extended_file_names_that_file(file):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("generic.epochs", "--set generic.epochs: expected section.key=value"),
-        ("=3", "--set =3: expected section.key=value"),
+        (
+            "generic.epochs",
+            "--set generic.epochs: expected section.key=value, names as in TOML",
+        ),
+        ("=3", "--set =3: expected section.key=value, names as in TOML"),
+        ("a b.c=3", "--set a b.c=3: expected section.key=value, names as in TOML"),
         ("generic.epochs.x=3", "--set generic.epochs.x=3: epochs is not a section"),
         ("generic=3", "--set generic=3: generic: expected a table, found 3"),
         (
@@ -662,6 +666,18 @@ def test_a_distillation_is_the_same_after_it_was_written_out(file):
     assert isinstance(settings, DistillationConfig)
     assert settings.seed == 7 and settings.replacing["mine"].rate == 0.25
     assert load(file(dump(settings), "again.toml")) == settings
+
+
+def test_a_name_with_dots_is_set_in_quotes(file):
+    """Mistakes in it are found as well, where the file or the command makes them."""
+    text = f"{DISTILL}rows = ['p-0.5']\n[replacing.'p-0.5']\nrate = 0.5\n"
+    settings = load(file(text), ['replacing."p-0.5".rate=0.75'])
+    assert isinstance(settings, DistillationConfig)
+    assert list(settings.replacing) == ["p-0.5"] and settings.replacing["p-0.5"].rate == 0.75
+    wrong = 'replacing."p-0.5".rate=1.5'
+    limit = "replacing.p-0.5.rate: Input should be less than or equal to 1, found 1.5"
+    assert told(file(text), wrong) == f"--set {wrong}: {limit}"
+    assert told(file(text.replace("rate = 0.5", "rate = 1.5"))) == f"mine.toml:4: {limit}"
 
 
 PARALLEL = "kind = 'data-parallel'\n[parallel]\n"

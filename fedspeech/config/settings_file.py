@@ -53,14 +53,15 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def override(table: dict[str, Any], setting: str) -> None:
     """Set what `section.key=value` says; a value that is not TOML is taken as a string."""
-    key, equals, text = setting.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {setting}: expected section.key=value")
+    name, equals, text = setting.partition("=")
+    keys = _keys(name)
+    if not equals or not keys:
+        raise ConfigError(f"--set {setting}: expected section.key=value, names as in TOML")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *sections, last = key.strip().split(".")
+    *sections, last = keys
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
@@ -73,7 +74,7 @@ def where(keys: Sequence[str], paths: Sequence[Path], overrides: Sequence[str]) 
     else the nearest file.
     """
     for setting in reversed(overrides):
-        set_there = setting.partition("=")[0].strip().split(".")
+        set_there = _keys(setting.partition("=")[0])
         if keys and all(ours == theirs for ours, theirs in zip(keys, set_there, strict=False)):
             return f"--set {setting}"
     names = (keys[:count] for count in range(len(keys), 0, -1))
@@ -93,11 +94,26 @@ def _line(path: Path, keys: Sequence[str]) -> str:
         return ""
     for number, line in enumerate(lines, 1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
-            section = [part.strip().strip('"') for part in header[1].split(".")]
+            section = _keys(header[1])
             if section[: len(names)] == names:
                 return f":{number}"
-        elif setting := re.match(r"\s*([\w.\"-]+)\s*=", line):
-            full = [*section, *setting[1].replace('"', "").split(".")]
+        elif "=" in line and (setting := _keys(line.partition("=")[0])):
+            full = [*section, *setting]
             if full == names[: len(full)]:
                 return f":{number}"
     return ""
+
+
+def _keys(name: str) -> list[str]:
+    """The keys of a dotted name as TOML writes it, `section."a key".other`; none where it is no
+    name.
+    """
+    try:
+        table: Any = tomllib.loads(f"{name} = 0")
+    except tomllib.TOMLDecodeError:
+        return []
+    keys: list[str] = []
+    while isinstance(table, dict) and table:
+        key, table = next(iter(table.items()))
+        keys.append(key)
+    return keys

@@ -152,7 +152,7 @@ def test_what_flower_logs_is_shown_where_it_is_wanted(experiment, tmp_path, verb
             "federation.improve.options",
         ),
         ("generic.model='nowhere.safetensors'", "nowhere"),
-        ("seed", "--set seed: expected section.key=value"),
+        ("seed", "--set seed: expected section.key=value, names as in TOML"),
     ],
 )
 def test_a_wrong_setting_is_one_message(fedspeech, experiment, tmp_path, change, told):
