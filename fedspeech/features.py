@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torchaudio
@@ -23,6 +24,7 @@ from fedspeech import tensors
 from fedspeech.config.model import AugmentationSettings, FeatureSettings
 from fedspeech.corpus.cuts import SAMPLE_RATE, samples, speaker_of, text_of
 from fedspeech.errors import ModelError
+from fedspeech.progress import stage
 
 FRAMES_PER_SECOND = 100
 WINDOW, SHIFT = SAMPLE_RATE * 25 // 1000, SAMPLE_RATE // FRAMES_PER_SECOND
@@ -165,22 +167,47 @@ def _cached(
     cuts: Sequence[MonoCut], dimension: int, speeds: Sequence[float], folder: Path
 ) -> tensors.Tensors:
     """Energies by `ID@SPEED`, mapped from files: what is in memory is what is being computed."""
+    starts = range(0, len(cuts), CUTS_PER_FILE)
+    each = [cuts[start : start + CUTS_PER_FILE] for start in starts]
+    parts = [_Part.of(some, dimension, speed, folder) for some in each for speed in speeds]
+    missing = [part for part in parts if not part.file.exists()]
+    if len(missing) > len(speeds):  # else it is soon done
+        with stage(len(missing)) as shown:
+            shown.start(f"features of {len(cuts):,} utterances")
+            for part in missing:
+                part.compute()
+                shown.advance("")
     found: tensors.Tensors = {}
-    for start in range(0, len(cuts), CUTS_PER_FILE):
-        for speed in speeds:
-            found |= _file(cuts[start : start + CUTS_PER_FILE], dimension, speed, folder)
+    for part in parts:
+        found |= part.energies()
     return found
 
 
-def _file(cuts: Sequence[MonoCut], dimension: int, speed: float, folder: Path) -> tensors.Tensors:
-    path = folder / f"{_fingerprint(cuts, dimension, speed)}.safetensors"
-    if path.exists():
-        with suppress(ModelError):  # a damaged file is computed anew
-            return tensors.read(path)
-    with one_thread():
-        waves = ((cut.id, _at_speed(samples(cut), speed)) for cut in cuts)
-        tensors.write(path, {f"{id}@{speed}": log_mel(wave, dimension) for id, wave in waves})
-    return tensors.read(path)
+class _Part(NamedTuple):
+    """A file of the cache, and what is in it."""
+
+    file: Path
+    cuts: Sequence[MonoCut]
+    dimension: int
+    speed: float
+
+    @classmethod
+    def of(cls, cuts: Sequence[MonoCut], dimension: int, speed: float, folder: Path) -> "_Part":
+        name = f"{_fingerprint(cuts, dimension, speed)}.safetensors"
+        return cls(folder / name, cuts, dimension, speed)
+
+    def energies(self) -> tensors.Tensors:
+        if self.file.exists():
+            with suppress(ModelError):  # a damaged file is computed anew
+                return tensors.read(self.file)
+        self.compute()
+        return tensors.read(self.file)
+
+    def compute(self) -> None:
+        with one_thread():
+            waves = ((cut.id, _at_speed(samples(cut), self.speed)) for cut in self.cuts)
+            found = {f"{id}@{self.speed}": log_mel(wave, self.dimension) for id, wave in waves}
+            tensors.write(self.file, found)
 
 
 def _at_speed(wave: torch.Tensor, speed: float) -> torch.Tensor:

@@ -203,12 +203,16 @@ def test_the_cache_gives_the_bits_that_computing_gives(cuts, tmp_path, monkeypat
     assert same(first, prepare(cuts, MFCC, (0.9,), tmp_path / "other"))
 
 
-def test_many_utterances_lie_in_several_files(cuts, tmp_path, monkeypatch):
+def test_many_utterances_lie_in_several_files(cuts, tmp_path, monkeypatch, capsys):
+    """How they come on is told, once."""
     whole = prepare(cuts, MFCC, (0.9,), tmp_path / "whole")
     monkeypatch.setattr(features, "CUTS_PER_FILE", 4)
-    assert len(cuts) == 6
+    assert len(cuts) == 6 and capsys.readouterr().err == ""
     assert same(whole, prepare(cuts, MFCC, (0.9,), tmp_path / "parts"))
     assert len(list((tmp_path / "parts").iterdir())) == 2 * 2
+    assert capsys.readouterr().err.startswith("features of 6 utterances: 4 in ")
+    assert same(whole, prepare(cuts, MFCC, (0.9,), tmp_path / "parts"))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage"])
