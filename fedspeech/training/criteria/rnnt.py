@@ -10,6 +10,7 @@ import torchaudio
 from torch.utils.checkpoint import checkpoint
 
 from fedspeech import accelerator
+from fedspeech.errors import CorpusError
 from fedspeech.models.rnnt import BLANK, RNNT
 
 log = logging.getLogger("fedspeech")
@@ -19,6 +20,8 @@ SHARE = 1 / 8
 another split gives other roundings."""
 VALUE_BYTES = 4
 """The loss, and what it computes in, are float32."""
+MOST_LOGITS = 2**31 - 1
+"""Of a batch's lattice: torchaudio counts them with 32 bits."""
 
 
 def of(
@@ -41,17 +44,17 @@ def loss(
     0 where there is no step. A batch whose lattice (steps by units by vocabulary) is too large for
     the memory is split.
     """
-    return in_parts(partial(_loss, model), cell_bytes(model, 3), [encoded], lengths, references)
+    return in_parts(partial(_loss, model), most_cells(model, 3), [encoded], lengths, references)
 
 
 def in_parts(
     lattice: Callable[..., torch.Tensor],
-    each: int,
+    most: int,
     heard: Sequence[torch.Tensor],
     lengths: torch.Tensor,
     references: Sequence[Sequence[int]],
 ) -> torch.Tensor:
-    """Losses (batch,) of a lattice whose cells take `each` bytes, in parts that the memory holds.
+    """Losses (batch,) of a lattice, in parts of at most `most` cells.
 
     `heard` are one or more tensors (batch, steps, joint); `lattice` takes the references and the
     lengths of some utterances, with what was heard of them, the longest at full length. The loss is
@@ -60,7 +63,6 @@ def in_parts(
     losses = heard[0][:, :0].float().sum((1, 2))  # zeros that have a gradient
     counts = torch.tensor([len(reference) for reference in references], device=losses.device)
     heard_at_all = (lengths > 0).nonzero()[:, 0]
-    most = int(SHARE * accelerator.memory_bytes() / each)
     sizes = lengths.tolist(), counts.tolist()
     parts = _split(heard_at_all.tolist(), *sizes, most)
     if len(parts) > 1:
@@ -77,10 +79,14 @@ def in_parts(
     return losses
 
 
-def cell_bytes(model: RNNT, copies: int) -> int:
-    """Of a cell of the lattice: so many times all logits or their gradients, joint layer twice."""
+def most_cells(model: RNNT, copies: int) -> int:
+    """How many cells of a lattice there may be at once.
+
+    In memory a cell is so many times all logits or their gradients, and the joint layer twice.
+    """
     joint, units = model.output.in_features, model.output.out_features
-    return VALUE_BYTES * (copies * units + 2 * joint)
+    each = VALUE_BYTES * (copies * units + 2 * joint)
+    return min(int(SHARE * accelerator.memory_bytes() / each), MOST_LOGITS // units)
 
 
 class Spelled(NamedTuple):
@@ -114,7 +120,17 @@ def _loss(
 
 
 def of_logits(logits: torch.Tensor, lengths: torch.Tensor, spelled: Spelled) -> torch.Tensor:
-    """Losses (batch,) of logits (batch, steps, units + 1, vocabulary); the longest fills them."""
+    """Losses (batch,) of logits (batch, steps, units + 1, vocabulary); the longest fills them.
+
+    Raises CorpusError where one utterance has more of them than torchaudio can count.
+    """
+    if logits.numel() > MOST_LOGITS:
+        _, steps, units, vocabulary = logits.shape
+        raise CorpusError(
+            f"an utterance of {steps} steps and {units - 1} units has a lattice of "
+            f"{steps} x {units} x {vocabulary} values, and torchaudio's loss counts no more than "
+            f"{MOST_LOGITS:,}: leave out the longest utterances"
+        )
     found: torch.Tensor = torchaudio.functional.rnnt_loss(
         logits.float(),
         spelled.targets,

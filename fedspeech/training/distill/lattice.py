@@ -37,8 +37,8 @@ def loss(
     whose lattice is too large for the memory is split.
     """
     lattice = partial(_loss, student, teacher, alpha)
-    each = rnnt.cell_bytes(student, 4)
-    return rnnt.in_parts(lattice, each, heard, lengths, references)
+    most = rnnt.most_cells(student, 4)
+    return rnnt.in_parts(lattice, most, heard, lengths, references)
 
 
 def _loss(

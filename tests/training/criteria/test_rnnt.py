@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedspeech import accelerator, seeding
+from fedspeech.errors import CorpusError
 from fedspeech.models.rnnt import RNNT, Shape
 from fedspeech.training import criteria
 from fedspeech.training.criteria import rnnt
@@ -144,6 +145,21 @@ def test_a_lattice_too_large_for_the_memory_is_split_which_it_says_and_changes_n
     assert rnnt._split([0, 1, 2, 3], LENGTHS, [2, 1, 3, 0], 14) == [[0], [1], [2], [3]]
     assert rnnt._split([0, 1, 2, 3], LENGTHS, [2, 1, 3, 0], 30) == [[0, 1], [2], [3]]
     assert rnnt._split([0, 1, 3], LENGTHS, [2, 1, 3, 0], 45) == [[0, 1, 3]]
+
+
+def test_a_lattice_that_torchaudio_cannot_count_is_split_and_then_told(model, monkeypatch):
+    """Its indices have 32 bits, whatever memory there is."""
+
+    def learned(sizes: list[int]) -> torch.Tensor:
+        references = [[1] * units for units in (2, 1, 3)]
+        lengths = torch.tensor(sizes)
+        return rnnt.loss(model, batch(sizes, max(sizes)), lengths, references).detach()
+
+    whole = learned([5, 4, 6])
+    monkeypatch.setattr(rnnt, "MOST_LOGITS", 3 * 24)
+    torch.testing.assert_close(learned([5, 4, 6]), whole)
+    with pytest.raises(CorpusError, match="of 7 steps and 3 units has a lattice of 7 x 4 x 3 "):
+        learned([5, 4, 7])
 
 
 def test_the_lattice_is_not_kept_where_it_is_split(model, monkeypatch):
