@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import connection, parent_process
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 
 from fedspeech.config.distillation import DistillationConfig
 from fedspeech.config.neural_diff import NeuralDiffConfig
-from fedspeech.errors import DivergedError, RunError
+from fedspeech.errors import DivergedError, FedSpeechError, RunError
 from fedspeech.progress import stage
 from fedspeech.run_folder import RunFolder
 from fedspeech.tensors import sha256_of_file, write_whole
@@ -74,6 +75,8 @@ class Trainings:
         """Finish what is not finished yet; the figures of all cells."""
         run, workers = self.run.path, self._workers
         done = {cell for cell in cells if is_finished(run, cell)}
+        for cell in done:  # where a process was killed as it had just finished one
+            checkpoint(run, cell).unlink(missing_ok=True)
         with self.timed("trainings"), stage(len(cells)) as shown:
             shown.start("trainings", len(cells))
             for _ in done:
@@ -112,6 +115,11 @@ def record(run: Path, cell: Cell) -> Path:
     return run / "cells" / f"{cell.name}.json"
 
 
+def checkpoint(run: Path, cell: Cell) -> Path:
+    """Where a training keeps what it goes on from, until its cell is finished."""
+    return run / "cells" / f"{cell.name}.checkpoint"
+
+
 def keep(run: Path, cell: Cell, figures: Figures) -> None:
     """Write the figures of a cell whose files are all there: it is finished."""
     models = run / "models"
@@ -119,6 +127,7 @@ def keep(run: Path, cell: Cell, figures: Figures) -> None:
     files = {str(path.relative_to(models)): sha256_of_file(path) for path in own}
     text = json.dumps({**figures, FILES: files}) + "\n"
     write_whole(record(run, cell), lambda part: part.write_text(text, encoding="utf-8"))
+    checkpoint(run, cell).unlink(missing_ok=True)
 
 
 def is_finished(run: Path, cell: Cell) -> bool:
@@ -226,7 +235,17 @@ def _start(run: Path, make: Make, told: "SimpleQueue[str]") -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_go_with_the_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _run, _learn, _told = run, make(), told
+    try:
+        learn = make()
+    except FedSpeechError as error:
+        # All that is known of a worker that does not start is that it died.
+        learn = partial(_refuse, error)
+    _run, _learn, _told = run, learn, told
+
+
+def _refuse(error: FedSpeechError, cell: Cell) -> Figures:
+    """What finishes a cell where nothing can."""
+    raise error
 
 
 def _go_with_the_parent() -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 
 from fedspeech import progress
+from fedspeech.errors import CorpusError
 from fedspeech.training import pool
 
 
@@ -36,6 +37,33 @@ def test_every_epoch_of_a_training_is_told(tmp_path, workers):
         for epoch in ("1 of 2, loss 1.5", "2 of 2, loss 0.5")
     ]
     assert all(pool.is_finished(tmp_path, cell) for cell in cells)
+
+
+def refuse():
+    raise CorpusError("the speech is gone")
+
+
+def test_a_worker_that_cannot_begin_says_why(tmp_path):
+    with pytest.raises(CorpusError, match=r"^the speech is gone$"):
+        list(pool._finished([Cell("first")], set(), 1, tmp_path, refuse, print))
+
+
+def test_what_a_cell_goes_on_from_is_there_until_it_is_finished(tmp_path, monkeypatch):
+    """So that one that is killed between its model and its figures is not trained again."""
+    cell, figures = Cell("first"), {"errors": {"s": [1]}, "words": {"s": [4]}}
+    kept = pool.checkpoint(tmp_path, cell)
+    kept.parent.mkdir()
+    kept.write_bytes(b"state")
+
+    def full(*arguments):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(pool, "write_whole", full)
+        pool.keep(tmp_path, cell, figures)
+    assert kept.exists() and not pool.is_finished(tmp_path, cell)
+    pool.keep(tmp_path, cell, figures)
+    assert pool.is_finished(tmp_path, cell) and not kept.exists()
 
 
 def test_where_nobody_waits_nothing_is_told():

@@ -4,24 +4,26 @@ from functools import partial
 from pathlib import Path
 
 from fedspeech import corpus, tensors
-from fedspeech.config.distillation import DistillationConfig
+from fedspeech.config.distillation import TEACHER, DistillationConfig
 from fedspeech.corpus import statistics
 from fedspeech.errors import DivergedError, RunError
 from fedspeech.run_folder import RunFolder, cache_folder
 from fedspeech.training.distill import results
 from fedspeech.training.distill.cells import plan, shipped
-from fedspeech.training.distill.task import Task, check
+from fedspeech.training.distill.task import Task, check, given
 from fedspeech.training.distill.worker import bench, file
 from fedspeech.training.pool import opened
 
 
-def launch(settings: DistillationConfig, folder: Path, resume: bool) -> None:
+def launch(asked: DistillationConfig, folder: Path, resume: bool) -> None:
     """Run a distillation in `folder`. Raises FedSpeechError for whatever is the user's to mend."""
+    settings = _begun(asked, folder)
     check(settings)
-    with opened(settings, folder, resume) as trainings:
+    with opened(asked, folder, resume) as trainings:
         run = trainings.run
         with trainings.timed("corpus and features"):
             task = _task(settings, run)
+            settings = _with_teacher(settings, task, run)
         try:
             figures = trainings.finish(plan(settings), partial(bench, settings, run.path))
         except DivergedError as error:
@@ -31,6 +33,28 @@ def launch(settings: DistillationConfig, folder: Path, resume: bool) -> None:
             ) from None
         _ship(settings, task, run)
         run.write_json("results.json", results.assemble(settings, task, figures))
+
+
+def _begun(settings: DistillationConfig, folder: Path) -> DistillationConfig:
+    """The settings with the teacher that a run in the folder has begun with, if it was given one:
+    whatever becomes of its file, all seeds have the same.
+    """
+    own = folder.absolute() / "models" / f"{TEACHER}.safetensors"
+    if settings.teacher.file is None or not own.exists():
+        return settings
+    teacher = settings.teacher.model_copy(update={"file": str(own)})
+    return settings.model_copy(update={"teacher": teacher})
+
+
+def _with_teacher(settings: DistillationConfig, task: Task, run: RunFolder) -> DistillationConfig:
+    """Keep a given teacher in the run's folder; the settings with that one."""
+    if settings.teacher.file is None:
+        return settings
+    path = run.models / f"{TEACHER}.safetensors"
+    found = given(settings)
+    task.teacher.write(path.with_suffix(".json"))
+    tensors.write(path, found)
+    return _begun(settings, run.path)
 
 
 def _task(settings: DistillationConfig, run: RunFolder) -> Task:

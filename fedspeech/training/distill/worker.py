@@ -12,7 +12,7 @@ from fedspeech.training.distill.cells import Cell
 from fedspeech.training.distill.learner import learn
 from fedspeech.training.distill.task import Task
 from fedspeech.training.over_seeds import counted
-from fedspeech.training.pool import Figures
+from fedspeech.training.pool import Figures, checkpoint
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class Bench:
     def finish(self, cell: Cell) -> Figures:
         """Train and judge a cell, and write its model with its description."""
         teacher = None if cell.base is None else tensors.read(file(self.run, cell.base))
-        kept = self.run / "cells" / f"{cell.name}.checkpoint"
-        learned = learn(self.task, self.settings, cell, teacher, kept)
+        learned = learn(self.task, self.settings, cell, teacher, checkpoint(self.run, cell))
         figures = {
             "parameters": models.parameters(learned.model),
             "losses": learned.losses,
@@ -37,7 +36,6 @@ class Bench:
         about = self.task.teacher if cell.row == TEACHER else self.task.student
         about.write(path.with_suffix(".json"))
         tensors.write(path, state(learned.model))
-        kept.unlink(missing_ok=True)
         return figures
 
 

@@ -118,10 +118,16 @@ def test_students_begin_alike(found):
     assert sha256(state(found.model("kd", 1))) != sha256(state(found.model("kd", 0)))
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    ("row", "more"),
+    [*((row, {}) for row in ROWS), ("lcmr", {"optimizer": "lamb", "accumulated": 2})],
+)
 def test_a_training_goes_on_where_it_was_interrupted(
-    found, config, teacher, tmp_path, monkeypatch, row
+    task, config, teacher, tmp_path, monkeypatch, row, more
 ):
+    training = config.training.model_copy(update=more)
+    config = config.model_copy(update={"training": training})
+    found = task(config)
     whole = learn(found, config, row, teacher, tmp_path / "whole")
     epoch = Loop.epoch
 

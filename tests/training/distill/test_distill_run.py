@@ -122,6 +122,31 @@ def test_killed_and_resumed_with_one_worker_it_is_the_same_to_the_byte(
         assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes()
 
 
+def test_all_seeds_have_the_teacher_that_the_run_began_with(
+    whole, file, environment, tmp_path, monkeypatch
+):
+    """Whatever becomes of the file that it was given."""
+    monkeypatch.setenv("FEDSPEECH_CACHE", environment["FEDSPEECH_CACHE"])
+    first, other = (whole / "models" / f"seed-{seed}.teacher.safetensors" for seed in (0, 1))
+    mine = tmp_path / "mine.safetensors"
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(first.with_suffix(suffix), mine.with_suffix(suffix))
+    given = [f"--set=teacher.file={mine}", "--set=rows=['teacher', 'lcmr']"]
+    run = ["distill", str(file), "--out", str(tmp_path / "run"), *given]
+    assert CliRunner().invoke(app, [*run, "--set=training.epochs=1"]).exit_code == 0
+    models = tmp_path / "run" / "models"
+    # As if it had been killed between the seeds.
+    for lost in ("teacher", "lcmr"):
+        (models / f"seed-1.{lost}.safetensors").unlink()
+    shutil.copy(other, mine)
+    mine.with_suffix(".json").unlink()
+    again = CliRunner().invoke(app, [*run, "--set=training.epochs=1", "--resume"])
+    assert again.exit_code == 0, again.output
+    for seed in (0, 1):
+        taken = read(models / f"seed-{seed}.teacher.safetensors")
+        assert sha256(taken) == sha256(read(first)) != sha256(read(other))
+
+
 def test_what_is_no_distillation_is_told(tmp_path):
     path = tmp_path / "other.toml"
     path.write_text('name = "other"\n')
