@@ -226,13 +226,15 @@ def many(went: Went) -> Table:
     found = went.simulated
     if found is None:
         return Table("", (), ())
-    points = {(point.way, point.learners): point.seconds for point in found.curves}
+    points = {(point.way, point.learners): f"{point.seconds:.3g}" for point in found.curves}
     learners = sorted({number for _, number in points})
     ways = dict.fromkeys(name for name, _ in points)
-    rows = tuple((name, *(f"{points[name, n]:.3g}" for n in learners)) for name in ways)
+    # Of `hierarchical` there are whole nodes only.
+    rows = tuple((name, *(points.get((name, n), NOT_MEASURED) for n in learners)) for name in ways)
     notes = (
         f"All of it is {SIMULATED}, and nothing measured: so many learners, each with batches of "
-        f"{found.batch_size} and a processor of its own, on a network of {found.network}.",
+        f"{found.batch_size} and a processor of its own, on a network of {found.network}; with the "
+        "checkpoints that each of them, or with allreduce the first one, keeps of every epoch.",
     )
     title = f"Seconds of an epoch with many learners ({SIMULATED})"
     return Table(title, ("method", *map(str, learners)), rows, notes=notes)

@@ -126,6 +126,8 @@ class Job:
     """How far the learners' first models are from each other."""
     spoiled: int | None = None
     """The rank whose model has a value that is no number."""
+    misled: int | None = None
+    """The rank whose gradient has a value that is no number."""
     leaps: int | None = None
     """The rank whose step leads to a value that is no number, from a gradient that is sound."""
     deafened: int | None = None
@@ -194,6 +196,8 @@ def learn(job: Job) -> Told:
     watch = Watch(Pace(job.slowed))
     loop = ParallelLoop(first_model(job), shared(job), watch, f"learner {job.rank}")
     loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=0.0)
+    if job.misled == job.rank:
+        next(loop.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
     if job.leaps == job.rank:
         loop.optimizer.register_step_post_hook(lambda *_: spoil(loop.model))
     told = Told([], [], {}, watch.measured)

@@ -134,6 +134,12 @@ def test_simulated_seconds_are_called_so_and_stand_beside_measured_ones(results,
         assert "simulated" in table.title and "simulated" in "".join(table.notes)
 
 
+def test_nodes_that_are_not_whole_are_not_simulated(timing):
+    del timing["simulated"]["curves"][-1]
+    many = parallel_tables.many(went(timing))
+    assert many.rows[1] == ("ad-psgd <random>", "8", "2", "–")
+
+
 def points(svg: str) -> list[str]:
     """The colours of the markers, but for those of the axes."""
     found = re.findall(r"<use [^>]*fill: var\(--([\w-]+)\)", svg)

@@ -133,7 +133,8 @@ class Joined:
             found = powerSGD_hook.powerSGD_hook(state, bucket)
             # Its sums follow each other in threads of their own. Only one after the other do they
             # come in the same order everywhere, as they have to.
-            found.wait()
+            with watch.waits():
+                found.wait()
             packed = state.total_numel_after_compression - before
             some = bucket.buffer()[:packed] if packed else bucket.buffer()
             watch.sent(summed_bytes(some, self._size))

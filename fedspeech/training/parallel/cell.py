@@ -28,8 +28,8 @@ from fedspeech.training.parallel.task import Task
 log = logging.getLogger("fedspeech")
 
 MOST_DEATHS = 3
-"""How often learners may die within one epoch; those that go together, with their machine, count as
-one time. Then the run is given up."""
+"""How often learners may die or lose each other within one epoch; those that go together, with
+their machine, count as one time. Then the run is given up."""
 START_SECONDS = 1800.0
 """A learner that has not read its speech after so long never will: Ray has no place for it."""
 EVENTS = ("deaths", "restarts", "rejoins")
@@ -50,10 +50,14 @@ class Trained:
 def train(crew: Crew, task: Task, training: Training, shown: Stage) -> Trained:
     """Train one model, going on from where an earlier run was interrupted.
 
-    Raises FedSpeechError where a learner says what the user has to mend, or where learners die
-    again and again.
+    Raises FedSpeechError where a learner says what the user has to mend, or where learners die or
+    lose each other again and again.
     """
-    return _Cell(crew, task, training, shown).train()
+    one = _Cell(crew, task, training, shown)
+    try:
+        return one.train()
+    finally:
+        one.dismiss()
 
 
 @dataclass
@@ -91,6 +95,8 @@ class _Cell:
         while not (outcome := self._run(first, epoch)).done:
             if outcome.dead:
                 self._died(outcome.dead)
+            if outcome.lost is not None:
+                self._went_wrong("the learners have lost each other", outcome.lost)
             first, epoch = self._mend(outcome)
             self._close_epochs()
         return Trained(self._average(), self.epochs.told, self._counts)
@@ -150,14 +156,18 @@ class _Cell:
         for number, why in learners.items():
             log.warning("learner %d died: %s", number, why)
         self.happened["deaths"] += len(learners)
-        self._recent += 1
         self._write_down()
+        (number, why), *others = learners.items()
+        more = "".join(f" and {other}" for other, _ in others)
+        self._went_wrong(f"learner {number}{more} died", why)
+
+    def _went_wrong(self, what: str, why: str) -> None:
+        """Raise RunError where it has happened too often."""
+        self._recent += 1
         if self._recent > MOST_DEATHS:
-            (number, why), *others = learners.items()
-            more = "".join(f" and {other}" for other, _ in others)
             raise RunError(
-                f"{self.training.name}: learner {number}{more} died, the {self._recent}th time in "
-                f"one epoch ({why}); what is finished is kept: go on with --resume"
+                f"{self.training.name}: {what}, the {self._recent}th time in one epoch ({why}); "
+                "what is finished is kept: go on with --resume"
             )
 
     def _mend(self, outcome: Outcome) -> tuple[int, int | None]:
@@ -177,10 +187,16 @@ class _Cell:
         self.happened["restarts"] += 1
         self._write_down()
         log.warning("all learners go on from the end of epoch %d", epoch or 0)
-        self._joining.clear()
-        self._ready.clear()
+        self.dismiss()
         self._prepare(self._all, again=True)
         return first, epoch
+
+    def dismiss(self) -> None:
+        """End those who were to join: what they begin with is not what comes next."""
+        for number in self._joining:
+            self.crew.bury(number)
+        self._joining.clear()
+        self._ready.clear()
 
     def _take_in(self, able: list[int]) -> None:
         """Those who can go on, and who can join them, with a model of theirs."""
@@ -204,14 +220,18 @@ class _Cell:
         log.warning("learners %s go on together", ", ".join(map(str, self._members)))
 
     def _prepare(self, numbers: list[int], again: bool = False) -> None:
-        """Let learners begin; `again` they may die once more, and others take their places."""
-        waiting = list(numbers)
+        """Let learners begin. Others take the places of those who die and have begun before, with
+        this model (`again`) or with another.
+        """
+        waiting, before = list(numbers), frozenset(numbers) if again else self.crew.there
         while waiting:
             prepared = self.crew.prepare(self.training, self._agreed, waiting)
-            waiting = [n for n, begins in prepared.items() if not self._begins(n, begins, again)]
+            waiting = [
+                n for n, begins in prepared.items() if not self._begins(n, begins, n in before)
+            ]
         self._members = list(numbers)
 
-    def _begins(self, number: int, prepared: ray.ObjectRef, again: bool) -> bool:
+    def _begins(self, number: int, prepared: ray.ObjectRef, before: bool) -> bool:
         try:
             gotten(prepared, START_SECONDS)
         except ray.exceptions.GetTimeoutError:
@@ -223,7 +243,7 @@ class _Cell:
         except DIED as error:
             self.crew.bury(number)
             why = _last_line(error)
-            if not again:
+            if not before:
                 raise RunError(f"learner {number} cannot start: {why}") from None
             self._died({number: why})
             return False

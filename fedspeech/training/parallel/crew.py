@@ -29,6 +29,7 @@ class Crew:
     def __init__(self, settings: DataParallelConfig, learners: int) -> None:
         self._settings = everywhere(settings)
         self._actors: dict[int, Any] = {}
+        self._servers: set[int] = set()
         engine = settings.engine
         self._ours = joining.connect(EngineSettings(workers=learners, **engine.model_dump()))
         host = LOOPBACK if engine.ray_address is None else str(ray.util.get_node_ip_address())
@@ -36,19 +37,26 @@ class Crew:
         self.store, port = serve(host)
         self.address = host, port
 
-    def actor(self, number: int, server: bool = False) -> Any:
-        """The learner with this number, started if it is not there yet."""
-        if number not in self._actors:
-            engine = self._settings.engine
-            options = {
-                "num_cpus": 0 if server else engine.cpus_per_worker,
-                "num_gpus": 0 if server else engine.gpus_per_worker,
-                "max_concurrency": AT_ONCE,
-                "max_restarts": 0,
-            }
-            made = ray.remote(Learner).options(**options)
-            self._actors[number] = made.remote(number, self._settings)
+    def actor(self, number: int) -> Any:
+        """The learner with this number, which was prepared before."""
         return self._actors[number]
+
+    def _start(self, number: int, server: bool) -> None:
+        engine = self._settings.engine
+        options = {
+            "num_cpus": 0 if server else engine.cpus_per_worker,
+            "num_gpus": 0 if server else engine.gpus_per_worker,
+            "max_concurrency": AT_ONCE,
+            "max_restarts": 0,
+        }
+        made = ray.remote(Learner).options(**options)
+        self._actors[number] = made.remote(number, self._settings)
+        (self._servers.add if server else self._servers.discard)(number)
+
+    @property
+    def there(self) -> frozenset[int]:
+        """Who was started; also who has died since and was not buried."""
+        return frozenset(self._actors)
 
     def bury(self, number: int) -> None:
         """End a learner; the next one with its number is another process."""
@@ -58,14 +66,21 @@ class Crew:
     def prepare(
         self, training: Training, agreed: str, numbers: Sequence[int]
     ) -> dict[int, ray.ObjectRef]:
-        """Let some learners begin a training; what tells that they are ready.
+        """Let some learners begin a training, started if they are not there yet; what tells that
+        they are ready.
 
         `agreed` is the fingerprint of its corpus and settings.
         """
         parallel = training.settings.parallel
         learners = parallel.learners
         assert max(numbers) < learners + method_of(parallel).servers
-        return {n: self.actor(n, n >= learners).prepare.remote(training, agreed) for n in numbers}
+        for number in numbers:
+            server = number >= learners
+            if (number in self._servers) != server:  # which has no GPU
+                self.bury(number)
+            if number not in self._actors:
+                self._start(number, server)
+        return {n: self.actor(n).prepare.remote(training, agreed) for n in numbers}
 
     def close(self) -> None:
         """End all learners, and Ray if it was started here."""

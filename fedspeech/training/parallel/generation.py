@@ -24,6 +24,15 @@ class Outcome:
 
     dead: dict[int, str] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
+    called: bool = False
+    """Whether the others were told to come back because one is ready to join."""
+
+    @property
+    def lost(self) -> str | None:
+        """Why a group broke that had everybody; None where one died or another one is to join."""
+        if self.dead or self.called:
+            return None
+        return next((each.lost for each in self.ended if each.lost is not None), None)
 
     @property
     def done(self) -> bool:
@@ -79,6 +88,7 @@ class Generation:
                     self._take(each)
                 else:
                     waiting.remove(each)
+                    self._outcome.called = True
                     self._stop()
         if self._error is not None:
             raise self._error

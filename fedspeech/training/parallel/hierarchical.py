@@ -94,6 +94,12 @@ class Hierarchical(ADPSGD):
         super().mixed_with(others)
         self._stale = others
 
+    def finish(self) -> None:
+        """All parts are done, and averaged: what came of the last averagings is the node's."""
+        super().finish()
+        super().close()
+        self._tell(self.model)
+
     def close(self) -> None:
         """The model is one of its own again."""
         super().close()

@@ -42,10 +42,11 @@ def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
     spent = Spent(run)
     every = rows(settings)
     task = _task(settings, every, run)
+    spent.on("corpus and features")
     found = None
     if settings.comparison is not None:
         found = measured(settings, every.values(), run.path / "cells")
-    spent.on("corpus and features")
+        spent.on("batches that simulations are fed with")
     first = next(iter(every))
     cells = [
         Cell(row, seed, named(name, seed), compared=name != first)

@@ -62,7 +62,8 @@ class ParallelLoop(Loop):
             self.check(loss)
             with losing():
                 torch.autograd.backward(losses.sum() * method.weight(part))
-        self.sound(p.grad for p in self.model.parameters() if p.grad is not None)
+            # On a GPU it is there when it is looked at, and not before.
+            self.sound(p.grad for p in self.model.parameters() if p.grad is not None)
         method.exchange(part)
         self.watch.learned(len(part.chosen), loss)
 

@@ -175,11 +175,12 @@ def _broadcast(world: World, me: int, group: Sequence[int], about: Hashable) -> 
 
 
 def _bmuf(world: World, me: int) -> Process:
-    everybody = range(world.case.learners)
-    for step in range(1, world.rounds + 1):
-        yield from world.compute(me)
-        if step % world.case.block == 0 or step == world.rounds:
-            yield from _sum(world, me, everybody, step)
+    """Whole blocks, however few batches an epoch has."""
+    everybody, block = range(world.case.learners), world.case.block
+    for number in range(math.ceil(world.rounds / block)):
+        for _ in range(block):
+            yield from world.compute(me)
+        yield from _sum(world, me, everybody, number)
 
 
 Lives = Callable[[World, int], Process]

@@ -12,9 +12,10 @@ from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel import cell as cells
+from fedspeech.training.parallel import crew as crews
 from fedspeech.training.parallel.cell import _Cell
 from fedspeech.training.parallel.epochs import Epochs
-from fedspeech.training.parallel.learner import Learner, Report, Training
+from fedspeech.training.parallel.learner import Ended, Learner, Report, Training
 from fedspeech.training.parallel.watch import Measured, Pace, Watch
 
 TASK = SimpleNamespace(
@@ -96,8 +97,18 @@ def test_what_a_killed_learner_was_writing_is_no_checkpoint_and_goes(tmp_path, m
     assert list(tmp_path.glob("cells/.*")) == [other]
 
 
-@pytest.mark.parametrize(("deaths", "again"), [(2, True), (9, True), (1, False)])
-def test_who_dies_while_all_begin_again_is_replaced(tmp_path, monkeypatch, deaths, again):
+@pytest.mark.parametrize(
+    ("deaths", "again", "there"),
+    [
+        *((2, True, set()), (9, True, set()), (1, False, set())),
+        # It has trained another model before, and died idle.
+        *((2, False, {0, 1}), (9, False, {0, 1}), (1, False, {0, 2})),
+    ],
+)
+def test_who_dies_where_it_has_begun_before_is_replaced(
+    tmp_path, monkeypatch, deaths, again, there
+):
+    replaced = again or 1 in there
     left, buried = iter(range(deaths)), []
 
     def gotten(number, seconds):
@@ -109,15 +120,93 @@ def test_who_dies_while_all_begin_again_is_replaced(tmp_path, monkeypatch, death
     one.crew = SimpleNamespace(
         prepare=lambda training, agreed, numbers: {number: number for number in numbers},
         bury=buried.append,
+        there=there,
     )
     if deaths == 2:
         one._prepare([0, 1, 2], again)
         assert one._members == [0, 1, 2] and buried == [1, 1] and one.happened["deaths"] == 2
         return
-    told = "learner 1 died, the 4th time in one epoch" if again else "learner 1 cannot start"
+    told = "learner 1 died, the 4th time in one epoch" if replaced else "learner 1 cannot start"
     with pytest.raises(RunError, match=told):
         one._prepare([0, 1, 2], again)
-    assert len(buried) == (4 if again else 1)
+    assert len(buried) == (4 if replaced else 1)
+
+
+@pytest.mark.parametrize("method", ["allreduce", "ad-psgd"])
+def test_learners_that_lose_each_other_again_and_again_are_told_why(tmp_path, monkeypatch, method):
+    """Nobody has died, nor is anybody to join them."""
+    one = cell(tmp_path, method, 0, {})
+    buried, runs = [], []
+    one.crew = SimpleNamespace(
+        prepare=lambda training, agreed, numbers: {},
+        bury=buried.append,
+        there=(),
+        actor=lambda number: SimpleNamespace(state=SimpleNamespace(remote=lambda: None)),
+    )
+
+    def run(first, epoch):
+        runs.append(first)
+        return cells.Outcome(ended=[Ended(1, "NCCL error: no space", 0), Ended(0, "stopped", 0)])
+
+    monkeypatch.setattr(one, "_run", run)
+    told = r"one: the learners have lost each other, the 4th time in one epoch \(NCCL error: no"
+    with pytest.raises(RunError, match=told):
+        one.train()
+    assert len(runs) == 4 and one.happened["deaths"] == 0
+
+
+def test_why_a_group_broke_is_asked_where_nobody_died_or_is_to_join():
+    ended = [Ended(0, None, 3), Ended(1, "gone", 3)]
+    assert cells.Outcome(ended=ended).lost == "gone"
+    assert cells.Outcome(ended=ended, called=True).lost is None
+    assert cells.Outcome(dead={2: "killed"}, ended=ended).lost is None
+    assert cells.Outcome(ended=ended[:1]).lost is None
+
+
+def test_who_was_to_join_is_gone_when_a_training_ends(tmp_path, monkeypatch):
+    """What it begins with would be in the next one's way."""
+    buried = []
+    crew = SimpleNamespace(bury=buried.append)
+
+    def train(self):
+        self._joining, self._ready = {2: 2, 3: 3}, {3}
+        raise RunError("over")
+
+    monkeypatch.setattr(_Cell, "train", train)
+    one = cell(tmp_path, "ad-psgd", 0, {})
+    with pytest.raises(RunError, match="over"):
+        cells.train(crew, TASK, one.training, None)
+    assert buried == [2, 3]
+
+
+def test_a_server_becomes_no_learner(tmp_path, monkeypatch):
+    """It has no processor and no GPU of its own."""
+    started, killed = [], []
+
+    class Remote:
+        def __init__(self, kind):
+            assert kind is Learner
+
+        def options(self, **options):
+            self.share = options["num_cpus"], options["num_gpus"]
+            return self
+
+        def remote(self, number, settings):
+            started.append((number, *self.share))
+            return SimpleNamespace(number=number, prepare=SimpleNamespace(remote=lambda *_: number))
+
+    monkeypatch.setattr(crews.ray, "remote", Remote)
+    monkeypatch.setattr(crews.ray, "kill", lambda actor: killed.append(actor.number))
+    crew = crews.Crew.__new__(crews.Crew)
+    crew._actors, crew._servers = {}, set()
+    crew._settings = DataParallelConfig.model_validate({"engine": {"gpus_per_worker": 0.5}})
+    served = cell(tmp_path, "parameter-server", 0, {}).training
+    assert crew.prepare(served, "same", [0, 1, 2]) == {0: 0, 1: 1, 2: 2}
+    assert started == [(0, 1, 0.5), (1, 1, 0.5), (2, 0, 0)] and killed == []
+    crew.prepare(cell(tmp_path, "ring", 0, {}, learners=4).training, "same", [0, 1, 2, 3])
+    assert started[3:] == [(2, 1, 0.5), (3, 1, 0.5)] and killed == [2]
+    crew.prepare(served, "same", [0, 1, 2])
+    assert started[5:] == [(2, 0, 0)] and killed == [2, 2]
 
 
 class Crew:
@@ -212,7 +301,7 @@ def test_a_learner_that_ray_cannot_place_is_told(tmp_path, monkeypatch):
         taken = ray.remote(num_cpus=1)(_Idle).remote()
         ray.get(taken.here.remote())
         waits = ray.remote(num_cpus=1)(_Idle).remote()
-        one.crew = SimpleNamespace(prepare=lambda *_: {0: waits.here.remote()})
+        one.crew = SimpleNamespace(prepare=lambda *_: {0: waits.here.remote()}, there=())
         told = r"learner 0 is not there after 0\.5 s; Ray has 0 processors and 0 GPUs to spare"
         with pytest.raises(RunError, match=told):
             one._prepare([0])

@@ -112,14 +112,17 @@ def test_messages_may_come_later_than_a_group_forms(together):
         {"method": "allreduce", "learners": 2},
         {"method": "ring", "learners": 2},
         {"method": "ad-psgd", "learners": 2},
+        {"method": "hierarchical", "learners": 2, "node_size": 1},
         {"method": "bmuf", "learners": 2, "block": 1},
         {"method": "parameter-server", "learners": 1},
     ],
+    ids=lambda settings: settings["method"],
 )
-def test_no_number_is_stopped_where_it_is(together, settings):
-    """The learner is named, and no other one has it."""
+@pytest.mark.parametrize("where", ["spoiled", "misled"])
+def test_no_number_is_stopped_where_it_is(together, settings, where):
+    """The learner is named, and no other one has it: of the model, and of the gradient."""
     spoiled = settings["learners"] - 1
-    told = together(settings, spoiled=spoiled, **LONG)
+    told = together(settings, **{where: spoiled}, **LONG)
     assert re.match(diverged(spoiled), told[spoiled].error)
     for rank, each in enumerate(told):
         if rank != spoiled:
@@ -143,6 +146,15 @@ def test_no_number_is_stopped_where_it_is(together, settings):
 def test_a_step_to_no_number_is_the_last_one(together, settings):
     """Its gradient was sound; what it made of the model reaches nobody."""
     told = together(settings, leaps=1, **LONG)
+    assert re.match(diverged(1), told[1].error)
+    assert np.isfinite(told[0].models[-1]).all()
+    assert told[0].error.startswith("Lost: ")
+
+
+def test_a_loss_that_is_no_number_reaches_nobody(together):
+    """Of a transducer, which has no batch statistics to be stopped at."""
+    settings = {"method": "allreduce", "learners": 2}
+    told = together(settings, kind="transducer", deafened=1, **LONG)
     assert re.match(diverged(1), told[1].error)
     assert np.isfinite(told[0].models[-1]).all()
     assert told[0].error.startswith("Lost: ")

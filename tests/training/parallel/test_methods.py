@@ -18,12 +18,15 @@ from learners import (
     transducer,
     vector,
 )
+from torch._C._distributed_c10d import HashStore
 
 from fedspeech.config.data_parallel import ParallelSettings
 from fedspeech.features import batch
 from fedspeech.training.criteria import rnnt, triplet
 from fedspeech.training.parallel.ad_psgd import ADPSGD
 from fedspeech.training.parallel.bmuf import BMUF
+from fedspeech.training.parallel.delay_by_one import DelayByOne
+from fedspeech.training.parallel.group import Group
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.server import leaves_time
 from fedspeech.training.parallel.watch import Watch
@@ -134,7 +137,7 @@ def test_half_precision_is_nearly_that(together):
 
 
 def test_low_rank_sends_less_and_leaves_learners_alike(together):
-    """What is left out of one step goes into the next: it learns nearly what the whole does."""
+    """The first ten steps go whole."""
     settings, long = {"method": "allreduce", "learners": 2}, training(epochs=8, batch_size=1)
     full = together(settings, training=long)
     low = together(settings | {"hook": "powersgd"}, training=long)
@@ -230,6 +233,33 @@ def test_bmuf_that_is_gone_on_with_after_its_end_stays_as_it_was():
     again.resume(state)
     again.finish()
     np.testing.assert_array_equal(vector(loop.model), ended)
+
+
+def test_delay_by_one_goes_on_to_the_same_bits():
+    """From the model that gradients are of and the latest one, a step before it."""
+
+    def begun(given: Job) -> tuple[ParallelLoop, DelayByOne]:
+        loop = ParallelLoop(first_model(given), shared(given), Watch(), "one")
+        loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=0.0)
+        return loop, DelayByOne(loop, Group(0, 1, HashStore()), given.parallel)
+
+    def ended(loop: ParallelLoop, method: DelayByOne, first: int) -> np.ndarray:
+        for number in range(first, loop.share.parts):
+            loop.learn(method, number)
+        method.close()
+        return vector(loop.model)
+
+    given = job(method="ad-psgd", partner="delay-by-one", learners=1)
+    loop, method = begun(given)
+    middle = loop.share.parts // 2
+    for number in range(middle):
+        loop.learn(method, number)
+    given.parameters, kept = vector(loop.model), method.state()
+    whole = ended(loop, method, middle)
+    for state, same in ((kept, True), ({}, False)):
+        loop, method = begun(given)
+        method.resume(state)
+        assert np.array_equal(ended(loop, method, middle), whole) == same
 
 
 @pytest.mark.parametrize("partner", ["ring", "random"])
@@ -354,6 +384,8 @@ def test_hierarchical_is_allreduce_in_one_node_and_keeps_the_mean_between_nodes(
     # The active node's gradients are all one averaging behind.
     assert told[1].measured.staleness == told[1].measured.updates > 0
     end = np.stack([each.models[-1] for each in told])
+    # Also of the passive node, whose model the last averagings have changed.
     np.testing.assert_array_equal(end[0], end[1])
+    np.testing.assert_array_equal(end[2], end[3])
     start = [Plain(Job(0, "", r, given.parallel, apart=apart(r))).start for r in (0, 2)]
     np.testing.assert_allclose((end[0] + end[2]) / 2, np.mean(start, 0), rtol=0, atol=1e-12)
