@@ -131,15 +131,42 @@ def of_logits(logits: torch.Tensor, lengths: torch.Tensor, spelled: Spelled) -> 
             f"{steps} x {units} x {vocabulary} values, and torchaudio's loss counts no more than "
             f"{MOST_LOGITS:,}: leave out the longest utterances"
         )
+    return (_of_gpu if logits.is_cuda else _summed)(logits.float(), lengths, spelled)
+
+
+def _summed(logits: torch.Tensor, lengths: torch.Tensor, spelled: Spelled) -> torch.Tensor:
+    """Over all alignments."""
     found: torch.Tensor = torchaudio.functional.rnnt_loss(
-        logits.float(),
-        spelled.targets,
-        lengths.int(),
-        spelled.counts,
-        blank=BLANK,
-        reduction="none",
+        logits, spelled.targets, lengths.int(), spelled.counts, blank=BLANK, reduction="none"
     )
     return found
+
+
+def _of_gpu(logits: torch.Tensor, lengths: torch.Tensor, spelled: Spelled) -> torch.Tensor:
+    """The same: torchaudio's kernel for GPUs leaves the losses of what is aligned in one way alone,
+    of one step or without a unit, as their memory was.
+    """
+    one = (lengths == 1) | (spelled.counts == 0)
+    losses = logits.new_zeros(len(lengths))
+    for chosen, loss in ((one, _of_one_way), (~one, _summed)):
+        if (rows := chosen.nonzero()[:, 0]).numel():
+            own, counts = lengths[rows], spelled.counts[rows]
+            steps, units = int(own.max()), int(counts.max())
+            part = Spelled(spelled.targets[rows, :units], counts)
+            losses = losses.index_add(0, rows, loss(logits[rows, :steps, : units + 1], own, part))
+    return losses
+
+
+def _of_one_way(logits: torch.Tensor, lengths: torch.Tensor, spelled: Spelled) -> torch.Tensor:
+    """Of all units in the first step, and then a blank in each step."""
+    likely = logits.log_softmax(3)
+    _, steps, units, _ = logits.shape
+    there = torch.arange(units - 1, device=logits.device) < spelled.counts[:, None]
+    spoken = likely[:, 0, :-1].gather(2, spelled.targets[..., None].long())[..., 0]
+    in_time = torch.arange(steps, device=logits.device) < lengths[:, None]
+    place = spelled.counts.long()[:, None, None].expand(-1, steps, 1)
+    blanks = likely[..., BLANK].gather(2, place)[..., 0]
+    return -(spoken * there).sum(1) - (blanks * in_time).sum(1)
 
 
 def _split(

@@ -162,6 +162,30 @@ def test_a_lattice_that_torchaudio_cannot_count_is_split_and_then_told(model, mo
         learned([5, 4, 7])
 
 
+def test_what_is_aligned_in_one_way_alone_has_the_same_loss_on_a_gpu(model, monkeypatch):
+    """Of one step or without a unit: there torchaudio's kernel for GPUs leaves it out."""
+    lengths, references = [4, 1, 3, 1, 2], [[1, 2], [2, 1, 1], [], [], [1]]
+
+    def learned() -> tuple[torch.Tensor, torch.Tensor]:
+        encoded = batch(lengths, 4)
+        losses = rnnt.loss(model, encoded, torch.tensor(lengths), references)
+        (slope,) = torch.autograd.grad((losses * torch.arange(1.0, 6.0)).sum(), [encoded])
+        return losses.detach(), slope
+
+    whole = learned()
+    summed, heard = rnnt._summed, []
+
+    def kernel(logits, lengths, spelled):
+        heard.append((lengths.tolist(), spelled.counts.tolist()))
+        return summed(logits, lengths, spelled)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rnnt, "of_logits", rnnt._of_gpu)
+        patch.setattr(rnnt, "_summed", kernel)
+        torch.testing.assert_close(learned(), whole)
+    assert heard == [([4, 2], [2, 1])]
+
+
 def test_the_lattice_is_not_kept_where_it_is_split(model, monkeypatch):
     """What autograd keeps for the gradient: a share of the lattice, or none of it."""
 
