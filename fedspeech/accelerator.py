@@ -28,6 +28,14 @@ def memory_bytes() -> int:
     return machine.memory_limit_bytes()
 
 
+def ran_out(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error says that the memory of that device was too small."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # PyTorch has no class of its own for a processor's.
+    return "DefaultCPUAllocator" in str(error)
+
+
 def autocast(precision: str) -> torch.autocast:
     """The block in which matrix products are taken in bfloat16, if they are."""
     return torch.autocast(place().type, torch.bfloat16, enabled=computes_in_bf16(precision))

@@ -38,7 +38,8 @@ class SimulatedSettings(Settings):
 
 
 class ComparisonSettings(Settings):
-    """What is compared; everything with each of the seeds, and with as many epochs.
+    """What is compared; all with as many epochs, and with each of the seeds but where learners are
+    held to a share of a processor, which takes long and is about time: with the first one.
 
     The base batch size is `training.batch_size` for all learners of a row together, so that each of
     n learners has an n-th of it. Of `parallel` only what is said of nodes, of blocks and of the

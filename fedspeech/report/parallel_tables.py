@@ -53,7 +53,8 @@ def _told(results: ParallelResults) -> list[str]:
     if share := next((row.processor for row in results.table if row.processor), None):
         found.append(
             f"at {share:g}: each learner takes at most {share:g} of a processor, so that one that "
-            "waits lends nothing; one 10x: one of the learners is ten times slower."
+            "waits lends nothing; with the first seed alone. one 10x: one of the learners is ten "
+            "times slower."
         )
     if any(row.diverged for row in results.table):
         found.append("A training that diverged hears no word: its WER is 100 %.")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fedspeech import machine, models, progress
+from fedspeech import accelerator, machine, models, progress
 from fedspeech.accelerator import trains_on_gpu
 from fedspeech.config import Config
 from fedspeech.config.engine import EngineSettings
@@ -99,8 +99,7 @@ def measured(count: int) -> Iterator[None]:
             f"{each / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB); {_would(most)} (engine.cohort)"
         ) from None
     except (RuntimeError, MemoryError) as error:
-        # PyTorch has no class of its own for a processor's.
-        if not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not accelerator.ran_out(error):
             raise
         raise RunError(
             f"a cohort of {count} speakers does not fit the memory of a worker; engine.cohort = "

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,16 +23,20 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from fedspeech import accelerator
 from fedspeech.config.distillation import DistillationConfig
 from fedspeech.config.neural_diff import NeuralDiffConfig
 from fedspeech.errors import DivergedError, FedSpeechError, RunError
 from fedspeech.progress import stage
 from fedspeech.run_folder import RunFolder
 from fedspeech.tensors import sha256_of_file, write_whole
+from fedspeech.training.spent import Spent
 
 log = logging.getLogger("fedspeech")
 TELL_SECONDS = 1.0
 """Between two looks at how the trainings come on."""
+TRAININGS = "trainings"
+"""The stage in which cells are finished."""
 FILES = "files"
 """In a finished cell's figures: the SHA-256 of every file of it, by its name under `models`."""
 Figures = dict[str, Any]
@@ -62,14 +65,13 @@ class Trainings:
 
     def __init__(self, run: RunFolder, workers: int) -> None:
         self.run, self._workers = run, workers
-        self._stages: list[dict[str, Any]] = []
+        self._spent = Spent(run)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """A stage of the run."""
-        started = time.monotonic()
         yield
-        self._stages.append({"stage": name, "seconds": round(time.monotonic() - started, 2)})
+        self._spent.on(name)
 
     def finish(self, cells: Sequence[C], make: Make) -> dict[C, Figures]:
         """Finish what is not finished yet; the figures of all cells."""
@@ -77,18 +79,27 @@ class Trainings:
         done = {cell for cell in cells if is_finished(run, cell)}
         for cell in done:  # where a process was killed as it had just finished one
             checkpoint(run, cell).unlink(missing_ok=True)
-        with self.timed("trainings"), stage(len(cells)) as shown:
+        with self._trains(), stage(len(cells)) as shown:
             shown.start("trainings", len(cells))
             for _ in done:
                 shown.skip()
             if len(done) < len(cells):
                 for cell in _finished(cells, done, workers, run, make, shown.tell):
                     shown.advance(_went(cell, read(run, cell)))
+                    self._spent.on(TRAININGS)
         return {cell: read(run, cell) for cell in cells}
+
+    @contextmanager
+    def _trains(self) -> Iterator[None]:
+        """The stage of trainings, which counts also where they are not finished."""
+        try:
+            yield
+        finally:
+            self._spent.on(TRAININGS)
 
     def write_timing(self) -> None:
         """Write timing.json."""
-        timing = {"stages": self._stages, "workers": self._workers}
+        timing = {"stages": self._spent.stages, "workers": self._workers}
         self.run.write_json("timing.json", timing)
 
 
@@ -257,6 +268,15 @@ def _go_with_the_parent() -> None:
 
 
 def _finish(cell: C) -> C:
-    """Finish a cell in this process."""
-    keep(_run, cell, _learn(cell))
+    """Finish a cell in this process. Raises RunError where its memory runs out."""
+    try:
+        figures = _learn(cell)
+    except (RuntimeError, MemoryError) as error:
+        if not accelerator.ran_out(error):
+            raise
+        raise RunError(
+            f"{cell.name} does not fit the memory of its worker: fewer engine.workers leave each "
+            "more (go on with --resume), a smaller training.batch_size takes less"
+        ) from None
+    keep(_run, cell, figures)
     return cell

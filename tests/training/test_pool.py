@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 
 from fedspeech import progress
-from fedspeech.errors import CorpusError
+from fedspeech.errors import CorpusError, RunError
 from fedspeech.training import pool
 
 
@@ -37,6 +37,25 @@ def test_every_epoch_of_a_training_is_told(tmp_path, workers):
         for epoch in ("1 of 2, loss 1.5", "2 of 2, loss 0.5")
     ]
     assert all(pool.is_finished(tmp_path, cell) for cell in cells)
+
+
+def run_out():
+    def learn(cell):
+        raise {"first": MemoryError(), "second": RuntimeError(TOO_MUCH)}[cell.name]
+
+    return learn
+
+
+TOO_MUCH = (
+    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+)
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_cell_whose_memory_runs_out_is_named(tmp_path, name):
+    told = rf"{name} does not fit the memory of its worker: fewer engine\.workers"
+    with pytest.raises(RunError, match=told):
+        list(pool._finished([Cell(name)], set(), 1, tmp_path, run_out, print))
 
 
 def refuse():

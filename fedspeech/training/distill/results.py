@@ -35,6 +35,13 @@ class Rows:
     def _of_seeds(self, row: str) -> list[Figures]:
         return [self._figures[row, seed] for seed in self._seeds]
 
+    @property
+    def usable(self) -> bool | None:
+        """Whether the teacher is one at all, with every seed; None where there is none."""
+        if TEACHER not in self.names:
+            return None
+        return max(map(rate_of, self._of_seeds(TEACHER))) <= USABLE
+
     def of_set(self, speakers: set[str]) -> OverSeeds[str]:
         """The same rows on some of the speakers."""
         return OverSeeds(self.names, self._of_seeds, self._seeds[0], speakers)
@@ -66,13 +73,11 @@ def assemble(
 ) -> dict[str, Any]:
     """All of results.json; rates in percent.
 
-    `minus` is a row's rate minus those of the baselines, paired; `usable` says whether the teacher
-    is one at all, where there is one.
+    `minus` is a row's rate minus those of the baselines, paired.
     """
     rows = Rows(figures, settings.seeds)
     sets = {value: rows.of_set(speakers) for value, speakers in task.sets.items()}
     table = [rows.row(name, sets, settings.replacing.get(name)) for name in rows.names]
-    teacher = next((row["mean"] for row in table if row["row"] == TEACHER), None)
     ships = shipped(settings)
     return {
         "kind": settings.kind,
@@ -83,7 +88,7 @@ def assemble(
         "skipped": task.skipped,
         "teacher": settings.teacher.name,
         "student": settings.student.name,
-        "usable": None if teacher is None else teacher <= USABLE,
+        "usable": rows.usable,
         "shipped": None if ships is None else ships.row,
         "table": table,
     }

@@ -97,6 +97,8 @@ def _row(
         "processor": processor,
         "slowed": [*[1.0] * (learners - 1), slowed] if processor else [],
     }
+    if processor:
+        table["seeds"] = table["seeds"][:1]
     table["training"]["batch_size"] = factor * settings.training.batch_size // learners
     table["training"]["scale"] = settings.training.scale * math.sqrt(factor)
     found = DataParallelConfig.model_validate(table)

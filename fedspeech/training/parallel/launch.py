@@ -1,8 +1,6 @@
 """Run a data-parallel training, or a comparison of many: every row with every seed, and a new G."""
 
 import json
-import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +13,10 @@ from fedspeech.training.parallel.comparison import named, rows
 from fedspeech.training.parallel.computing import measured
 from fedspeech.training.parallel.predicted import Predictions
 from fedspeech.training.parallel.task import Task, check
+from fedspeech.training.spent import Spent
 
 if TYPE_CHECKING:
     from fedspeech.training.parallel.cells import Cell
-
-SPENT = "cells/spent.json"
-"""In a run's folder."""
 
 
 def launch(settings: DataParallelConfig, folder: Path, resume: bool) -> None:
@@ -51,7 +47,7 @@ def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
     cells = [
         Cell(row, seed, named(name, seed), compared=name != first)
         for name, row in every.items()
-        for seed in settings.seeds
+        for seed in row.seeds
     ]
     on_training = partial(spent.on, "training")
     try:
@@ -61,33 +57,12 @@ def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
         on_training()
     assembled = results.assemble(settings, every, task.skipped, figures)
     run.write_json("results.json", assembled)
-    timing = _timing(spent.seconds, cells, run)
+    timing = _timing(spent, cells, run)
     if found is not None:
         model = task.model(settings.seed)
         predictions = Predictions(settings, found, len(task.taught), model)
         timing |= {"measured": found._asdict(), "simulated": predictions.table(every)}
     run.write_json("timing.json", timing)
-
-
-class Spent:
-    """Seconds of each stage, of all processes that have worked on a run.
-
-    They are written down whenever something is finished: of a process that was killed, what it had
-    not finished is missing.
-    """
-
-    def __init__(self, run: RunFolder) -> None:
-        self._run, self._since = run, time.monotonic()
-        path = run.path / SPENT
-        text = path.read_text(encoding="utf-8") if path.exists() else "{}"
-        self.seconds: dict[str, float] = json.loads(text)
-
-    def on(self, stage: str) -> None:
-        """What has passed since this was asked last was of this stage."""
-        now = time.monotonic()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
-        self._since = now
-        self._run.write_json(SPENT, self.seconds)
 
 
 def _task(settings: DataParallelConfig, every: results.Rows, run: RunFolder) -> Task:
@@ -106,8 +81,8 @@ def _ship(task: Task, first: "Cell", run: RunFolder) -> None:
     tensors.write(path, tensors.read(first.model(run)))
 
 
-def _timing(stages: Mapping[str, float], cells: "list[Cell]", run: RunFolder) -> dict[str, Any]:
+def _timing(spent: Spent, cells: "list[Cell]", run: RunFolder) -> dict[str, Any]:
     return {
-        "stages": [{"stage": s, "seconds": round(seconds, 2)} for s, seconds in stages.items()],
+        "stages": spent.stages,
         "cells": [json.loads(each.timing(run).read_text(encoding="utf-8")) for each in cells],
     }

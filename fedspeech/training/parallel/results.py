@@ -21,13 +21,13 @@ def assemble(
     In a comparison `minus_one` is a row's rate minus that of one learner, paired, and `converges`
     says whether it is at most twice that and no seed diverged.
     """
-    of_seeds = {row: [figures[named(row, s)] for s in settings.seeds] for row in rows}
-    judged = OverSeeds(list(rows), lambda row: of_seeds[row], settings.seed)
-    table = [_row(name, row, of_seeds[name], judged) for name, row in rows.items()]
+    of_seeds = {name: [figures[named(name, s)] for s in row.seeds] for name, row in rows.items()}
+    judged = {row.seeds: _judged(rows, row.seeds, figures, settings.seed) for row in rows.values()}
+    table = [_row(name, row, of_seeds[name], judged[row.seeds]) for name, row in rows.items()]
     one = next((row for row in table if settings.comparison and row["learners"] == 1), None)
     for row in table:
-        compared = one is not None and row is not one
-        row["minus_one"] = judged.difference(row["row"], one["row"]) if one and compared else None
+        compared = judged[rows[row["row"]].seeds] if one and row is not one else None
+        row["minus_one"] = compared.difference(row["row"], one["row"]) if one and compared else None
         row["converges"] = _converges(row, one) if one else None
     first = table[0]
     return {
@@ -42,6 +42,14 @@ def assemble(
         "batch_size": first["joined"],
         "table": table,
     }
+
+
+def _judged(
+    rows: Rows, seeds: Sequence[int], figures: Mapping[str, Figures], seed: int
+) -> OverSeeds[str]:
+    """The rows that have all of these seeds, by these."""
+    names = [name for name, row in rows.items() if set(seeds) <= set(row.seeds)]
+    return OverSeeds(names, lambda name: [figures[named(name, s)] for s in seeds], seed)
 
 
 def _row(

@@ -19,8 +19,7 @@ ERRORS = {
 }
 
 
-@pytest.fixture
-def rows() -> Rows:
+def judged(errors_of: dict) -> Rows:
     figures = {
         Cell(seed, row, row == "lcmr"): {
             "errors": errors,
@@ -28,9 +27,14 @@ def rows() -> Rows:
             "parameters": 400 if row == "teacher" else 200,
             "losses": [3.0 + seed, 1.0],
         }
-        for (row, seed), errors in ERRORS.items()
+        for (row, seed), errors in errors_of.items()
     }
     return Rows(figures, (0, 1))
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return judged(ERRORS)
 
 
 def test_rates_and_differences(rows):
@@ -42,6 +46,17 @@ def test_rates_and_differences(rows):
     assert lcmr["losses"] == [3.5, 1.0]
     assert lcmr["minus"]["student"]["mean"] == -22.5 and set(lcmr["minus"]) == {"student"}
     assert teacher["minus"] == {} == student["minus"]
+
+
+def test_a_teacher_is_usable_with_every_seed_or_not_at_all(rows):
+    """At 40 %, of 20 words; one that is not, beside one without an error, is none."""
+    assert rows.usable
+    limit = ERRORS | {("teacher", 0): {"a": [4, 0], "b": [4, 0]}}
+    assert judged(limit).usable
+    worse = limit | {("teacher", 0): {"a": [4, 1], "b": [4, 0]}}
+    assert not judged(worse).usable
+    without = {name: errors for name, errors in ERRORS.items() if name[0] != "teacher"}
+    assert judged(without).usable is None
 
 
 def test_intervals_are_those_of_resampled_seeds_speakers_and_utterances(rows):

@@ -76,7 +76,8 @@ def test_every_way_has_a_row_for_each_number_of_learners_and_one_learner_a_singl
     assert (held.slowed, slowed.slowed) == ((1.0, 1.0), (1.0, 3.0))
     assert held.processor == slowed.processor == 0.4
     assert found["allreduce.2"].parallel.processor is None
-    assert all(row.comparison is None and row.seeds == (0, 1) for row in found.values())
+    assert all(row.comparison is None for row in found.values())
+    assert [row.seeds for row in found.values()] == [(0, 1)] * 5 + [(0,)] * 2
 
 
 def test_without_a_comparison_there_is_the_one_training(settings):
@@ -166,7 +167,7 @@ def test_rows_are_judged_over_all_seeds_beside_one_learner(settings):
     of_cells = {
         named(row, seed): figures([1, 1 + seed], [4.0, 2.0 + seed])
         for row in every
-        for seed in (0, 1)
+        for seed in every[row].seeds
     }
     of_cells[named("allreduce.2", 0)] = figures([5, 5], [], diverged="no number")
     of_cells[named("ad-psgd-random.2.batch-4x", 0)] = figures([4, 4], [3.0, 3.0])
@@ -183,6 +184,13 @@ def test_rows_are_judged_over_all_seeds_beside_one_learner(settings):
     # 55 % is more than twice 25 %.
     assert not table["ad-psgd-random.2.batch-4x"]["converges"]
     assert table["ad-psgd-random.2.batch-2x"]["converges"]
+    # Where learners are held there is one seed, and one learner's with the same one.
+    slowed = named("ad-psgd-random.2.capped.straggler", 0)
+    assert named("ad-psgd-random.2.capped.straggler", 1) not in of_cells
+    of_cells[slowed] = figures([2, 1], [4.0, 3.0])
+    *_, held = results.assemble(settings, every, 0, of_cells)["table"]
+    assert (held["mean"], held["seeds"], held["losses"]) == (30.0, [30.0], [4.0, 3.0])
+    assert held["minus_one"]["mean"] == pytest.approx(30 - 20)
     assert found["batch_size"] == 8 and found["parameters"] == 7
 
 
@@ -249,8 +257,8 @@ def test_statistics_are_counted_by_the_calls_of_the_model():
     assert len(calls) == statistics_of(model) > 2 and calls.count("forward") == len(calls) / 2
 
 
-def test_a_link_follows_from_a_small_and_a_large_sum():
-    link = Link(2e9, 1e-4, 0.5e-9, 2e-3)
+def test_a_link_follows_from_a_small_and_a_large_sum_and_a_gathering():
+    link = Link(2e9, 1e-4, 0.5e-9, 4e-3)
     small, large = 2 * link.latency, 2 * (link.latency + 8e6 / link.bandwidth)
     # Each of two sends two messages of 8 MB.
     assert link_of(small, large, 4e-3, 0.016, 16_000_000) == pytest.approx(link)

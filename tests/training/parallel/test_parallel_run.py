@@ -25,10 +25,9 @@ from fedspeech.cli import app
 from fedspeech.config import Config, DataParallelConfig
 from fedspeech.corpus import load
 from fedspeech.models import description
-from fedspeech.run_folder import RunFolder
 from fedspeech.tensors import read
-from fedspeech.training.parallel import launch
 from fedspeech.training.parallel.task import Task
+from fedspeech.training.spent import FILE
 from server import generic
 
 QUICK = {
@@ -157,18 +156,6 @@ def told(out: Path) -> list[dict]:
     return [epoch for path in paths for epoch in json.loads(path.read_text())["epochs"]]
 
 
-def test_stages_add_up_over_processes(tmp_path, monkeypatch):
-    clock = iter([10, 13, 18, 20, 100, 101, 107])
-    monkeypatch.setattr(launch.time, "monotonic", lambda: next(clock))
-    one = launch.Spent(RunFolder(tmp_path))
-    for stage in ("corpus", "training", "training"):
-        one.on(stage)
-    other = launch.Spent(RunFolder(tmp_path))
-    other.on("corpus")
-    other.on("training")
-    assert dict(other.seconds) == {"corpus": 3 + 1, "training": 5 + 2 + 6}
-
-
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -188,7 +175,7 @@ def test_stopped_and_killed_and_gone_on_with(
     assert "Traceback" not in said
     *_, last, going_on = said.splitlines()
     assert last == "stopped; what is finished is kept. Go on with:"
-    first, spent = told(out)[0], json.loads((out / launch.SPENT).read_text())
+    first, spent = told(out)[0], json.loads((out / FILE).read_text())
     assert spent["training"] > first["seconds"]
 
     program, *arguments = shlex.split(going_on)
