@@ -91,6 +91,8 @@ class Joined:
                 # Nor does it change the order in which it sums after the first step: a training
                 # that is gone on with would round otherwise.
                 find_unused_parameters=True,
+                # Gradients are where they are summed, and not copied there and back.
+                gradient_as_bucket_view=True,
             )
         wrapped.register_comm_hook(None, self._average)
         self._loop.hears = wrapped
@@ -160,18 +162,14 @@ class _Gather(torch.autograd.Function):
     ) -> torch.Tensor:
         loop.sound([own])
         ctx.loop, ctx.group, ctx.learners = loop, group, learners
-        ctx.rank, size = dist.get_rank(learners), dist.get_world_size(learners)
-        rows = own.new_zeros(size, *own.shape)
-        rows[ctx.rank] = own
-        group.sum(rows, learners)
-        return rows
+        ctx.rank = dist.get_rank(learners)
+        return group.gather(own, learners)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         ctx.loop.sound(gradients)
-        summed = gradients[0].clone()
-        ctx.group.sum(summed, ctx.learners)
-        return summed[ctx.rank], None, None, None
+        # What is as small as this is sooner gathered and summed here than summed on its way.
+        return ctx.group.gather(gradients[0], ctx.learners).sum(0)[ctx.rank], None, None, None
 
 
 def _norms(model: torch.nn.Module) -> list[MaskedBatchNorm]:

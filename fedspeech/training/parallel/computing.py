@@ -163,12 +163,14 @@ def written(task: Task, settings: DataParallelConfig, folder: Path) -> Checkpoin
 
 
 def statistics_of(model: torch.nn.Module) -> int:
-    """Sums of batch statistics in a step: forward and backward in each normalization."""
+    """Small tensors gathered in a step: batch statistics, forward and backward, of each
+    normalization.
+    """
     return 2 * sum(isinstance(module, MaskedBatchNorm) for module in model.modules())
 
 
 def piece_of(task: Task, settings: DataParallelConfig, seconds: Sequence[float]) -> float:
-    """Seconds that a batch computes between two sums of batch statistics, of those of batches."""
+    """Seconds that a batch computes between two of these gatherings, of those of batches."""
     return statistics.fmean(seconds) / (1 + statistics_of(task.model(settings.seed)))
 
 

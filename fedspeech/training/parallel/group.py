@@ -196,6 +196,15 @@ class Group:
         with self.talks():
             dist.all_reduce(tensor, group=group)
 
+    def gather(self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+        """All learners' tensors of this shape, or those of a group; shape (learners, ...)."""
+        size = self.size if group is None else group.size()
+        rows = tensor.new_empty(size, *tensor.shape)
+        self.watch.sent((size - 1) * tensor.numel() * tensor.element_size())
+        with self.talks():
+            dist.all_gather(list(rows), tensor.contiguous(), group=group)
+        return rows
+
     def claim(self, count: int = 1) -> int:
         """The first of so many numbers that nobody else gets, from 0."""
         with losing():

@@ -24,8 +24,8 @@ LEAST_TIMES = 10
 def measured_link(piece: float) -> Link:
     """From what two processes take for sums of a small and of a large tensor.
 
-    Small ones are summed one after the other, and again with `piece` seconds of computing before
-    each: then it also takes until the other one is as far, and until a processor is free.
+    Small ones are also gathered, with `piece` seconds of computing before each: then it takes as
+    well until the other one is as far, and until a processor is free.
     """
     store, port = serve()
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
@@ -38,21 +38,22 @@ def measured_link(piece: float) -> Link:
 
 
 def link_of(small: float, large: float, busy: float, work: float, size: int) -> Link:
-    """A sum of two on a ring is two messages of half its size, one after the other, of each.
+    """A sum of two on a ring is two messages of half its size, one after the other, of each; who
+    gathers from two sends one.
 
-    `small`, `large` and `busy` are seconds of a sum, the last of a small one between computing;
-    `work` the processor seconds of both for a large one.
+    `small` and `large` are seconds of a sum, `busy` those of gathering a small tensor between
+    computing; `work` the processor seconds of both for a large sum.
     """
-    return Link(size / max(large - small, 1e-9), small / 2, work / (2 * size), busy / 2)
+    return Link(size / max(large - small, 1e-9), small / 2, work / (2 * size), busy)
 
 
-class _Sum(NamedTuple):
+class _Took(NamedTuple):
     seconds: float
     work: float
     """Processor seconds of this learner."""
 
 
-def _sums(rank: int, port: int, piece: float) -> tuple[_Sum, _Sum, _Sum]:
+def _sums(rank: int, port: int, piece: float) -> tuple[_Took, _Took, _Took]:
     torch.set_num_threads(1)
     seat = Seat(rank, (0, 1), "loopback")
     group = form(join(LOOPBACK, port), seat, Watch(), threading.Event())
@@ -63,18 +64,18 @@ def _sums(rank: int, port: int, piece: float) -> tuple[_Sum, _Sum, _Sum]:
         group.close()
 
 
-def _sum(group: Group, values: int, times: int) -> _Sum:
+def _sum(group: Group, values: int, times: int) -> _Took:
     """The median of so many sums of so many float32."""
     tensor, found = torch.zeros(values), []
     for _ in range(times):
         started, worked = time.perf_counter(), time.process_time()
         group.sum(tensor)
         found.append((time.perf_counter() - started, time.process_time() - worked))
-    return _Sum(*map(statistics.median, zip(*found, strict=True)))
+    return _Took(*map(statistics.median, zip(*found, strict=True)))
 
 
-def _busy(group: Group, piece: float) -> _Sum:
-    """The mean of some sums of one float32, each after so many seconds of computing.
+def _busy(group: Group, piece: float) -> _Took:
+    """The mean of gathering one float32 some times, each after so many seconds of computing.
 
     The mean, for what seldom takes long counts as well where many follow each other.
     """
@@ -90,5 +91,7 @@ def _busy(group: Group, piece: float) -> _Sum:
     for _ in range(max(LEAST_TIMES, min(SMALL_TIMES, int(BUSY_SECONDS / piece)))):
         for _ in range(max(1, round(float(times) / 2))):
             torch.mm(values, values)
-        found.append(_sum(group, 1, 1))
-    return _Sum(*map(statistics.fmean, zip(*found, strict=True)))
+        started, worked = time.perf_counter(), time.process_time()
+        group.gather(times)
+        found.append((time.perf_counter() - started, time.process_time() - worked))
+    return _Took(*map(statistics.fmean, zip(*found, strict=True)))

@@ -60,8 +60,8 @@ def _allreduce(world: World, me: int) -> Process:
 
 
 def _statistics(world: World, group: Sequence[int]) -> Signal:
-    """Small sums, one after the other, each there and back through a binary tree."""
-    hops = 2 * math.ceil(math.log2(len(group)))
+    """Small tensors, gathered one after the other, each around a ring."""
+    hops = len(group) - 1
     link = world.case.network.link(group[0], group[-1])
     latency = link.latency if link.busy is None else link.busy
     return world.clock.after(world.case.statistics * hops * latency)

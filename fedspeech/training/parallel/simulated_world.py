@@ -84,7 +84,7 @@ class Case:
     one_writes: bool = False
     """Whether the first learner alone keeps checkpoints."""
     statistics: int = 0
-    """Small sums in a step of `allreduce`, and inside nodes: those of batch statistics."""
+    """Small tensors gathered in a step of `allreduce`, and inside nodes: for batch statistics."""
     node_size: int = 2
     """Learners in a node of `hierarchical`."""
     block: int = 8

@@ -43,7 +43,9 @@ class Pace:
     def rest(self, seconds: float, processor_seconds: float) -> None:
         """After so many seconds, in which processors were taken for so many."""
         least = processor_seconds / self._share if self._share is not None else 0.0
-        time.sleep(max(0.0, self._factor * max(seconds, least) - seconds))
+        # A sleep of no length would let another process have the processor.
+        if (left := self._factor * max(seconds, least) - seconds) > 0:
+            time.sleep(left)
 
 
 class Watch:

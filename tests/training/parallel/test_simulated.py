@@ -77,14 +77,14 @@ def test_on_a_ring_models_travel_while_gradients_are_computed(method, learners, 
     assert predict(case(method, learners, seconds=(2.0,))).seconds == pytest.approx(20 * 2.0)
 
 
-def test_batch_statistics_are_summed_in_small():
+def test_batch_statistics_are_gathered_in_small():
     found = predict(case("allreduce", 4, statistics=16))
-    # There and back through a tree of two levels.
-    assert found.seconds == pytest.approx(20 * (0.5 + 16 * 4 * LATENCY + allreduce_seconds(4)))
+    # Around a ring.
+    assert found.seconds == pytest.approx(20 * (0.5 + 16 * 3 * LATENCY + allreduce_seconds(4)))
     # Between pieces of computing a small message takes longer than one of a large sum.
     busy = Network(Link(BANDWIDTH, LATENCY, busy=5 * LATENCY))
     found = predict(case("allreduce", 4, statistics=16, network=busy))
-    assert found.seconds == pytest.approx(20 * (0.5 + 16 * 20 * LATENCY + allreduce_seconds(4)))
+    assert found.seconds == pytest.approx(20 * (0.5 + 16 * 15 * LATENCY + allreduce_seconds(4)))
 
 
 @pytest.mark.parametrize("method", SYNCHRONOUS)
