@@ -32,6 +32,23 @@ PANELS = (
     Panel(STRAGGLER, "way", "kept", ("model",)),
 )
 WAYS = ("allreduce", "ad-psgd")
+
+
+class Contestant(NamedTuple):
+    """How so many learners train."""
+
+    method: str
+    learners: int
+    hook: str = "none"
+
+
+CONTESTANTS = {
+    "one learner": Contestant("allreduce", 1),
+    "allreduce": Contestant("allreduce", 2),
+    "allreduce fp16": Contestant("allreduce", 2, "fp16"),
+    "allreduce powersgd": Contestant("allreduce", 2, "powersgd"),
+    "ad-psgd": Contestant("ad-psgd", 2),
+}
 SLOWED = 10.0
 HELD_LEARNERS = 4
 COMPUTING = {
@@ -180,15 +197,14 @@ def _two(bench: _Bench, plan: Plan, size: int) -> Iterator[Row]:
     )
     from fedspeech.training.parallel.loopback import measured_link
 
-    contestants = {"one learner": ("allreduce", 1), **{way: (way, 2) for way in WAYS}}
-    found: dict[str, list[Epoch]] = {name: [] for name in contestants}
+    found: dict[str, list[Epoch]] = {name: [] for name in CONTESTANTS}
     beside: dict[int, list[float]] = {n: [] for n in (1, min(2, places(bench.settings)))}
     for repeat in range(plan.repeats):
         say(f"two learners, batches of {size}, repetition {repeat}")
         for count, seconds in beside.items():
             seconds += side_by_side(bench.settings, [size], count)[size]
-        for name, (method, learners) in contestants.items():
-            found[name].append(bench.epoch(method, learners))
+        for name, (method, learners, hook) in CONTESTANTS.items():
+            found[name].append(bench.epoch(method, learners, hook=hook))
     kept = written(bench.task, bench.settings, bench.folder)
     link = measured_link(piece_of(bench.task, bench.settings, beside[1]))
     fed = Measured({size: beside}, link, kept)
@@ -201,37 +217,39 @@ def _two(bench: _Bench, plan: Plan, size: int) -> Iterator[Row]:
             "model": plan.large,
             "utterances a batch": size,
             "way": name,
-            "learners": contestants[name][1],
+            "learners": CONTESTANTS[name].learners,
             "utterances/s": spread(paces),
             "/ one learner's": ratio(paces, one),
-            "if all is computing": computing[min(contestants[name][1], len(computing)) - 1],
+            "if all is computing": computing[min(CONTESTANTS[name].learners, len(computing)) - 1],
         }
     for name, epochs in found.items():
-        simulated = _simulated(bench, *contestants[name], fed)
+        if CONTESTANTS[name].hook != "none":
+            continue
+        simulated = _simulated(bench, CONTESTANTS[name], fed)
         measured = [epoch.seconds for epoch in epochs]
         yield {
             "table": SIMULATED,
             "model": plan.large,
             "utterances a batch": size,
             "way": name,
-            "learners": contestants[name][1],
+            "learners": CONTESTANTS[name].learners,
             "measured, s": spread(measured),
             "simulated, s": simulated,
             "simulated / measured": simulated / statistics.median(measured),
         }
 
 
-def _simulated(bench: _Bench, method: str, learners: int, fed: "Measured") -> float:
+def _simulated(bench: _Bench, contestant: Contestant, fed: "Measured") -> float:
     from fedspeech import models
     from fedspeech.training.parallel.computing import places, statistics_of
     from fedspeech.training.parallel.predicted import ALIKE, FLOAT_BYTES
     from fedspeech.training.parallel.simulated import Case, Network, predict
 
     model = bench.task.model(bench.settings.seed)
-    training = bench.settings.training
+    training, method = bench.settings.training, contestant.method
     case = Case(
         method=method if method == "allreduce" else f"{method} ring",
-        learners=learners,
+        learners=contestant.learners,
         seconds=fed.alone(training.batch_size),
         batches=len(bench.task.taught) / training.batch_size,
         size=FLOAT_BYTES * models.parameters(model),
