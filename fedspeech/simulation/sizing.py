@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
-from fedspeech import accelerator, machine, models, progress
-from fedspeech.accelerator import trains_on_gpu
+from fedspeech import machine, models, progress
+from fedspeech.accelerator import ran_out, trains_on_gpu
 from fedspeech.config import Config
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import ConfigError, RunError
@@ -99,7 +99,7 @@ def measured(count: int) -> Iterator[None]:
             f"{each / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB); {_would(most)} (engine.cohort)"
         ) from None
     except (RuntimeError, MemoryError) as error:
-        if not accelerator.ran_out(error):
+        if not ran_out(error):
             raise
         raise RunError(
             f"a cohort of {count} speakers does not fit the memory of a worker; engine.cohort = "

@@ -80,7 +80,7 @@ class Trainings:
         for cell in done:  # where a process was killed as it had just finished one
             checkpoint(run, cell).unlink(missing_ok=True)
         with self._trains(), stage(len(cells)) as shown:
-            shown.start("trainings", len(cells))
+            shown.start(TRAININGS, len(cells))
             for _ in done:
                 shown.skip()
             if len(done) < len(cells):

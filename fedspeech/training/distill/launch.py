@@ -39,18 +39,23 @@ def _begun(settings: DistillationConfig, folder: Path) -> DistillationConfig:
     """The settings with the teacher that a run in the folder has begun with, if it was given one:
     whatever becomes of its file, all seeds have the same.
     """
-    own = folder.absolute() / "models" / f"{TEACHER}.safetensors"
+    own = _kept(folder)
     if settings.teacher.file is None or not own.exists():
         return settings
     teacher = settings.teacher.model_copy(update={"file": str(own)})
     return settings.model_copy(update={"teacher": teacher})
 
 
+def _kept(folder: Path) -> Path:
+    """The teacher that a run was given; its description lies beside it."""
+    return folder.absolute() / "models" / f"{TEACHER}.safetensors"
+
+
 def _with_teacher(settings: DistillationConfig, task: Task, run: RunFolder) -> DistillationConfig:
     """Keep a given teacher in the run's folder; the settings with that one."""
-    if settings.teacher.file is None:
+    path = _kept(run.path)
+    if settings.teacher.file in (None, str(path)):
         return settings
-    path = run.models / f"{TEACHER}.safetensors"
     found = given(settings)
     task.teacher.write(path.with_suffix(".json"))
     tensors.write(path, found)

@@ -91,7 +91,7 @@ class Joined:
                 # Nor does it change the order in which it sums after the first step: a training
                 # that is gone on with would round otherwise.
                 find_unused_parameters=True,
-                # Gradients are where they are summed, and not copied there and back.
+                # Gradients stay where they were summed, and are not copied back.
                 gradient_as_bucket_view=True,
             )
         wrapped.register_comm_hook(None, self._average)

@@ -197,7 +197,10 @@ class Group:
             dist.all_reduce(tensor, group=group)
 
     def gather(self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
-        """All learners' tensors of this shape, or those of a group; shape (learners, ...)."""
+        """All learners' tensors of this shape and dtype, or those of a group: (learners, ...).
+
+        Raises Lost where one of them is gone.
+        """
         size = self.size if group is None else group.size()
         rows = tensor.new_empty(size, *tensor.shape)
         self.watch.sent((size - 1) * tensor.numel() * tensor.element_size())

@@ -3,6 +3,7 @@
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -66,12 +67,15 @@ def _sums(rank: int, port: int, piece: float) -> tuple[_Took, _Took, _Took]:
 
 def _sum(group: Group, values: int, times: int) -> _Took:
     """The median of so many sums of so many float32."""
-    tensor, found = torch.zeros(values), []
-    for _ in range(times):
-        started, worked = time.perf_counter(), time.process_time()
-        group.sum(tensor)
-        found.append((time.perf_counter() - started, time.process_time() - worked))
+    tensor = torch.zeros(values)
+    found = [_took(group.sum, tensor) for _ in range(times)]
     return _Took(*map(statistics.median, zip(*found, strict=True)))
+
+
+def _took(exchange: Callable[[torch.Tensor], object], tensor: torch.Tensor) -> _Took:
+    started, worked = time.perf_counter(), time.process_time()
+    exchange(tensor)
+    return _Took(time.perf_counter() - started, time.process_time() - worked)
 
 
 def _busy(group: Group, piece: float) -> _Took:
@@ -91,7 +95,5 @@ def _busy(group: Group, piece: float) -> _Took:
     for _ in range(max(LEAST_TIMES, min(SMALL_TIMES, int(BUSY_SECONDS / piece)))):
         for _ in range(max(1, round(float(times) / 2))):
             torch.mm(values, values)
-        started, worked = time.perf_counter(), time.process_time()
-        group.gather(times)
-        found.append((time.perf_counter() - started, time.process_time() - worked))
+        found.append(_took(group.gather, times))
     return _Took(*map(statistics.fmean, zip(*found, strict=True)))

@@ -26,8 +26,9 @@ def assemble(
     table = [_row(name, row, of_seeds[name], judged[row.seeds]) for name, row in rows.items()]
     one = next((row for row in table if settings.comparison and row["learners"] == 1), None)
     for row in table:
-        compared = judged[rows[row["row"]].seeds] if one and row is not one else None
-        row["minus_one"] = compared.difference(row["row"], one["row"]) if one and compared else None
+        beside = judged[rows[row["row"]].seeds]
+        compared = one is not None and row is not one
+        row["minus_one"] = beside.difference(row["row"], one["row"]) if one and compared else None
         row["converges"] = _converges(row, one) if one else None
     first = table[0]
     return {
