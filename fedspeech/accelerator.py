@@ -1,9 +1,13 @@
 """Where models compute: a GPU where PyTorch finds one, else the processor; in bfloat16 or not."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from fedspeech import machine
 from fedspeech.config.engine import EngineSettings
+from fedspeech.errors import RunError
 
 
 def place() -> torch.device:
@@ -28,12 +32,23 @@ def memory_bytes() -> int:
     return machine.memory_limit_bytes()
 
 
-def ran_out(error: RuntimeError | MemoryError) -> bool:
+def _ran_out(error: RuntimeError | MemoryError) -> bool:
     """Whether an error says that the memory of that device was too small."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # PyTorch has no class of its own for a processor's.
     return "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def within_memory(too_large: str) -> Iterator[None]:
+    """A block for which the memory may be too small: raises RunError with that text then."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _ran_out(error):
+            raise
+        raise RunError(too_large) from None
 
 
 def autocast(precision: str) -> torch.autocast:

@@ -32,6 +32,7 @@ FREE = {
     "engine.ray_address",
     "engine.superlink",
     "generic.signing_key",
+    "parallel.form_seconds",
     "federation.deployment.boxes",
     "federation.deployment.wait",
     "federation.deployment.deadline",

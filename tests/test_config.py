@@ -361,6 +361,20 @@ def test_what_a_run_says_of_a_setting_has_the_place_where_it_was_made(file, said
     assert str(caught.value).replace(f"{path.parent}/", "") == told
 
 
+def test_a_row_whose_name_has_a_dot_is_found_where_it_was_made(file):
+    made = "kind = 'distillation'\nrows = ['half-0.5']\n[replacing.'half-0.5']\nrate = {}\n"
+    path = file(made.format(0.5))
+    override = "replacing.'half-0.5'.phase=0.9"
+    settings = load(path, [override])
+    for overrides, place in (([], "mine.toml:3"), ([override], f"--set {override}")):
+        with pytest.raises(ConfigError) as caught, located(settings, path, overrides):
+            raise ConfigError('replacing."half-0.5": never reaches 1')
+        said = str(caught.value).replace(f"{path.parent}/", "")
+        assert said == f'{place}: replacing."half-0.5": never reaches 1'
+    with pytest.raises(ConfigError, match=r'mine\.toml:4: replacing\."half-0\.5"\.rate: Input'):
+        load(file(made.format(1.5)))
+
+
 def test_sizes_are_written_out_where_they_are_others_than_the_names(file):
     assert tomllib.loads(dump(Config()))["model"] == {"name": "tdnn-small"}
     path = file("[model]\nname = 'rnnt-tiny'\nencoder_units = 64\nprojection = 0\n")
@@ -675,7 +689,7 @@ def test_a_name_with_dots_is_set_in_quotes(file):
     assert isinstance(settings, DistillationConfig)
     assert list(settings.replacing) == ["p-0.5"] and settings.replacing["p-0.5"].rate == 0.75
     wrong = 'replacing."p-0.5".rate=1.5'
-    limit = "replacing.p-0.5.rate: Input should be less than or equal to 1, found 1.5"
+    limit = 'replacing."p-0.5".rate: Input should be less than or equal to 1, found 1.5'
     assert told(file(text), wrong) == f"--set {wrong}: {limit}"
     assert told(file(text.replace("rate = 0.5", "rate = 1.5"))) == f"mine.toml:4: {limit}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedspeech.config import Config, dump
+from fedspeech.config import Config, DataParallelConfig, dump
 from fedspeech.errors import RunError
 from fedspeech.run_folder import RunFolder, cache_folder
 
@@ -29,7 +29,7 @@ def run(tmp_path):
     found.close()
 
 
-def reopened(run: RunFolder, settings: Config, resume: bool) -> RunFolder:
+def reopened(run: RunFolder, settings: Config | DataParallelConfig, resume: bool) -> RunFolder:
     run.close()
     other = RunFolder(run.path)
     other.open(settings, resume)
@@ -85,6 +85,19 @@ def test_where_clients_run_may_change(run):
     again = reopened(run, other, resume=True)
     again.close()
     assert tomllib.loads(run.config.read_text(encoding="utf-8"))["engine"]["workers"] == 7
+
+
+def test_how_long_learners_may_take_to_meet_may_change(tmp_path):
+    """Those who did not are told to have longer."""
+    table = {"kind": "data-parallel", "comparison": None}
+    run = RunFolder(tmp_path / "mine")
+    run.open(DataParallelConfig.model_validate(table), resume=False)
+    run.write_environment(0, "abc")
+    again = DataParallelConfig.model_validate(table | {"parallel": {"form_seconds": 600}})
+    reopened(run, again, resume=True).close()
+    other = DataParallelConfig.model_validate(table | {"parallel": {"learners": 3}})
+    with pytest.raises(RunError, match=r"  parallel\.learners: 2 there, 3 here"):
+        reopened(run, other, resume=True)
 
 
 def test_how_many_threads_compute_a_model_may_not_change(run):

@@ -32,6 +32,7 @@ def transcribe(
 
     With `--stream` an RNN-T hears a file as if it were being spoken: its line grows word by word. A
     safetensors file has no speaker: how loud a file is in each band is measured before it begins.
+    Models with `features.normalization = "utterance"` hear a file as a whole, and do not stream.
     With `--beam 16` it follows the sixteen likeliest texts instead of one, which is slower.
 
     Example: `fedspeech transcribe runs/demo/devices/s0001 hello.wav`

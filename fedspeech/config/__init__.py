@@ -112,8 +112,8 @@ def located(settings: Experiment, path: Path, overrides: Sequence[str] = ()) -> 
     try:
         yield
     except ConfigError as error:
-        named = re.match(r"([\w.-]+)( = [^:]*)?: ", str(error))
-        keys = named[1].split(".") if named else []
+        named = re.match(r"([\w.\"-]+)( = [^:]*)?: ", str(error))
+        keys = settings_file.keys_of(named[1]) if named else []
         if not keys or keys[0] not in type(settings).model_fields:
             raise
         raise ConfigError(f"{settings_file.where(keys, paths, overrides)}: {error}") from None
@@ -142,7 +142,8 @@ def _explain(
     # What is told of the settings as a whole begins with the name of the one that is at fault.
     named = re.match(r"Value error, ([\w.]+): ", item["msg"])
     at = keys or (named[1].split(".") if named else [])
-    where = f"{settings_file.where(at, paths, overrides)}: {'.'.join(keys) or 'settings'}"
+    name = settings_file.dotted(keys) or "settings"
+    where = f"{settings_file.where(at, paths, overrides)}: {name}"
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(keys[-1], _known(schema, keys[:-1]), n=1, cutoff=0.4)
         hint = f"; the nearest known one is {near[0]}" if near else ""

@@ -114,7 +114,7 @@ class DistillationTraining(OneOfMany):
     optimizer: Literal["adamw", "lamb"] = "adamw"
     """LAMB (You et al. 2020) is meant for large batches."""
     accumulated: Positive = 1
-    """Minibatches whose gradients make one step."""
+    """Minibatches whose gradients make one step; each counts alike, also an epoch's last one."""
 
 
 class DistillationConfig(Settings):

@@ -54,7 +54,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def override(table: dict[str, Any], setting: str) -> None:
     """Set what `section.key=value` says; a value that is not TOML is taken as a string."""
     name, equals, text = setting.partition("=")
-    keys = _keys(name)
+    keys = keys_of(name)
     if not equals or not keys:
         raise ConfigError(f"--set {setting}: expected section.key=value, names as in TOML")
     try:
@@ -74,7 +74,7 @@ def where(keys: Sequence[str], paths: Sequence[Path], overrides: Sequence[str]) 
     else the nearest file.
     """
     for setting in reversed(overrides):
-        set_there = _keys(setting.partition("=")[0])
+        set_there = keys_of(setting.partition("=")[0])
         if keys and all(ours == theirs for ours, theirs in zip(keys, set_there, strict=False)):
             return f"--set {setting}"
     names = (keys[:count] for count in range(len(keys), 0, -1))
@@ -94,20 +94,23 @@ def _line(path: Path, keys: Sequence[str]) -> str:
         return ""
     for number, line in enumerate(lines, 1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
-            section = _keys(header[1])
+            section = keys_of(header[1])
             if section[: len(names)] == names:
                 return f":{number}"
-        elif "=" in line and (setting := _keys(line.partition("=")[0])):
+        elif "=" in line and (setting := keys_of(line.partition("=")[0])):
             full = [*section, *setting]
             if full == names[: len(full)]:
                 return f":{number}"
     return ""
 
 
-def _keys(name: str) -> list[str]:
-    """The keys of a dotted name as TOML writes it, `section."a key".other`; none where it is no
-    name.
-    """
+def dotted(keys: Sequence[str]) -> str:
+    """A name as TOML writes it: `section."a.key".other`."""
+    return ".".join(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"' for key in keys)
+
+
+def keys_of(name: str) -> list[str]:
+    """The keys of a dotted name as TOML writes it; none where it is no name."""
     try:
         table: Any = tomllib.loads(f"{name} = 0")
     except tomllib.TOMLDecodeError:

@@ -42,7 +42,10 @@ def loss_by_epoch(results: ParallelResults) -> Plot | None:
         for place, row in enumerate(_most(results))
         if row.losses
     ]
-    caption = "The mean loss of a training utterance in nats while it was learned, over all seeds."
+    caption = (
+        "The mean loss of a training utterance in nats while it was learned, over all seeds with "
+        "which the training did not diverge."
+    )
     return _some(found, ("epoch", "loss, nats"), "loss-by-epoch", caption, "y")
 
 

@@ -60,11 +60,15 @@ class ParallelResults(Record):
     table: tuple[Row, ...]
 
     @property
+    def free(self) -> tuple[Row, ...]:
+        """The rows whose learners are held to no share of a processor; a single one, however."""
+        rows = self.table
+        return tuple(row for row in rows if row.processor is None or len(rows) == 1)
+
+    @property
     def base(self) -> tuple[Row, ...]:
-        """The rows at the base batch size, with learners that nothing slows."""
-        return tuple(
-            row for row in self.table if row.joined == self.batch_size and row.processor is None
-        )
+        """Those of them at the base batch size."""
+        return tuple(row for row in self.free if row.joined == self.batch_size)
 
     @property
     def one(self) -> Row | None:

@@ -63,7 +63,7 @@ def _told(results: ParallelResults) -> list[str]:
 
 
 def pace(results: ParallelResults, went: Went) -> Table:
-    """How fast it went where nothing is slowed."""
+    """How fast it went where learners are held to no share of a processor."""
     one = went.pace(results.one) if results.one else None
     rows = []
     for row in _free(results, went):
@@ -107,8 +107,10 @@ def talk(results: ParallelResults, went: Went) -> Table:
         )
     columns = ("method, learners", "batch", "sent", "staleness", "most", "apart", "eigenvalue")
     notes = (
-        "sent: by all learners, and a parameter server, in an epoch. staleness: updates by others "
-        "between a model and the gradient of it. apart: root mean square of the learners' "
+        "sent: by all learners, and a parameter server, in an epoch. staleness: how often a model "
+        "had changed when the gradient of it came: by steps for others (parameter-server), by "
+        "averagings (ad-psgd, hierarchical), by the learner's own last step (delay-by-one); what "
+        "ring averages in each step is not counted. apart: root mean square of the learners' "
         f"distances from their average, {SAMPLED}; the mean over all epochs but the last, after "
         "which some methods make learners alike. eigenvalue: the second one of the "
         "mixing matrix, which is what an averaging leaves of such a distance, or more than it does "
@@ -120,8 +122,8 @@ def talk(results: ParallelResults, went: Went) -> Table:
 
 
 def _free(results: ParallelResults, went: Went) -> list[Row]:
-    """Rows whose learners nothing slows."""
-    return [row for row in results.table if row.processor is None and went.of(row)]
+    """Rows that are compared with each other, and have come to an epoch."""
+    return [row for row in results.free if went.of(row)]
 
 
 def _computing(epoch: Epoch) -> tuple[float, ...]:
@@ -165,11 +167,12 @@ def stragglers(results: ParallelResults, went: Went) -> Table:
     for row in (row for row in results.table if row.slowest > 1):
         usual = _undisturbed(results, row)
         before, after = went.pace(usual) if usual else None, went.pace(row)
-        if usual and before and after:
-            paces = (f"{before:.0f}", f"{after:.0f}", f"{100 * after / before:.0f} %")
-            rows.append((row.label, *paces, Estimate.of(usual), Estimate.of(row)))
-    columns = ("method, learners", "before/s", "with it/s", "kept", "WER %", "WER % with it")
-    notes = ("before, with it: utterances per second without and with the straggler.",)
+        if usual:
+            kept = f"{100 * after / before:.0f} %" if before and after else NOT_MEASURED
+            paces = (f"{pace:.0f}" if pace else NOT_MEASURED for pace in (before, after))
+            rows.append((row.label, *paces, kept))
+    columns = ("method, learners", "before/s", "with it/s", "kept")
+    notes = ("before, with it: utterances per second, of one training without and of one with it.",)
     return Table("With a straggler", columns, tuple(rows), notes=notes)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from fedspeech import machine, models, progress
-from fedspeech.accelerator import ran_out, trains_on_gpu
+from fedspeech.accelerator import trains_on_gpu, within_memory
 from fedspeech.config import Config
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import ConfigError, RunError
@@ -88,23 +88,22 @@ def measured(count: int) -> Iterator[None]:
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        each = torch.cuda.max_memory_allocated() / count
-        there = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-        most = min(count - 1, int(SHARE * there / each))
-        raise RunError(
-            f"a cohort of {count} speakers does not fit the memory of a worker (each had taken "
-            f"{each / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB); {_would(most)} (engine.cohort)"
-        ) from None
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
-            raise
-        raise RunError(
-            f"a cohort of {count} speakers does not fit the memory of a worker; engine.cohort = "
-            f"{max(1, count // 2)} takes half of it"
-        ) from None
+    too_large = (
+        f"a cohort of {count} speakers does not fit the memory of a worker; engine.cohort = "
+        f"{max(1, count // 2)} takes half of it"
+    )
+    with within_memory(too_large):
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            each = torch.cuda.max_memory_allocated() / count
+            there = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+            most = min(count - 1, int(SHARE * there / each))
+            raise RunError(
+                f"a cohort of {count} speakers does not fit the memory of a worker (each had taken "
+                f"{each / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB); {_would(most)} "
+                "(engine.cohort)"
+            ) from None
 
 
 def with_cohort(settings: Config, size: int) -> Config:

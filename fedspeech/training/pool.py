@@ -158,12 +158,16 @@ def is_finished(run: Path, cell: Cell) -> bool:
 
 def read(run: Path, cell: Cell) -> Figures:
     """The figures of a finished cell. Raises RunError where they are damaged."""
-    path = record(run, cell)
+    found: Figures = read_json(record(run, cell))
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """What a run has kept. Raises RunError where it is damaged."""
     try:
-        found: Figures = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path}: damaged ({error}); remove it, and go on with --resume") from None
-    return found
 
 
 def _finished(
@@ -269,14 +273,11 @@ def _go_with_the_parent() -> None:
 
 def _finish(cell: C) -> C:
     """Finish a cell in this process. Raises RunError where its memory runs out."""
-    try:
+    too_large = (
+        f"{cell.name} does not fit the memory of its worker: fewer engine.workers leave each more "
+        "(go on with --resume), a smaller training.batch_size takes less"
+    )
+    with accelerator.within_memory(too_large):
         figures = _learn(cell)
-    except (RuntimeError, MemoryError) as error:
-        if not accelerator.ran_out(error):
-            raise
-        raise RunError(
-            f"{cell.name} does not fit the memory of its worker: fewer engine.workers leave each "
-            "more (go on with --resume), a smaller training.batch_size takes less"
-        ) from None
     keep(_run, cell, figures)
     return cell

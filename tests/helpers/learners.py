@@ -14,13 +14,14 @@ import torch
 
 from fedspeech.config.data_parallel import ParallelSettings, ParallelTraining
 from fedspeech.config.model import FeatureSettings
+from fedspeech.errors import RunError
 from fedspeech.features import Normalization, Utterance, batch
 from fedspeech.models import tdnn
 from fedspeech.models.contrastive import Contrastive
 from fedspeech.models.rnnt import RNNT, Shape
 from fedspeech.models.tdnn import TDNN, Layer
 from fedspeech.training.parallel import method_of
-from fedspeech.training.parallel.group import LOOPBACK, Lost, Seat, form, join
+from fedspeech.training.parallel.group import LOOPBACK, Group, Lost, Seat, form, join
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.share import Share
 from fedspeech.training.parallel.watch import Measured, Pace, Watch
@@ -257,3 +258,10 @@ class Plain:
         loss.mean().backward()
         gradients = [parameter.grad.flatten() for parameter in self.model.parameters()]
         return torch.cat(gradients).numpy().copy()
+
+
+def fails_beside(settings: Any, sizes: Any, rank: int, learners: int, port: int) -> None:
+    """Of learners that are measured side by side one fails, and the others wait for it."""
+    if rank == learners - 1:
+        raise RunError("this one has too little memory")
+    Group(rank, learners, join(LOOPBACK, port)).wait_for_all("batches")

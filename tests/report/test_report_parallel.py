@@ -95,12 +95,15 @@ def test_the_largest_batch_is_told_of_what_was_tried_with_several(results):
 
 def test_a_straggler_stands_beside_the_same_learners_without_one(results, times):
     found = parallel_tables.stragglers(results, times).rows
-    assert found == (
-        (
-            *("allreduce, 4, at 0.5, one 10x", "100", "10", "10 %"),
-            *(Estimate(12, 10, 15), Estimate(13, 11, 16)),
-        ),
-    )
+    assert found == (("allreduce, 4, at 0.5, one 10x", "100", "10", "10 %"),)
+
+
+def test_a_straggler_with_which_a_training_diverges_is_no_row_less(results, timing):
+    for each in timing["cells"]:
+        if each["cell"].startswith("all.4.held.slow"):
+            each["epochs"] = []
+    found = parallel_tables.stragglers(results, went(timing)).rows
+    assert found == (("allreduce, 4, at 0.5, one 10x", "100", "–", "–"),)
 
 
 def test_rows_of_which_a_learner_died_are_told(results, timing, times, made_up, tmp_path):
@@ -198,6 +201,21 @@ def test_one_training_has_a_page_as_well(made_up, timing, tmp_path):
     timing = {"stages": timing["stages"], "cells": [cell("all.2", 3)]}
     text = write(leave(tmp_path, made_up | {"table": [alone]}, timing)).read_text()
     assert "allreduce, 2" in text and "the run compares nothing" in text
+
+
+def test_one_training_of_learners_that_are_held_to_a_share_is_shown_whole(made_up, timing):
+    """There is nothing else in the run that it could be confused with."""
+    alone = row("all.4.held.slow") | {"minus_one": None, "converges": None}
+    results = check(ParallelResults, made_up | {"table": [alone]}, "here")
+    times = went({"cells": [cell("all.4.held.slow", 3)]})
+    (label,) = (each.label for each in results.table)
+    assert by_first(parallel_tables.pace(results, times)).keys() == {label}
+    assert by_first(parallel_tables.talk(results, times)).keys() == {label}
+    drawn = parallel_figures.every(results, times)
+    assert {name for name, plot in drawn.items() if plot is None} <= {
+        *("Speed-up", "Consensus"),
+        parallel_figures.MANY,
+    }
 
 
 def test_the_terminal_shows_all_tables(made_up, timing):

@@ -1,6 +1,7 @@
 """The loss of a transducer (Graves 2012, Sequence Transduction with Recurrent Neural Networks)."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
@@ -15,8 +16,9 @@ from fedspeech.models.rnnt import BLANK, RNNT
 
 log = logging.getLogger("fedspeech")
 
-SHARE = 1 / 8
-"""Of the memory there is, for the lattice of a batch. Of all of it, not of what happens to be free:
+MOST_AT_ONCE = max(8, os.cpu_count() or 1)
+"""Processes that are taken to share a device's memory; more than the machine has processors there
+rarely are. Of all its memory, not of what happens to be free, or for as many as there happen to be:
 another split gives other roundings."""
 VALUE_BYTES = 4
 """The loss, and what it computes in, are float32."""
@@ -86,7 +88,7 @@ def most_cells(model: RNNT, copies: int) -> int:
     """
     joint, units = model.output.in_features, model.output.out_features
     each = VALUE_BYTES * (copies * units + 2 * joint)
-    return min(int(SHARE * accelerator.memory_bytes() / each), MOST_LOGITS // units)
+    return min(int(accelerator.memory_bytes() / MOST_AT_ONCE / each), MOST_LOGITS // units)
 
 
 class Spelled(NamedTuple):
@@ -191,8 +193,9 @@ def _cells(part: Sequence[int], lengths: Sequence[int], counts: Sequence[int]) -
 @cache
 def _say_too_large(kind: str) -> None:
     log.warning(
-        "one utterance's lattice alone takes more than an eighth of the memory (%s), and an "
-        "utterance is not split: where the memory runs out, leave out the longest ones",
+        "one utterance's lattice alone takes more than 1/%d of the memory (%s), and an utterance "
+        "is not split: where the memory runs out, leave out the longest ones",
+        MOST_AT_ONCE,
         kind,
     )
 
@@ -200,7 +203,9 @@ def _say_too_large(kind: str) -> None:
 @cache
 def _say_split(kind: str) -> None:
     log.warning(
-        "a minibatch's lattice takes more than an eighth of the memory (%s): it is computed in "
-        "parts, which takes longer; a smaller batch_size would not",
+        "a minibatch's lattice takes more than 1/%d of the memory (%s), or has more values than "
+        "torchaudio counts: it is computed in parts, which takes longer; a smaller batch_size "
+        "would not",
+        MOST_AT_ONCE,
         kind,
     )

@@ -11,6 +11,7 @@ from lhotse import CutSet, MonoCut
 from fedspeech import evaluation, features, models, seeding, tensors
 from fedspeech.config.distillation import KD, STUDENT, TEACHER, DistillationConfig
 from fedspeech.config.model import ModelSettings
+from fedspeech.config.settings_file import dotted
 from fedspeech.corpus.cuts import speaker_of, text_of
 from fedspeech.corpus.partition import field_of, train_and_test
 from fedspeech.errors import ConfigError, CorpusError
@@ -58,8 +59,9 @@ class Task:
         for row in self._settings.rows:
             replacing = self._settings.replacing.get(row)
             if replacing is not None and schedules.rate(replacing, 1 - 1 / updates) < 1:
+                name = dotted(["replacing", row])
                 raise ConfigError(
-                    f"replacing.{row}: with {updates} updates a {replacing.schedule} schedule over "
+                    f"{name}: with {updates} updates a {replacing.schedule} schedule over "
                     f"{replacing.phase:g} of them never reaches 1, so the student would never work "
                     "alone; expected a shorter phase, or more updates"
                 )

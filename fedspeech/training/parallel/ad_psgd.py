@@ -88,7 +88,16 @@ class ADPSGD(FirstCome):
         """So many have changed the model since the gradient of it was begun."""
         self.group.watch.stale(others)
 
+    def finish(self) -> None:
+        """All parts are done, and averaged."""
+        super().finish()
+        self._settle()
+
     def close(self) -> None:
+        """The model is nobody else's any more."""
+        self._settle()
+
+    def _settle(self) -> None:
         """A passive learner takes what the last ones made of its model."""
         if self._passive is not None:
             self._passive.close(self.model)

@@ -15,7 +15,7 @@ import ray
 
 from fedspeech import tensors
 from fedspeech.cluster.warned import Told
-from fedspeech.errors import RunError
+from fedspeech.errors import DivergedError, RunError
 from fedspeech.progress import Stage
 from fedspeech.tensors import Tensors, write_whole
 from fedspeech.training.parallel import method_of
@@ -24,6 +24,7 @@ from fedspeech.training.parallel.epochs import Epochs, said
 from fedspeech.training.parallel.generation import Generation, Outcome
 from fedspeech.training.parallel.learner import Report, Training
 from fedspeech.training.parallel.task import Task
+from fedspeech.training.pool import read_json
 
 log = logging.getLogger("fedspeech")
 
@@ -56,6 +57,9 @@ def train(crew: Crew, task: Task, training: Training, shown: Stage) -> Trained:
     one = _Cell(crew, task, training, shown)
     try:
         return one.train()
+    except DivergedError:
+        one.skip()
+        raise
     finally:
         one.dismiss()
 
@@ -84,7 +88,7 @@ class _Cell:
         self._agreed = self.task.fingerprint(self.training.settings, self.training.seed)
         self._all = list(range(parallel.learners + self._method.servers))
         self._parts = self.task.share(self.training.settings, self.training.seed).parts_per_epoch
-        self._record = self.training.run / "cells" / f"{self.training.name}.epochs.json"
+        self._record = _record(self.training)
 
     def train(self) -> Trained:
         first, epoch = self._from_disk()
@@ -100,6 +104,11 @@ class _Cell:
             first, epoch = self._mend(outcome)
             self._close_epochs()
         return Trained(self._average(), self.epochs.told, self._counts)
+
+    def skip(self) -> None:
+        """No epoch comes any more."""
+        for _ in range(self._shown, self.training.settings.training.epochs):
+            self.shown.skip()
 
     def _run(self, first: int, epoch: int | None) -> Outcome:
         settings = self.training.settings
@@ -126,10 +135,12 @@ class _Cell:
         while epoch := self.epochs.close(learners, now - self._since):
             # By the first epoch of a process, also of one that goes on, no pace is told.
             epoch["starts"], self._starting = self._starting, False
-            self._since, self._recent = now, 0
+            self._since = now
             self._write_down()
             self._forget_old()
             if len(self.epochs.told) > self._shown:
+                # Not by an epoch that is learned again: it may end in the same way again.
+                self._recent = 0
                 self._shown += 1
                 self.shown.advance(f"{self.training.name}: {said(epoch)}")
 
@@ -209,6 +220,7 @@ class _Cell:
             try:
                 gotten(prepared)
                 gotten(self.crew.actor(number).adopt.remote(state))
+                self.epochs.join(number, able[0])
             except ray.exceptions.RayError as error:  # it died again, or who has the model did
                 self.crew.bury(number)
                 together.remove(number)
@@ -251,8 +263,7 @@ class _Cell:
 
     def _from_disk(self) -> tuple[int, int | None]:
         """The first part after the last epoch that was told of and that was kept."""
-        text = self._record.read_text(encoding="utf-8") if self._record.exists() else "{}"
-        went = json.loads(text)
+        went = read_json(self._record) if self._record.exists() else {}
         told = went.pop("epochs", [])
         self.happened = Counter(went)
         whole = (e for e in range(len(told), 0, -1) if self._kept(e) == set(self._all))
@@ -261,6 +272,8 @@ class _Cell:
         # Learners that were ahead go the same way again, which need not lead to the same place.
         self._forget(lambda other: other > epoch)
         _forget_begun(self.training)
+        # What an epoch took that is learned again is spent.
+        self._since -= sum(each["seconds"] for each in told[epoch:])
         self.epochs = Epochs(told[:epoch])
         return epoch * self._parts, epoch or None
 
@@ -315,7 +328,13 @@ def forget(training: Training) -> None:
     folder: Path = training.run / "cells"
     for path in folder.glob(f"{training.name}.learner-*.checkpoint"):
         path.unlink()
+    _record(training).unlink(missing_ok=True)
     _forget_begun(training)
+
+
+def _record(training: Training) -> Path:
+    """How its epochs went, while it is trained."""
+    return training.run / "cells" / f"{training.name}.epochs.json"
 
 
 def _forget_begun(training: Training) -> None:

@@ -6,10 +6,11 @@ of them alone.
 """
 
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from fedspeech import corpus, machine
+from fedspeech.accelerator import within_memory
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
 from fedspeech.models.tdnn import MaskedBatchNorm
@@ -34,6 +36,7 @@ from fedspeech.training.parallel.loopback import measured_link
 from fedspeech.training.parallel.simulated_world import Checkpoint, Link
 from fedspeech.training.parallel.task import Task
 from fedspeech.training.parallel.watch import Watch
+from fedspeech.training.pool import read_json
 
 STEPS, SECONDS = 24, 20.0
 """Batches that are measured at most, and for how long at most; at least two are."""
@@ -78,13 +81,16 @@ class Measured(NamedTuple):
 def measured(
     settings: DataParallelConfig, rows: Iterable[DataParallelConfig], folder: Path
 ) -> Measured:
-    """Measure what all rows need; in a run that is resumed as it was then."""
+    """Measure what all rows need; in a run that is resumed as it was then.
+
+    Raises RunError where what was kept of it is damaged.
+    """
     path = folder / "measured.json"
     if not path.exists():
         found = _measured(settings, list(rows), folder)
         text = json.dumps(found._asdict()) + "\n"
         write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = read_json(path)
     batches = {
         int(size): {int(learners): each for learners, each in of_size.items()}
         for size, of_size in kept["batches"].items()
@@ -106,12 +112,17 @@ def side_by_side(
             pool.submit(_beside, settings, sizes, rank, learners, port) for rank in range(learners)
         ]
         try:
-            found = [learner.result() for learner in each]
+            found = [learner.result() for learner in as_completed(each)]
         except BrokenProcessPool:
             raise RunError(
                 f"of {learners} learners whose batches were measured side by side one died; there "
                 "may be too little memory for them"
             ) from None
+        except BaseException:
+            # The others wait for it.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
     del store
     return {size: while_all([own[i] for own in found]) for i, size in enumerate(sizes)}
 
@@ -235,5 +246,9 @@ def _beside(
     group, found = Group(rank, learners, join(LOOPBACK, port)), []
     for size in sizes:
         group.wait_for_all(f"batches of {size}")
-        found.append(learned(task, settings, size))
+        with within_memory(
+            f"of {learners} learners side by side one has too little memory for a batch of {size} "
+            "utterances; a smaller training.batch_size takes less"
+        ):
+            found.append(learned(task, settings, size))
     return found

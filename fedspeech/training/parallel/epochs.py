@@ -28,6 +28,11 @@ class Epochs:
         self._open.setdefault(report.epoch, {})[report.learner] = report
         self._latest[report.learner] = report.epoch
 
+    def join(self, learner: int, beside: int) -> None:
+        """A learner goes on with what another one has, who is as far as it has reported."""
+        if beside in self._latest:
+            self._latest[learner] = self._latest[beside]
+
     def add_bytes(self, epoch: int, sent: int) -> None:
         """What was sent in an epoch by who does not learn; the epoch may be told of already."""
         if epoch < len(self.told):

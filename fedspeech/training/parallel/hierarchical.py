@@ -97,7 +97,6 @@ class Hierarchical(ADPSGD):
     def finish(self) -> None:
         """All parts are done, and averaged: what came of the last averagings is the node's."""
         super().finish()
-        super().close()
         self._tell(self.model)
 
     def close(self) -> None:

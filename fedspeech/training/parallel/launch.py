@@ -1,6 +1,5 @@
 """Run a data-parallel training, or a comparison of many: every row with every seed, and a new G."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from fedspeech.training.parallel.comparison import named, rows
 from fedspeech.training.parallel.computing import measured
 from fedspeech.training.parallel.predicted import Predictions
 from fedspeech.training.parallel.task import Task, check
+from fedspeech.training.pool import read_json
 from fedspeech.training.spent import Spent
 
 if TYPE_CHECKING:
@@ -84,5 +84,5 @@ def _ship(task: Task, first: "Cell", run: RunFolder) -> None:
 def _timing(spent: Spent, cells: "list[Cell]", run: RunFolder) -> dict[str, Any]:
     return {
         "stages": spent.stages,
-        "cells": [json.loads(each.timing(run).read_text(encoding="utf-8")) for each in cells],
+        "cells": [read_json(each.timing(run)) for each in cells],
     }

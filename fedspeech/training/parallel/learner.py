@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fedspeech import corpus
+from fedspeech.accelerator import within_memory
 from fedspeech.cluster import warned
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
@@ -116,11 +117,15 @@ class Learner:
         """Learn until all parts are done or the group is lost; a report after every epoch.
 
         Its checkpoint is written while the next epoch is learned, and is there when that one is
-        told of, and when this ends. Raises RunError where the group does not form or the training
-        diverges, DiskError where a checkpoint cannot be written.
+        told of, and when this ends. Raises RunError where the group does not form, the training
+        diverges or the memory runs out, DiskError where a checkpoint cannot be written.
         """
         torch.set_num_threads(self._threads)  # of this thread
-        with warned.kept(self._warned):
+        too_large = (
+            f"{self._training.name} does not fit the memory of learner {self._number} on "
+            f"{socket.gethostname()}: a smaller training.batch_size takes less"
+        )
+        with warned.kept(self._warned), within_memory(too_large):
             yield from self._learn(order)
 
     def _learn(self, order: Order) -> Iterator[Report | Ended]:

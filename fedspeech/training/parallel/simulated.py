@@ -55,16 +55,16 @@ def _allreduce(world: World, me: int) -> Process:
     everybody = range(world.case.learners)
     for step in range(world.rounds):
         yield from world.compute(me)
-        yield _statistics(world, everybody)
+        yield _small(world, everybody, world.case.statistics)
         yield from _sum(world, me, everybody, step)
 
 
-def _statistics(world: World, group: Sequence[int]) -> Signal:
+def _small(world: World, group: Sequence[int], tensors: int) -> Signal:
     """Small tensors, gathered one after the other, each around a ring."""
     hops = len(group) - 1
     link = world.case.network.link(group[0], group[-1])
     latency = link.latency if link.busy is None else link.busy
-    return world.clock.after(world.case.statistics * hops * latency)
+    return world.clock.after(tensors * hops * latency)
 
 
 def _sum(world: World, me: int, group: Sequence[int], about: Hashable) -> Process:
@@ -145,7 +145,11 @@ def _ask(world: World, me: int, partner: int, step: int) -> Process:
 
 
 def _hierarchical(world: World, me: int) -> Process:
-    """The first learner of a node does for it what a learner of `ad-psgd` does."""
+    """The first learner of a node does for it what a learner of `ad-psgd` does.
+
+    It tells the others what to learn, and all meet before the model is mixed, by a sum, which goes
+    around twice: with batch statistics that is as much as three more of these.
+    """
     size = world.case.node_size
     node, nodes = me // size, world.case.learners // size
     inside = range(node * size, (node + 1) * size)
@@ -156,7 +160,7 @@ def _hierarchical(world: World, me: int) -> Process:
         partner = next(partners, None) if me == inside[0] else None
         asked = None if partner is None else world.aside(_ask(world, me, partner * size, step))
         yield from world.compute(me)
-        yield _statistics(world, inside)
+        yield _small(world, inside, world.case.statistics + 3)
         yield from _sum(world, me, inside, step)
         if asked is not None:
             yield asked

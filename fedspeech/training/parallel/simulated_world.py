@@ -174,9 +174,12 @@ class World:
         """Send a message, after those that this learner has sent before."""
         link = self.case.network.link(me, to)
         self._free[me] = max(self._free[me], self.clock.now) + size / link.bandwidth
-        worked = self._cores.work(size * link.work) if self.case.together and link.work else None
         when = self._free[me] + link.latency
-        self.clock.start(self._deliver(when, worked, (me, to, about)))
+        self.clock.start(self._deliver(when, self._worked(size, link), (me, to, about)))
+
+    def _worked(self, size: float, link: Link) -> Signal | None:
+        """Happens when processors have done their part of a message, where they have one."""
+        return self._cores.work(size * link.work) if self.case.together and link.work else None
 
     def sent(self, me: int) -> Signal:
         """Happens when all that this learner sends has left it."""
@@ -201,9 +204,13 @@ class World:
         """A gradient to the server."""
         return self._with_server(self._pushes)
 
-    def _with_server(self, link: Shared) -> Process:
-        yield link.work(self.case.size)
-        yield self.clock.after(self.case.network.outside.latency)
+    def _with_server(self, way: Shared) -> Process:
+        link = self.case.network.outside
+        worked = self._worked(self.case.size, link)
+        yield way.work(self.case.size)
+        yield self.clock.after(link.latency)
+        if worked is not None:
+            yield worked
 
     def _together(self, jobs: int) -> float:
         found = self.case.together

@@ -9,7 +9,7 @@ import ray
 import torch
 
 from fedspeech.config.data_parallel import DataParallelConfig
-from fedspeech.errors import RunError
+from fedspeech.errors import DivergedError, RunError
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel import crew as crews
@@ -30,7 +30,7 @@ def cell(folder, method: str, told: int, kept: dict[int, list[int]], learners: i
     parallel = {"method": method, "learners": learners}
     settings = DataParallelConfig.model_validate({"parallel": parallel, "comparison": None})
     training = Training(settings, 0, folder, "one")
-    text = json.dumps({"epochs": [{}] * told})
+    text = json.dumps({"epochs": [{"seconds": 2.0}] * told})
     (folder / "cells" / "one.epochs.json").write_text(text)
     for learner, epochs in kept.items():
         for epoch in epochs:
@@ -54,8 +54,19 @@ def cell(folder, method: str, told: int, kept: dict[int, list[int]], learners: i
 def test_it_goes_on_from_where_all_were_if_there_is_such_a_place(
     tmp_path, method, told, kept, goes_on
 ):
-    first, epoch = cell(tmp_path, method, told, kept)._from_disk()
+    one = cell(tmp_path, method, told, kept)
+    one._since = 100.0
+    first, epoch = one._from_disk()
     assert (first, epoch or 0) == (10 * goes_on, goes_on)
+    # What is learned again has taken its time: it counts for the epoch that comes next.
+    assert one._since == 100.0 - 2.0 * (told - goes_on)
+
+
+def test_a_damaged_record_is_told(tmp_path):
+    one = cell(tmp_path, "ring", 1, {})
+    one._record.write_text("[")
+    with pytest.raises(RunError, match=r"one\.epochs\.json: damaged .*; remove it, and go on"):
+        one._from_disk()
 
 
 def test_what_learners_kept_that_were_ahead_is_forgotten(tmp_path):
@@ -153,6 +164,44 @@ def test_learners_that_lose_each_other_again_and_again_are_told_why(tmp_path, mo
     with pytest.raises(RunError, match=told):
         one.train()
     assert len(runs) == 4 and one.happened["deaths"] == 0
+
+
+def test_epochs_that_a_diverged_training_never_comes_to_are_none_that_are_left(
+    tmp_path, monkeypatch
+):
+    skipped = []
+    shown = SimpleNamespace(skip=lambda: skipped.append(1))
+    one = cell(tmp_path, "ad-psgd", 0, {})
+
+    def train(self):
+        self._shown = 3
+        raise DivergedError("learner 1: training diverged")
+
+    monkeypatch.setattr(_Cell, "train", train)
+    with pytest.raises(DivergedError):
+        cells.train(None, TASK, one.training, shown)
+    assert len(skipped) == one.training.settings.training.epochs - 3
+
+
+def test_an_epoch_that_is_learned_again_and_again_is_no_way_on(tmp_path):
+    """A learner that dies as it writes the checkpoint of an epoch that was told of."""
+    one = cell(tmp_path, "allreduce", 0, {})
+    one.shown, one._members = SimpleNamespace(advance=lambda said: None), [0, 1]
+    deaths = 0
+    with pytest.raises(RunError, match=r"learner 0 died, the 4th time in one epoch \(no memory\)"):
+        while True:
+            for number in (0, 1):
+                one._told(Report(number, 0, Measured(), None))
+            one._died({0: "no memory"})
+            deaths += 1
+            assert one._from_disk() == (0, None)
+    assert deaths == cells.MOST_DEATHS
+    # An epoch further it begins to count anew.
+    one._recent = 1
+    for epoch, counted in ((0, 1), (1, 0)):
+        for number in (0, 1):
+            one._told(Report(number, epoch, Measured(), None))
+        assert one._recent == counted
 
 
 def test_why_a_group_broke_is_asked_where_nobody_died_or_is_to_join():
@@ -312,6 +361,7 @@ def test_a_learner_that_ray_cannot_place_is_told(tmp_path, monkeypatch):
 def test_what_a_learner_warns_of_comes_with_its_epoch_and_is_told_once(tmp_path, caplog):
     learner = Learner.__new__(Learner)
     learner._number, learner._threads, learner._epoch = 2, 1, 0
+    learner._training = cell(tmp_path, "parameter-server", 0, {}).training
     learner._watch, learner._warned = Watch(Pace()), []
     learner._writer = checkpoint.Writer()
     learner._save = lambda method: None
@@ -330,6 +380,23 @@ def test_what_a_learner_warns_of_comes_with_its_epoch_and_is_told_once(tmp_path,
     for report in reports:
         one._told(report)
     assert caplog.messages == ["of a lattice"]
+
+
+def test_memory_that_runs_out_in_a_learner_is_told(tmp_path):
+    learner = Learner.__new__(Learner)
+    learner._number, learner._threads, learner._warned = 2, 1, []
+    learner._training = cell(tmp_path, "ad-psgd", 0, {}).training
+
+    def learn(order):
+        yield "an epoch"
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    learner._learn = learn
+    came = learner.learn(None)
+    assert next(came) == "an epoch"
+    told = r"^one does not fit the memory of learner 2 on .+: a smaller training\.batch_size takes"
+    with pytest.raises(RunError, match=told):
+        next(came)
 
 
 def test_what_a_server_sent_and_in_which_epochs_learners_start_is_written_down(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from learners import fails_beside
 from slow import slow
 from typer.testing import CliRunner
 
@@ -15,7 +16,7 @@ from fedspeech.cli import app
 from fedspeech.config import DataParallelConfig, load
 from fedspeech.config.comparison import Way
 from fedspeech.config.data_parallel import ParallelSettings
-from fedspeech.errors import ConfigError, DivergedError
+from fedspeech.errors import ConfigError, DivergedError, RunError
 from fedspeech.models import build
 from fedspeech.run_folder import RunFolder
 from fedspeech.training.parallel import cells as cells_of
@@ -326,6 +327,12 @@ def test_learners_side_by_side_compute_at_the_same_time(settings):
     assert {size: len(each) for size, each in alone.items()} == {4: 24, 8: 24}
     two = computing.side_by_side(settings, [4], 2)[4]
     assert 1 <= len(two) <= 48 and all(0 < seconds < 60 for seconds in two)
+
+
+def test_a_learner_that_fails_side_by_side_ends_those_that_wait_for_it(settings, monkeypatch):
+    monkeypatch.setattr(computing, "_beside", fails_beside)
+    with pytest.raises(RunError, match="this one has too little memory"):
+        computing.side_by_side(settings, [4], 3)
 
 
 @slow

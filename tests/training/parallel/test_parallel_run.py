@@ -151,9 +151,9 @@ def kept(out: Path, epoch: int, checkpoints: int) -> bool:
 
 
 def told(out: Path) -> list[dict]:
-    """The epochs that are over."""
-    paths = out.glob("cells/*.epochs.json")
-    return [epoch for path in paths for epoch in json.loads(path.read_text())["epochs"]]
+    """The epochs that are over, of a training that goes on or is finished."""
+    found = list(out.glob("cells/*.epochs.json")) or list(out.glob("cells/*.timing.json"))
+    return [epoch for path in found for epoch in json.loads(path.read_text())["epochs"]]
 
 
 @pytest.mark.faults
@@ -193,6 +193,7 @@ def test_stopped_and_killed_and_gone_on_with(
     assert starts[:2] == [True, True]  # and the last one, if it was not over when it was killed
     stages = json.loads((out / "timing.json").read_text())["stages"]
     assert all(stage["seconds"] > spent[stage["stage"]] for stage in stages)
+    assert not [*out.glob("cells/*.checkpoint"), *out.glob("cells/*.epochs.json")]
     assert_same(out, undisturbed(method))
 
 

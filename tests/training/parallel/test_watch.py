@@ -121,3 +121,31 @@ def test_an_epoch_is_told_when_all_who_are_there_are_beyond_it():
     assert epochs.close([0, 2], 2.0)["bytes"] == 110
     epochs.add_bytes(1, 1000)  # or behind
     assert [each["bytes"] for each in epochs.told] == [17, 1110]
+
+
+def test_who_joins_holds_up_no_epoch_that_the_others_are_beyond():
+    """Learner 1 died in its first epoch and goes on where learner 0 is, in the third; learner 2 is
+    slow."""
+    epochs = Epochs()
+    for epoch in range(2):
+        epochs.take(report(0, epoch, [0.0]))
+    epochs.join(1, 0)
+    assert epochs.close([0, 1, 2], 1.0) is None
+    epochs.take(report(2, 0, [0.0]))
+    assert epochs.close([0, 1, 2], 1.0)["seconds"] == 1.0
+    assert epochs.close([0, 1, 2], 1.0) is None
+    epochs.take(report(2, 1, [0.0]))
+    assert epochs.close([0, 1, 2], 2.0)["seconds"] == 2.0
+    # What it learns itself is waited for.
+    for learner in (0, 2):
+        epochs.take(report(learner, 2, [0.0]))
+    assert epochs.close([0, 1, 2], 3.0) is None
+    epochs.take(report(1, 2, [0.0]))
+    assert epochs.close([0, 1, 2], 3.0) is not None
+
+
+def test_who_joins_before_anybody_has_told_of_an_epoch_is_waited_for():
+    epochs = Epochs()
+    epochs.join(1, 0)
+    epochs.take(report(0, 0, [0.0]))
+    assert epochs.close([0, 1], 1.0) is None
