@@ -11,6 +11,8 @@ from fedspeech.report.tables import Table
 
 Figures = Mapping[str, Plot | None]
 """All figures of a run by their titles; None where there is nothing to draw."""
+NARROW = 6
+"""Columns of a table that half of the page has room for."""
 INTERVALS = (
     "The 95 % intervals come from resampling seeds and speakers, then the utterances of each "
     "speaker: what fails with one of three seeds has a wide interval."
@@ -51,8 +53,9 @@ def figure(figures: Figures, title: str, empty: str = "") -> str:
 
 
 def tables(*found: Table) -> str:
-    """Tables one below the other, as one column."""
-    return f"<div>\n{markup.joined([markup.table(table) for table in found])}\n</div>"
+    """Tables one below the other, as one column, or across both where one has many of its own."""
+    width = ' class="wide"' if any(len(table.columns) > NARROW for table in found) else ""
+    return f"<div{width}>\n{markup.joined([markup.table(table) for table in found])}\n</div>"
 
 
 def time(run: RunFolder, stages_alone: bool = False) -> str:

@@ -71,7 +71,8 @@ def _disturbed(results: ParallelResults, times: Went) -> str:
 def _simulated(results: ParallelResults, times: Went, figures: Figures) -> list[str]:
     return [
         frame.figure(figures, parallel_figures.MANY, "the run compares nothing."),
-        frame.tables(parallel_tables.beside(results, times), parallel_tables.many(times)),
+        frame.tables(parallel_tables.beside(results, times)),
+        frame.tables(parallel_tables.many(times)),
     ]
 
 

@@ -159,6 +159,7 @@ header p, .note, figcaption { color: var(--muted); }
   .speakers { grid-template-columns: minmax(0, max-content) minmax(20rem, 1fr); }
 }
 .pair > * { min-width: 0; }
+.pair > .wide { grid-column: 1 / -1; }
 
 .tiles {
   display: grid;

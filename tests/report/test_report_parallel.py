@@ -195,6 +195,15 @@ def test_the_page_is_whole_escaped_and_the_same_each_time(made_up, timing, tmp_p
         assert part in text
 
 
+def test_tables_of_many_columns_have_the_whole_width(made_up, timing, tmp_path):
+    text = write(leave(tmp_path, made_up, timing)).read_text()
+    blocks = re.findall(
+        r'<div( class="wide")?>\n<div class="scroll"[^>]* aria-label="(.+?)"', text
+    )
+    width = {title: bool(wide) for wide, title in blocks}
+    assert width["Pace"] and not width["Errors"] and not width["With a straggler"]
+
+
 def test_one_training_has_a_page_as_well(made_up, timing, tmp_path):
     """As `fedspeech train` leaves it."""
     alone = row("all.2") | {"minus_one": None, "converges": None}
