@@ -197,9 +197,7 @@ def test_the_page_is_whole_escaped_and_the_same_each_time(made_up, timing, tmp_p
 
 def test_tables_of_many_columns_have_the_whole_width(made_up, timing, tmp_path):
     text = write(leave(tmp_path, made_up, timing)).read_text()
-    blocks = re.findall(
-        r'<div( class="wide")?>\n<div class="scroll"[^>]* aria-label="(.+?)"', text
-    )
+    blocks = re.findall(r'<div( class="wide")?>\n<div class="scroll"[^>]* aria-label="(.+?)"', text)
     width = {title: bool(wide) for wide, title in blocks}
     assert width["Pace"] and not width["Errors"] and not width["With a straggler"]
 

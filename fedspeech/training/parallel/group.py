@@ -261,6 +261,8 @@ def form(store: Store, seat: Seat, watch: Watch, stopped: threading.Event) -> Gr
     _meet(own, seat, stopped)
     rank, size = seat.members.index(seat.learner), len(seat.members)
     backend = "cpu:gloo,cuda:nccl" if seat.own_gpu and place().type == "cuda" else "gloo"
+    # One that could not form keeps its number, and others would look for this one by another.
+    distributed_c10d._world.group_count = 0
     try:
         soon = timedelta(seconds=seat.seconds)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=soon)
@@ -283,7 +285,7 @@ def _meet(store: Store, seat: Seat, stopped: threading.Event) -> None:
     missing = list(seat.members)
     while missing := [m for m in missing if not store.check([f"here/{m}"])]:
         if stopped.is_set():
-            raise Lost("stopped")
+            break
         if time.monotonic() > deadline:
             every = ", ".join(map(str, seat.members))
             raise RunError(
@@ -291,6 +293,9 @@ def _meet(store: Store, seat: Seat, stopped: threading.Event) -> None:
                 f"there is no {' and no '.join(map(str, missing))} (parallel.form_seconds)"
             )
         time.sleep(LOOK_SECONDS)
+    # Whoever is the first to know decides for all: who has left is waited for by nobody.
+    if store.compare_set("met", "", "left" if missing else "all") == b"left":
+        raise Lost("stopped")
 
 
 def never(other: int, group: dist.ProcessGroup | None = None) -> dist.Work:

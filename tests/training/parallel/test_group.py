@@ -15,7 +15,7 @@ from learners import training
 from torch._C._distributed_c10d import PrefixStore
 
 from fedspeech.errors import RunError
-from fedspeech.training.parallel.group import LOOPBACK, Lost, Seat, form, join, serve
+from fedspeech.training.parallel.group import LOOPBACK, Lost, Seat, _meet, form, join, serve
 from fedspeech.training.parallel.watch import Watch
 
 LONG = {"utterances": 48, "training": training(epochs=60)}
@@ -54,6 +54,44 @@ def test_who_dies_while_the_group_forms_is_waited_for_a_while_only(free_tcp_port
         RunError, match=f"store at 127.0.0.1:{free_tcp_port} cannot be reached from"
     ):
         join(LOOPBACK, free_tcp_port, 1.0)
+
+
+def test_who_is_told_to_leave_before_all_have_met_is_waited_for_by_nobody():
+    """And who is told so when others have seen everybody goes on to where they are."""
+    store, _ = serve()
+    seats = [Seat(learner, (0, 1), "a", 60.0) for learner in (0, 1)]
+    stopped, never = threading.Event(), threading.Event()
+    stopped.set()
+    own = PrefixStore("a", store)
+    started = time.monotonic()
+    with pytest.raises(Lost, match="stopped"):
+        _meet(own, seats[0], stopped)
+    with pytest.raises(Lost, match="stopped"):  # though it sees both, and was told nothing
+        _meet(own, seats[1], never)
+    own = PrefixStore("b", store)
+    own.set("here/0", "")
+    _meet(own, seats[1], never)
+    own.delete_key("here/1")
+    _meet(own, Seat(0, (0, 1), "b", 60.0), stopped)
+    assert time.monotonic() - started < 30
+
+
+def test_who_could_not_form_a_group_forms_the_next_one():
+    """Its partner in that one is another process, which has formed none before."""
+    store, port = serve()
+    stopped = threading.Event()
+    stopped.set()
+    PrefixStore("gone", store).set("here/1", "")
+    with pytest.raises(Lost, match="stopped"):
+        form(join(LOOPBACK, port), Seat(0, (0, 1), "gone", 1.0), Watch(), stopped)
+    other = multiprocessing.get_context("spawn").Process(target=stays, args=(port,))
+    other.start()
+    try:
+        seat = Seat(0, (0, 1), "a", 60.0)
+        form(join(LOOPBACK, port), seat, Watch(), threading.Event()).close()
+    finally:
+        other.kill()
+        other.join()
 
 
 def stays(port):
