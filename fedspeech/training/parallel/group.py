@@ -255,7 +255,7 @@ def form(store: Store, seat: Seat, watch: Watch, stopped: threading.Event) -> Gr
     """The group of a generation, as soon as all its members are there.
 
     Raises RunError where one does not come in time (who is named), or cannot be talked to; Lost
-    where `stopped` is set meanwhile.
+    where `stopped` is set meanwhile, here or before another one has met all.
     """
     own = PrefixStore(seat.generation, store)
     _meet(own, seat, stopped)
@@ -284,18 +284,19 @@ def _meet(store: Store, seat: Seat, stopped: threading.Event) -> None:
     deadline = time.monotonic() + seat.seconds
     missing = list(seat.members)
     while missing := [m for m in missing if not store.check([f"here/{m}"])]:
-        if stopped.is_set():
+        if stopped.is_set() or time.monotonic() > deadline:
             break
-        if time.monotonic() > deadline:
-            every = ", ".join(map(str, seat.members))
-            raise RunError(
-                f"the process group did not form in {seat.seconds:g} s: of the learners {every} "
-                f"there is no {' and no '.join(map(str, missing))} (parallel.form_seconds)"
-            )
         time.sleep(LOOK_SECONDS)
     # Whoever is the first to know decides for all: who has left is waited for by nobody.
-    if store.compare_set("met", "", "left" if missing else "all") == b"left":
+    if store.compare_set("met", "", "left" if missing else "all") == b"all":
+        return
+    if stopped.is_set() or not missing:
         raise Lost("stopped")
+    every = ", ".join(map(str, seat.members))
+    raise RunError(
+        f"the process group did not form in {seat.seconds:g} s: of the learners {every} "
+        f"there is no {' and no '.join(map(str, missing))} (parallel.form_seconds)"
+    )
 
 
 def never(other: int, group: dist.ProcessGroup | None = None) -> dist.Work:
