@@ -57,6 +57,14 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(shared) / "fedspeech"
 
 
+def read_json(path: Path) -> Any:
+    """What a run has kept. Raises RunError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); remove it, and go on with --resume") from None
+
+
 class RunFolder:
     """Paths of a run, and a lock that lasts as long as this process writes there.
 

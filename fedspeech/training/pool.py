@@ -28,7 +28,7 @@ from fedspeech.config.distillation import DistillationConfig
 from fedspeech.config.neural_diff import NeuralDiffConfig
 from fedspeech.errors import DivergedError, FedSpeechError, RunError
 from fedspeech.progress import stage
-from fedspeech.run_folder import RunFolder
+from fedspeech.run_folder import RunFolder, read_json
 from fedspeech.tensors import sha256_of_file, write_whole
 from fedspeech.training.spent import Spent
 
@@ -160,14 +160,6 @@ def read(run: Path, cell: Cell) -> Figures:
     """The figures of a finished cell. Raises RunError where they are damaged."""
     found: Figures = read_json(record(run, cell))
     return found
-
-
-def read_json(path: Path) -> Any:
-    """What a run has kept. Raises RunError where it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error}); remove it, and go on with --resume") from None
 
 
 def _finished(

@@ -1,11 +1,9 @@
 """How long a run's stages took, over all the processes that have worked on it."""
 
-import json
 import time
 from typing import Any
 
-from fedspeech.errors import RunError
-from fedspeech.run_folder import RunFolder
+from fedspeech.run_folder import RunFolder, read_json
 
 FILE = "spent.json"
 """In a run's folder."""
@@ -21,13 +19,7 @@ class Spent:
     def __init__(self, run: RunFolder) -> None:
         self._run, self._since = run, time.monotonic()
         path = run.path / FILE
-        text = path.read_text(encoding="utf-8") if path.exists() else "{}"
-        try:
-            self._seconds: dict[str, float] = json.loads(text)
-        except ValueError as error:
-            raise RunError(
-                f"{path}: damaged ({error}); remove it, and go on with --resume"
-            ) from None
+        self._seconds: dict[str, float] = read_json(path) if path.exists() else {}
 
     def on(self, stage: str) -> None:
         """What has passed since this was asked last was of this stage."""

@@ -17,6 +17,7 @@ from fedspeech import tensors
 from fedspeech.cluster.warned import Told
 from fedspeech.errors import DivergedError, RunError
 from fedspeech.progress import Stage
+from fedspeech.run_folder import read_json
 from fedspeech.tensors import Tensors, write_whole
 from fedspeech.training.parallel import method_of
 from fedspeech.training.parallel.crew import DIED, Crew, gotten
@@ -24,7 +25,6 @@ from fedspeech.training.parallel.epochs import Epochs, said
 from fedspeech.training.parallel.generation import Generation, Outcome
 from fedspeech.training.parallel.learner import Report, Training
 from fedspeech.training.parallel.task import Task
-from fedspeech.training.pool import read_json
 
 log = logging.getLogger("fedspeech")
 

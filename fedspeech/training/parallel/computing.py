@@ -26,7 +26,7 @@ from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
 from fedspeech.models.tdnn import MaskedBatchNorm
 from fedspeech.progress import stage
-from fedspeech.run_folder import cache_folder
+from fedspeech.run_folder import cache_folder, read_json
 from fedspeech.tensors import write_whole
 from fedspeech.training.checkpoint import Writer
 from fedspeech.training.parallel.ad_psgd import ADPSGD
@@ -36,7 +36,6 @@ from fedspeech.training.parallel.loopback import measured_link
 from fedspeech.training.parallel.simulated_world import Checkpoint, Link
 from fedspeech.training.parallel.task import Task
 from fedspeech.training.parallel.watch import Watch
-from fedspeech.training.pool import read_json
 
 STEPS, SECONDS = 24, 20.0
 """Batches that are measured at most, and for how long at most; at least two are."""
@@ -112,7 +111,9 @@ def side_by_side(
             pool.submit(_beside, settings, sizes, rank, learners, port) for rank in range(learners)
         ]
         try:
-            found = [learner.result() for learner in as_completed(each)]
+            for learner in as_completed(each):
+                learner.result()  # of the first one that fails, which others may wait for
+            found = [learner.result() for learner in each]
         except BrokenProcessPool:
             raise RunError(
                 f"of {learners} learners whose batches were measured side by side one died; there "

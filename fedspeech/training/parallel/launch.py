@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from fedspeech import cluster, corpus, tensors
 from fedspeech.config.data_parallel import DataParallelConfig
-from fedspeech.run_folder import RunFolder, cache_folder
+from fedspeech.run_folder import RunFolder, cache_folder, read_json
 from fedspeech.training.parallel import results
 from fedspeech.training.parallel.comparison import named, rows
 from fedspeech.training.parallel.computing import measured
 from fedspeech.training.parallel.predicted import Predictions
 from fedspeech.training.parallel.task import Task, check
-from fedspeech.training.pool import read_json
 from fedspeech.training.spent import Spent
 
 if TYPE_CHECKING:
