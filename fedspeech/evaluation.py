@@ -132,8 +132,8 @@ def word_errors_of(
 ) -> list[Counts]:
     """The same utterances through many models of one shape; features are computed once.
 
-    On a GPU some models are decoded as a stack; on a processor one is after the other, which is
-    faster there.
+    On a GPU some TDNNs are decoded as a stack; on a processor one is after the other, which is
+    faster there, and transducers everywhere.
     """
     references = [utterance.text for utterance in utterances]
     batches = _batches(utterances, description.features)
@@ -152,8 +152,9 @@ def word_errors_of(
 
 
 def _stack(description: ModelDescription) -> StackedTDNN | None:
-    """What decodes many models in one pass, where that is faster and the model can."""
-    return description.stack() if place().type == "cuda" else None
+    """What decodes many models in one pass, where that is faster; each transducer spells alone."""
+    stack = description.stack() if place().type == "cuda" else None
+    return stack if isinstance(stack, StackedTDNN) else None
 
 
 def mean_rate(errors: Sequence[np.ndarray], words: Sequence[np.ndarray]) -> float:

@@ -14,6 +14,7 @@ import torch
 from fedspeech.errors import ConfigError
 from fedspeech.models import rnnt, tdnn
 from fedspeech.models.rnnt import RNNT
+from fedspeech.models.stacked_rnnt import StackedRNNT
 from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.models.tdnn import TDNN, Layer
 
@@ -95,9 +96,15 @@ def build(
     return find(name, sizes).build(inputs, units)
 
 
-def stack(model: torch.nn.Module) -> StackedTDNN | None:
-    """Many models of the model's shape as one, or None where its architecture has no such form."""
-    return StackedTDNN(model) if isinstance(model, TDNN) else None
+Stack = StackedTDNN | StackedRNNT
+
+
+def stack(model: torch.nn.Module) -> Stack:
+    """Many models of the model's shape as one."""
+    if isinstance(model, RNNT):
+        return StackedRNNT(model)
+    assert isinstance(model, TDNN)
+    return StackedTDNN(model)
 
 
 def criterion(model: torch.nn.Module) -> str:

@@ -13,7 +13,6 @@ from fedspeech import models
 from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
 from fedspeech.config.values import Settings
 from fedspeech.errors import ConfigError, ModelError
-from fedspeech.models.stacked_tdnn import StackedTDNN
 from fedspeech.tensors import Tensors, check_like, write_whole
 from fedspeech.units import Units
 
@@ -54,8 +53,8 @@ class ModelDescription:
         """Raise ModelError where these are no weights of the module; nothing is copied."""
         check_like(tensors, self._shape().state_dict())
 
-    def stack(self) -> StackedTDNN | None:
-        """Many models of this shape as one, or None where the architecture has no such form."""
+    def stack(self) -> models.Stack:
+        """Many models of this shape as one."""
         return models.stack(self._shape())
 
     def _shape(self) -> torch.nn.Module:

@@ -31,18 +31,16 @@ class StackedTDNN:
             assert isinstance(layer, TDNNLayer)
             self._layers.append(layer.conv)
 
-    def frames(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Output frames for input frames."""
-        return torch.div(lengths + SUBSAMPLING - 1, SUBSAMPLING, rounding_mode="floor")
-
     def dropout_masks(
-        self, rate: float, batch: int, frames: int, dtype: torch.dtype
+        self, rate: float, size: tuple[int, int, int], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """One model's masks for each layer, (batch, width, frames), drawn as `tdnn.Dropout` does.
+        """One model's masks for each layer, (batch, width, output frames), drawn as it draws them.
 
-        `frames` are output frames.
+        `size` is the minibatch's: utterances, frames, units of the longest reference.
         """
-        shapes = [(batch, conv.out_channels, frames) for conv in self._layers]
+        batch, frames, _ = size
+        steps = -(-frames // SUBSAMPLING)
+        shapes = [(batch, conv.out_channels, steps) for conv in self._layers]
         return [dropout_mask(shape, rate, dtype) for shape in shapes]
 
     def __call__(
@@ -59,7 +57,7 @@ class StackedTDNN:
         the running statistics in `tensors` move. `dropout` has a mask (S, batch, width, frames)
         for each layer, or none.
         """
-        lengths = self.frames(lengths)
+        lengths = torch.div(lengths + SUBSAMPLING - 1, SUBSAMPLING, rounding_mode="floor")
         frames = -(-features.shape[2] // SUBSAMPLING)
         present = torch.arange(frames, device=features.device) < lengths[..., None]
         mask = present[:, None].to(features.dtype)

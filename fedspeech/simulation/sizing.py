@@ -38,14 +38,6 @@ def settle(settings: Config, before: int | None = None) -> Config:
     if settings.engine.cohort == "auto" and before is not None:
         settings = with_cohort(settings, before)
     asked = settings.engine.cohort
-    if models.stack(_module(settings)) is None:
-        if asked not in ("auto", 1):
-            log.warning(
-                "engine.cohort: a %s cannot be stacked; speakers are fine-tuned one by one, in the "
-                "plain loop",
-                settings.model.name,
-            )
-        return with_cohort(settings, 1)
     if trains_on_gpu(settings.engine) and not torch.cuda.is_available():
         # A cluster's GPUs, whose memory is not known here.
         return with_cohort(settings, 1) if asked == "auto" else settings
@@ -64,12 +56,7 @@ def settle(settings: Config, before: int | None = None) -> Config:
 
 def tell(settings: Config) -> None:
     """Say so where speakers are fine-tuned one by one, and what a stack would be."""
-    if settings.engine.cohort_size > 1:
-        return
-    name = settings.model.name
-    if models.stack(_module(settings)) is None:
-        progress.say(f"speakers are fine-tuned one by one: a {name} cannot be stacked")
-    elif not trains_on_gpu(settings.engine):
+    if settings.engine.cohort_size == 1 and not trains_on_gpu(settings.engine):
         progress.say(
             "speakers are fine-tuned one by one: on a processor plain loops are faster than a stack"
         )
@@ -160,10 +147,10 @@ def bytes_each(settings: Config) -> int:
 
 
 def _values(module: torch.nn.Module) -> int:
-    """What a layer keeps of each frame, for its gradient; an LSTM four gates, its cells and what it
-    projects them to."""
+    """What a layer keeps of each frame, for its gradient; an LSTM its four gates before and after
+    what bounds them, its cells, what it gives, and what it projects that to."""
     if isinstance(module, torch.nn.Conv1d):
         return module.in_channels * module.kernel_size[0] + COPIES * module.out_channels
     if isinstance(module, torch.nn.LSTM):
-        return module.input_size + 2 * COPIES * module.hidden_size + module.proj_size
+        return module.input_size + 3 * COPIES * module.hidden_size + module.proj_size
     return 0

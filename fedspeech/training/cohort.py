@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fedspeech.accelerator import autocast, place
-from fedspeech.models.stacked_tdnn import StackedTDNN
+from fedspeech.models import Stack
 from fedspeech.seeding import Draws
 from fedspeech.tensors import Tensors
 from fedspeech.training.course import Course, Update
-from fedspeech.training.criteria import ctc
+from fedspeech.training.criteria import stacks
+from fedspeech.training.criteria.stacks import Minibatches
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -23,7 +24,7 @@ EPSILON = 1e-8
 class Member:
     """One speaker's way through the updates, and its losses."""
 
-    def __init__(self, course: Course, stack: StackedTDNN, dtype: torch.dtype) -> None:
+    def __init__(self, course: Course, stack: Stack, dtype: torch.dtype) -> None:
         self.losses: list[float] = []
         self._course, self._stack, self._dtype = course, stack, dtype
         self._drops = any(rate > 0 for _, rate in course.settings.dropout)
@@ -52,8 +53,8 @@ class Member:
             if not self._drops:
                 return update, []
             batch, frames, _ = update.batch.features.shape
-            frames = int(self._stack.frames(torch.tensor(frames)))
-            masks = self._stack.dropout_masks(update.dropout, batch, frames, self._dtype)
+            size = batch, frames, max(map(len, update.references))
+            masks = self._stack.dropout_masks(update.dropout, size, self._dtype)
             return update, masks
 
     def learned(self, loss: float) -> None:
@@ -69,14 +70,14 @@ class Cohort:
 
     def __init__(
         self,
-        stack: StackedTDNN,
+        stack: Stack,
         trained: Sequence[str],
         starts: Sequence[Tensors],
         courses: Sequence[Course],
     ) -> None:
         dtype = starts[0][trained[0]].dtype
         self.members = [Member(course, stack, dtype) for course in courses]
-        self._stack, self._settings = stack, courses[0].settings
+        self._criterion, self._settings = stacks.of(stack), courses[0].settings
         self._tensors = {
             name: torch.stack([start[name] for start in starts]).to(place()) for name in starts[0]
         }
@@ -135,20 +136,18 @@ class Cohort:
         """Of every utterance: its loss, its weight in its model's mean, and whose it is."""
         for parameter in self._parameters():
             parameter.requires_grad_(True)
-        batches = [update.batch for update, _ in updates]
-        features = _stacked([batch.features for batch in batches]).to(place())
-        lengths = _stacked([batch.lengths for batch in batches]).to(place())
+        spoken = Minibatches(
+            _stacked([update.batch.features for update, _ in updates]).to(place()),
+            _stacked([update.batch.lengths for update, _ in updates]).to(place()),
+            [reference for update, _ in updates for reference in update.references],
+        )
         masks = [
             _stacked(layer).to(place()) for layer in zip(*(m for _, m in updates), strict=True)
         ]
         with autocast(self._settings.precision):
-            logits, frames = self._stack(self._tensors, features, lengths, True, masks)
-        there = lengths > 0
-        references = [reference for update, _ in updates for reference in update.references]
-        losses = ctc.loss(logits[there], frames[there], references)
-        owners = there.nonzero()[:, 0]
-        weights = 1 / there.sum(1).to(losses.dtype)
-        return losses, weights[owners], owners
+            losses = self._criterion(self._tensors, spoken, masks)
+        weights = 1 / spoken.there.sum(1).to(losses.dtype)
+        return losses, weights[spoken.owners], spoken.owners
 
     @torch.no_grad()
     def _step(

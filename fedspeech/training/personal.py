@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from fedspeech.config.training import PersonalSettings
-from fedspeech.errors import CorpusError, ModelError
+from fedspeech.errors import CorpusError
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import Tensors, state
@@ -68,11 +68,8 @@ def fine_tune_together(
 ) -> list[FineTuned | None]:
     """`fine_tune` for many speakers as one stack, equal but for rounding.
 
-    None for who has nothing to train on. Raises ModelError where the architecture cannot be
-    stacked.
+    None for who has nothing to train on.
     """
-    if (stack := description.stack()) is None:
-        raise ModelError(f"model {description.name} cannot be stacked; set engine.cohort = 1")
     found: list[FineTuned | None] = [None] * len(tunings)
     courses: dict[int, Course] = {}
     for number, each in enumerate(tunings):
@@ -81,7 +78,7 @@ def fine_tune_together(
     if courses:
         starts = [tunings[number].start for number in courses]
         trained = [name for name, _ in description.module(starts[0]).named_parameters()]
-        cohort = Cohort(stack, trained, starts, list(courses.values()))
+        cohort = Cohort(description.stack(), trained, starts, list(courses.values()))
         for number, model, member in zip(courses, cohort.run(), cohort.members, strict=True):
             skipped = len(tunings[number].utterances) - len(courses[number].utterances)
             found[number] = FineTuned(model, member.losses, skipped)

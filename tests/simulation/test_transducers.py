@@ -1,4 +1,4 @@
-"""A whole run with a transducer where all other runs have a TDNN."""
+"""A whole run with a transducer in cohorts of two, where all other runs have a TDNN."""
 
 import math
 
@@ -20,6 +20,7 @@ def test_rules_races_diffs_and_a_flower_strategy(corpus, tmp_path):
         features={"kind": "log-mel", "dimension": 64},
         federation=FEDERATION,
         budget={"personal": "10x"},
+        engine={"cohort": 2},
     )
     run = simulate(asked, tmp_path / "run")
     found = results(run)

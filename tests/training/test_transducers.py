@@ -11,7 +11,7 @@ from fedspeech.config.model import FeatureSettings, UnitSettings
 from fedspeech.config.training import Optimization, PersonalSettings
 from fedspeech.diff.learned_hash import HashDiff
 from fedspeech.diff.learned_sparse import CubicSchedule, SparseDiff
-from fedspeech.errors import CorpusError, ModelError
+from fedspeech.errors import CorpusError
 from fedspeech.models.description import ModelDescription
 from fedspeech.tensors import distance, sha256, state
 from fedspeech.training import generic as generic_training
@@ -115,10 +115,23 @@ def test_utterances_for_g_that_do_not_fit_are_counted(description, spoken, caplo
     assert "G skips 1 utterances: they have too many units for their length" in caplog.text
 
 
-def test_many_speakers_do_not_make_a_stack_which_is_told(description, generic, mine):
-    assert description.stack() is None
-    with pytest.raises(ModelError, match=r"rnnt-tiny cannot be stacked; set engine\.cohort = 1"):
-        fine_tune_together(description, SETTINGS, [Tuning(generic, mine, NAME)])
+def test_many_speakers_are_fine_tuned_together_as_each_is_alone(description, generic, spoken):
+    settings = SETTINGS.model_copy(update={"precision": "fp32"})
+    speakers = ["t00", "t01"]
+    said = [[u for u in spoken if u.speaker == speaker] for speaker in speakers]
+    said[1] = [chatty(said[1][0]), *said[1][1:]]
+    said.append([dataclasses.replace(spoken[0], text="nobody spells this")])
+    tunings = [
+        Tuning(generic, own, (0, 1, f"s{number}", "personalize")) for number, own in enumerate(said)
+    ]
+    *found, nobody = fine_tune_together(description, settings, tunings)
+    assert nobody is None
+    for ours, each in zip(found, tunings[:-1], strict=True):
+        alone = fine_tune(generic, description, settings, each.utterances, each.name)
+        assert ours.skipped == alone.skipped
+        assert ours.losses == pytest.approx(alone.losses, rel=1e-4)
+        apart = distance(ours.model, alone.model)
+        assert apart < 0.02 * distance(alone.model, generic)
 
 
 def test_a_mix_lies_between_its_models_and_is_judged_as_any_model(description, generic, mine):

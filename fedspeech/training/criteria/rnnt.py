@@ -46,7 +46,8 @@ def loss(
     0 where there is no step. A batch whose lattice (steps by units by vocabulary) is too large for
     the memory is split.
     """
-    return in_parts(partial(_loss, model), most_cells(model, 3), [encoded], lengths, references)
+    lattice = partial(_loss, model, references)
+    return in_parts(lattice, most_cells(model, 3), [encoded], lengths, references)
 
 
 def in_parts(
@@ -58,7 +59,7 @@ def in_parts(
 ) -> torch.Tensor:
     """Losses (batch,) of a lattice, in parts of at most `most` cells.
 
-    `heard` are one or more tensors (batch, steps, joint); `lattice` takes the references and the
+    `heard` are one or more tensors (batch, steps, joint); `lattice` takes the numbers and the
     lengths of some utterances, with what was heard of them, the longest at full length. The loss is
     0 where there is no step.
     """
@@ -73,7 +74,7 @@ def in_parts(
         _say_too_large(losses.device.type)
     for part in parts:
         chosen = torch.tensor(part, device=losses.device)
-        own = partial(lattice, [references[i] for i in part], lengths[chosen])
+        own = partial(lattice, part, lengths[chosen])
         cut = [one[chosen, : int(lengths[chosen].max())] for one in heard]
         # A part of a split batch keeps no lattice: it is computed again for the gradient.
         found = checkpoint(own, *cut, use_reentrant=False) if len(parts) > 1 else own(*cut)
@@ -114,9 +115,13 @@ class Spelled(NamedTuple):
 
 
 def _loss(
-    model: RNNT, references: Sequence[Sequence[int]], lengths: torch.Tensor, encoded: torch.Tensor
+    model: RNNT,
+    references: Sequence[Sequence[int]],
+    part: Sequence[int],
+    lengths: torch.Tensor,
+    encoded: torch.Tensor,
 ) -> torch.Tensor:
-    spelled = Spelled.of(references, encoded.device)
+    spelled = Spelled.of([references[i] for i in part], encoded.device)
     predicted, _ = model.predict(spelled.begun)
     return of_logits(model.join(encoded[:, :, None], predicted[:, None]), lengths, spelled)
 

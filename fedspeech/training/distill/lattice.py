@@ -36,7 +36,7 @@ def loss(
     summed over the cells of an utterance's lattice. Both are 0 where there is no step; a batch
     whose lattice is too large for the memory is split.
     """
-    lattice = partial(_loss, student, teacher, alpha)
+    lattice = partial(_loss, student, teacher, alpha, references)
     most = rnnt.most_cells(student, 4)
     return rnnt.in_parts(lattice, most, heard, lengths, references)
 
@@ -46,11 +46,12 @@ def _loss(
     teacher: RNNT,
     alpha: float,
     references: Sequence[Sequence[int]],
+    part: Sequence[int],
     lengths: torch.Tensor,
     encoded: torch.Tensor,
     taught: torch.Tensor,
 ) -> torch.Tensor:
-    spelled = Spelled.of(references, encoded.device)
+    spelled = Spelled.of([references[i] for i in part], encoded.device)
     predicted, _ = student.predict(spelled.begun)
     logits = student.join(encoded[:, :, None], predicted[:, None]).float()
     following = _following(spelled)
