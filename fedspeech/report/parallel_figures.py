@@ -1,12 +1,13 @@
 """The figures of a run of kind `data-parallel`."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from fedspeech.report.canvas import Plot
 from fedspeech.report.parallel_results import Cell, Epoch, ParallelResults, Row, Went
 from fedspeech.report.parallel_tables import SAMPLED, SIMULATED, per_learner
-from fedspeech.report.shapes import Line, Rate, lines, rates, stacked
+from fedspeech.report.shapes import Line, Rate, lines, panels, rates, stacked
 
 MEASURED = "measured"
 MANY = f"Seconds of an epoch ({SIMULATED})"
@@ -36,12 +37,15 @@ def errors(results: ParallelResults) -> Plot:
 
 
 def loss_by_epoch(results: ParallelResults) -> Plot | None:
-    """Loss against epoch, of one learner and of the most learners of each method."""
-    found = [
-        Line(row.label, range(1, len(row.losses) + 1), row.losses, place)
-        for place, row in enumerate(_most(results))
-        if row.losses
-    ]
+    """Loss against epoch, of one learner and of each method."""
+    found = {
+        title: [
+            Line(name, range(1, len(row.losses) + 1), row.losses, place)
+            for row, name, place in some
+            if row.losses
+        ]
+        for title, some in _panels(results).items()
+    }
     caption = (
         "The mean loss of a training utterance in nats while it was learned, over all seeds with "
         "which the training did not diverge."
@@ -67,7 +71,7 @@ def consensus(results: ParallelResults, went: Went) -> Plot | None:
         f"{SAMPLED}; without the last epoch, after which some methods make learners alike. With "
         f"seed {results.seed}."
     )
-    apart = [line for line in found if any(line.y)]
+    apart = {title: [line for line in some if any(line.y)] for title, some in found.items()}
     return _some(apart, ("seconds", "distance"), "consensus", caption, "")
 
 
@@ -89,7 +93,7 @@ def speed_up(results: ParallelResults, went: Went) -> Plot | None:
         "there are more learners than processors, they share them."
     )
     axes = ("learners", "speed-up")
-    return _some([*found, ideal] if found else [], axes, "speed-up", caption, "")
+    return lines([*found, ideal], axes, "speed-up", caption) if found else None
 
 
 def seconds(results: ParallelResults, went: Went) -> Plot | None:
@@ -143,10 +147,23 @@ def many(results: ParallelResults, went: Went) -> Plot | None:
     return lines(curves, ("learners", f"seconds ({SIMULATED})"), "many", caption, log="xy")
 
 
-def _most(results: ParallelResults) -> list[Row]:
-    """One learner, and of each method the row with the most learners."""
-    one = [results.one] if results.one else []
-    return [*one, *(rows[-1] for rows in _by_way(results).values())]
+class Placed(NamedTuple):
+    """A row, and what its line is called and looks like."""
+
+    row: Row
+    name: str
+    place: int
+
+
+def _panels(results: ParallelResults) -> dict[str, list[Placed]]:
+    """By the number of learners: one learner, and all methods with so many at the base batch."""
+    one = [Placed(results.one, results.one.label, 0)] if results.one else []
+    found: dict[str, list[Placed]] = {}
+    for place, rows in enumerate(_by_way(results).values(), 1):
+        for row in rows:
+            some = found.setdefault(f"{row.learners} learners", [*one])
+            some.append(Placed(row, row.way, place))
+    return found or {"": one}
 
 
 def _by_way(results: ParallelResults) -> dict[str, list[Row]]:
@@ -163,13 +180,15 @@ def _over_time(
     went: Went,
     value: Callable[[Epoch], float],
     of: Callable[[Cell], Sequence[Epoch]] = lambda cell: cell.epochs,
-) -> list[Line]:
-    found = []
-    for place, row in enumerate(_most(results)):
-        for cell in _of_seed(went.of(row), results.seed):
-            epochs = of(cell)
-            passed = list(itertools.accumulate(epoch.seconds for epoch in epochs))
-            found.append(Line(row.label, passed, [value(e) for e in epochs], place))
+) -> dict[str, list[Line]]:
+    found: dict[str, list[Line]] = {}
+    for title, some in _panels(results).items():
+        for row, name, place in some:
+            for cell in _of_seed(went.of(row), results.seed):
+                epochs = of(cell)
+                passed = list(itertools.accumulate(epoch.seconds for epoch in epochs))
+                line = Line(name, passed, [value(epoch) for epoch in epochs], place)
+                found.setdefault(title, []).append(line)
     return found
 
 
@@ -178,6 +197,11 @@ def _of_seed(cells: Iterable[Cell], seed: int) -> list[Cell]:
 
 
 def _some(
-    found: Sequence[Line], labels: tuple[str, str], name: str, caption: str, log: str
+    found: Mapping[str, Sequence[Line]],
+    labels: tuple[str, str],
+    name: str,
+    caption: str,
+    log: str,
 ) -> Plot | None:
-    return lines(found, labels, name, caption, log) if found else None
+    there = {title: some for title, some in found.items() if some}
+    return panels(there, labels, name, caption, log) if there else None

@@ -1,6 +1,6 @@
 """Shapes that figures of several kinds of run have: rows with intervals, lines, stacked bars."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.ticker import MaxNLocator
@@ -11,6 +11,8 @@ COLORS = ("ink", "mean", "kbest", "dendrogram", "random", "other-1", "other-2", 
 STYLES = ("-", "--", ":")
 ROW = 26
 """Units of height for one row."""
+PANEL = 180
+"""The same for the axes of some lines."""
 
 
 class Rate(NamedTuple):
@@ -56,31 +58,54 @@ def lines(
     found: Sequence[Line], labels: tuple[str, str], name: str, caption: str, log: str = ""
 ) -> Plot:
     """Lines over common axes with these `labels`; those that `log` names are logarithmic."""
-    with drawing(250 + 7 * len(found)) as figure:
-        axes = figure.subplots()
-        for line in found:
-            style = STYLES[line.place // len(COLORS) % len(STYLES)]
-            axes.plot(
-                line.x,
-                line.y,
-                linestyle=style if line.style is None else line.style,
-                marker=line.marker,
-                markersize=5,
-                color=color(COLORS[line.place % len(COLORS)]),
-                label=line.name or "_nolegend_",
-            )
-            for x, ends in zip(line.x, line.ranges, strict=False):
-                shade = color(COLORS[line.place % len(COLORS)])
-                axes.plot([x, x], ends, color=shade, linewidth=1, alpha=0.5)
-        axes.set(xlabel=labels[0], ylabel=labels[1])
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if points := sorted({x for line in found if line.ranges for x in line.x}):
-            axes.set_xticks(points, [f"{x:.3g}" for x in points])
-        for letter in log:
-            _log(axes, letter)
-        axes.grid(axis="y")
+    return panels({"": found}, labels, name, caption, log)
+
+
+def panels(
+    found: Mapping[str, Sequence[Line]],
+    labels: tuple[str, str],
+    name: str,
+    caption: str,
+    log: str = "",
+) -> Plot:
+    """Lines as in `lines`, by the title of their axes: one above the other, with the same scales.
+
+    What has one name in several of them is in the legend once.
+    """
+    with drawing(70 + PANEL * len(found) + 7 * max(map(len, found.values()))) as figure:
+        every = figure.subplots(len(found), sharex=True, sharey=True, squeeze=False)[:, 0]
+        told: set[str] = set()
+        for axes, (title, some) in zip(every, found.items(), strict=True):
+            for line in some:
+                _draw(axes, line, told)
+            axes.set(title=title, ylabel=labels[1])
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            if points := sorted({x for line in some if line.ranges for x in line.x}):
+                axes.set_xticks(points, [f"{x:.3g}" for x in points])
+            for letter in log:
+                _log(axes, letter)
+            axes.grid(axis="y")
+        every[-1].set_xlabel(labels[0])
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return plot(figure, name, caption)
+
+
+def _draw(axes: Any, line: Line, told: set[str]) -> None:
+    """One line; `told` has the names that are in the legend."""
+    style = STYLES[line.place // len(COLORS) % len(STYLES)]
+    shade = color(COLORS[line.place % len(COLORS)])
+    axes.plot(
+        line.x,
+        line.y,
+        linestyle=style if line.style is None else line.style,
+        marker=line.marker,
+        markersize=5,
+        color=shade,
+        label="_nolegend_" if line.name in {"", *told} else line.name,
+    )
+    told.add(line.name)
+    for x, ends in zip(line.x, line.ranges, strict=False):
+        axes.plot([x, x], ends, color=shade, linewidth=1, alpha=0.5)
 
 
 def stacked(

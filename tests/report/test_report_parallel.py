@@ -164,6 +164,19 @@ def test_the_figures_say_what_is_simulated(results, timing):
     assert points(found.svg) == ["ink", "mean", "ink"]
 
 
+def test_losses_of_each_method_are_drawn_with_every_number_of_learners(results, times):
+    for found in (
+        parallel_figures.loss_by_epoch(results),
+        parallel_figures.loss_by_time(results, times),
+    ):
+        assert all(found.svg.count(f">{number} learners<") == 1 for number in (2, 4))
+        names = ["one learner", "allreduce", "ad-psgd &lt;random&gt;"]
+        assert [found.svg.count(f">{name}<") for name in names] == [1, 1, 1]
+        # One learner in both panels and the legend; two learners have one method of the two.
+        colors = [found.svg.count(f"stroke: var(--{color})") for color in ("ink", "mean", "kbest")]
+        assert colors == [3, 3, 2]
+
+
 def test_only_what_leaves_learners_apart_has_a_consensus(results, times):
     found = parallel_figures.consensus(results, times)
     assert "ad-psgd" in found.svg and "allreduce" not in found.svg
