@@ -44,6 +44,7 @@ BENCHMARKS = {
     )
 }
 """Modules by name: `rows`, `FULL` and `QUICK` plans, `LIMIT` in seconds, `PANELS`."""
+INTERRUPTED = 130
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
@@ -121,6 +122,9 @@ def run(names: Sequence[str], quick: bool, report: Report, scratch: Path) -> lis
             child.close()
         except Failed as reason:
             one["rows"].append({"table": name, "failed": str(reason)})
+        except KeyboardInterrupt:
+            child.kill()
+            raise
         one["seconds"] = round(child.age, 1)
         report.write()
         report.show()
@@ -153,7 +157,7 @@ def about_machine() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; 1 where a benchmark failed as a whole."""
+    """The command; 1 where a benchmark failed as a whole, 130 where it was interrupted."""
     parser = argparse.ArgumentParser("python -m experiments.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument("--quick", action="store_true", help="smaller cases, for development")
@@ -167,5 +171,10 @@ def main(arguments: Sequence[str]) -> int:
     shutil.rmtree(scratch, ignore_errors=True)
     folder = RUNS / "quick" if asked.quick else HERE
     command = " ".join(["python -m experiments.benchmarks", *arguments])
-    rows = run(asked.names or list(BENCHMARKS), asked.quick, Report(folder, command, 0), scratch)
+    names = asked.names or list(BENCHMARKS)
+    try:
+        rows = run(names, asked.quick, Report(folder, command, 0), scratch)
+    except KeyboardInterrupt:
+        say("interrupted: what has finished is written")
+        return INTERRUPTED
     return int(any(row["table"] in BENCHMARKS for row in rows))

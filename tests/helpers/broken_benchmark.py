@@ -6,7 +6,7 @@ import time
 from experiments.benchmarks.figure import Panel
 
 PANELS = (Panel("half", "x", "y", ("name",)),)
-LIMIT = 20.0
+LIMIT = 120.0
 FULL, QUICK = "raise", "die"
 
 

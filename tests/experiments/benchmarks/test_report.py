@@ -1,6 +1,7 @@
 """Running benchmarks: what they found is kept and shown, whatever becomes of them."""
 
 import json
+import os
 from pathlib import Path
 
 import broken_benchmark
@@ -39,6 +40,34 @@ def test_what_was_measured_before_a_benchmark_failed_is_kept(report, quick, reas
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
     assert "half" in (report.folder / "results.svg").read_text()
     assert not (report.folder / "scratch" / "broken").exists()
+
+
+SLEEPS = """
+import time
+LIMIT, PANELS, QUICK = 60.0, (), None
+def rows(setting, plan):
+    yield {"table": "t", "x": 1}
+    time.sleep(60)
+"""
+
+
+def test_one_that_is_interrupted_leaves_no_process(report, monkeypatch, capsys):
+    (report.folder / "sleeping_benchmark.py").write_text(SLEEPS)
+    monkeypatch.syspath_prepend(report.folder)
+    monkeypatch.setitem(command.BENCHMARKS, "sleeping", "sleeping_benchmark")
+    started: list[harness.Child] = []
+    monkeypatch.setattr(
+        command, "Child", lambda *given: [started.append(harness.Child(*given)), started[-1]][1]
+    )
+
+    def interrupt(report):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.Report, "write", interrupt)
+    assert command.main(["sleeping", "--quick"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0].pid, 0)
 
 
 def test_other_benchmarks_of_the_same_machine_stay(report):
