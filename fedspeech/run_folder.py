@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedspeech import config as configuration
-from fedspeech.accelerator import trains_on_gpu
+from fedspeech.accelerator import computes_in_bf16, place, trains_on_gpu
 from fedspeech.config import Experiment
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import FedSpeechError, RunError
@@ -157,6 +157,7 @@ class RunFolder:
                 f"{self.path}: that run had other settings; it cannot be resumed with these:\n"
                 + "\n".join(differing)
             )
+        self._check_computes_alike(there, here)
 
     def _check_same_speakers(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         """Owners of boxes are no speakers of the corpus: what one has finished is not another's."""
@@ -169,6 +170,20 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: that run is {before}, it cannot be resumed {now}; go on with it "
                 "as it began, or choose another folder (--out)"
+            )
+
+    def _check_computes_alike(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        """Another device would go on to other numbers, and so would bfloat16."""
+        # G, too, is trained in this process, wherever clients are.
+        in_sight = any(map(_trains_in_sight, (there, here))) or self.checkpoint.exists()
+        if not (in_sight and self.environment.exists()):
+            return
+        _, before = self._began_with()
+        now = _computes(here)
+        if before not in (None, now):
+            raise RunError(
+                f"{self.path}: that run computes {before}, here it would {now}; go on with it on a "
+                "machine like the one where it began, or choose another folder (--out)"
             )
 
     def close(self) -> None:
@@ -195,28 +210,55 @@ class RunFolder:
         """
         if self.environment.exists():
             self._check_corpus(corpus_fingerprint)
+        settings = tomllib.loads(self.config.read_text(encoding="utf-8"))
         self.write_json(
             self.environment.name,
             {
                 "versions": {"python": platform.python_version(), **_versions()},
                 "seed": seed,
                 "git": _git_state(),
-                "machine": {"system": platform.platform(), "processor": processor()},
+                "machine": {
+                    "system": platform.platform(),
+                    "processor": processor(),
+                    "computes": _computes(settings),
+                },
                 "corpus": corpus_fingerprint,
                 "command": sys.argv[1:],
             },
         )
 
     def _check_corpus(self, fingerprint: str) -> None:
-        try:
-            before = str(json.loads(self.environment.read_text(encoding="utf-8"))["corpus"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.environment}: damaged, cannot be resumed: {error!r}") from None
+        before, _ = self._began_with()
         if before != fingerprint:
             raise RunError(
                 f"{self.path}: the corpus is not the one that this run began with "
                 f"(fingerprint {before[:12]} there, {fingerprint[:12]} here)"
             )
+
+    def _began_with(self) -> tuple[str, str | None]:
+        """The corpus of the run that is resumed, and how it computes, which older ones do not say.
+
+        Raises RunError where environment.json is damaged.
+        """
+        try:
+            there = json.loads(self.environment.read_text(encoding="utf-8"))
+            return str(there["corpus"]), there.get("machine", {}).get("computes")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{self.environment}: damaged, cannot be resumed: {error!r}") from None
+
+
+def _trains_in_sight(settings: Mapping[str, Any]) -> bool:
+    """Whether what trains sees the GPUs that this process sees: Ray's workers need not."""
+    engine = settings.get("engine", {})
+    return "gpus_per_worker" not in engine or engine.get("grid") == "in-process"
+
+
+def _computes(settings: Mapping[str, Any]) -> str:
+    """Where models of this process compute, and in what: `on cuda in bf16`."""
+    sections = [each for each in settings.values() if isinstance(each, dict)]
+    asked = {each["precision"] for each in sections if "precision" in each}
+    kinds = {"bf16" if computes_in_bf16(precision) else "fp32" for precision in asked}
+    return f"on {place().type} in {' and '.join(sorted(kinds))}"
 
 
 def _versions() -> dict[str, str]:

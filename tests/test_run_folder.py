@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedspeech.config import Config, DataParallelConfig, dump
+from fedspeech.config import (
+    Config,
+    DataParallelConfig,
+    DistillationConfig,
+    Experiment,
+    NeuralDiffConfig,
+    dump,
+)
 from fedspeech.errors import RunError
 from fedspeech.run_folder import RunFolder, cache_folder
 
@@ -29,7 +36,7 @@ def run(tmp_path):
     found.close()
 
 
-def reopened(run: RunFolder, settings: Config | DataParallelConfig, resume: bool) -> RunFolder:
+def reopened(run: RunFolder, settings: Experiment, resume: bool) -> RunFolder:
     run.close()
     other = RunFolder(run.path)
     other.open(settings, resume)
@@ -158,6 +165,81 @@ def test_from_a_processor_to_a_gpu_the_run_may_not_move(run, monkeypatch, gpu, e
     with pytest.raises(RunError) as caught:
         reopened(run, other, resume=True)
     assert str(caught.value).splitlines()[1:] == told
+
+
+def machine(monkeypatch, gpu: bool, bf16: bool) -> None:
+    """From now on this one has a GPU or none, and computes in bfloat16 or does not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+
+
+def begun(folder: Path, settings: Experiment) -> RunFolder:
+    run = RunFolder(folder / "trainings")
+    run.open(settings, resume=False)
+    run.write_environment(0, "abc")
+    return run
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DistillationConfig(),
+        NeuralDiffConfig.model_validate({"recognition": {}}),
+        changed(engine={"grid": "in-process"}),
+    ],
+    ids=lambda settings: settings.kind,
+)
+@pytest.mark.parametrize(
+    ("began", "goes_on", "told"),
+    [
+        ((False, False), (True, False), "on cpu in fp32, here it would on cuda in fp32"),
+        ((True, True), (False, True), "on cuda in bf16, here it would on cpu in bf16"),
+        ((False, True), (False, False), "on cpu in bf16, here it would on cpu in fp32"),
+    ],
+)
+def test_a_training_goes_on_where_it_computes_alike(
+    tmp_path, monkeypatch, settings, began, goes_on, told
+):
+    machine(monkeypatch, *began)
+    run = begun(tmp_path, settings)
+    before = run.environment.read_bytes()
+    machine(monkeypatch, *goes_on)
+    with pytest.raises(RunError, match=f"trainings: that run computes {told}; go on with it on a"):
+        reopened(run, settings, resume=True)
+    assert run.environment.read_bytes() == before
+    machine(monkeypatch, *began)
+    reopened(run, settings, resume=True).close()
+
+
+def test_what_a_machine_could_compute_in_is_nothing_to_settings_that_say_it(tmp_path, monkeypatch):
+    machine(monkeypatch, gpu=False, bf16=True)
+    settings = DistillationConfig.model_validate({"training": {"precision": "fp32"}})
+    run = begun(tmp_path, settings)
+    machine(monkeypatch, gpu=False, bf16=False)
+    reopened(run, settings, resume=True).close()
+
+
+def test_a_run_that_has_not_kept_how_it_computes_goes_on_and_keeps_it(tmp_path, monkeypatch):
+    machine(monkeypatch, gpu=False, bf16=False)
+    run = begun(tmp_path, DistillationConfig())
+    there = json.loads(run.environment.read_text(encoding="utf-8"))
+    del there["machine"]["computes"]
+    run.environment.write_text(json.dumps(there), encoding="utf-8")
+    machine(monkeypatch, gpu=True, bf16=False)
+    again = reopened(run, DistillationConfig(), resume=True)
+    again.write_environment(0, "abc")
+    machine(monkeypatch, gpu=False, bf16=False)
+    with pytest.raises(RunError, match="on cuda in fp32, here it would on cpu in fp32"):
+        reopened(again, DistillationConfig(), resume=True)
+
+
+def test_beside_rays_workers_it_is_g_alone_that_is_trained_here(run, monkeypatch):
+    machine(monkeypatch, gpu=True, bf16=False)
+    reopened(run, SETTINGS, resume=True).close()
+    run.checkpoint.write_bytes(b"G as far as it is")
+    with pytest.raises(RunError, match="here it would on cuda in fp32"):
+        reopened(run, SETTINGS, resume=True)
 
 
 def test_another_share_of_a_gpu_is_free(run):
