@@ -1,5 +1,6 @@
 """Run a distillation: every cell once, on some processes; the results, and the new generation 0."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -7,12 +8,14 @@ from fedspeech import corpus, tensors
 from fedspeech.config.distillation import TEACHER, DistillationConfig
 from fedspeech.corpus import statistics
 from fedspeech.errors import DivergedError, RunError
-from fedspeech.run_folder import RunFolder, cache_folder
+from fedspeech.run_folder import RunFolder, cache_folder, read_json
 from fedspeech.training.distill import results
 from fedspeech.training.distill.cells import plan, shipped
 from fedspeech.training.distill.task import Task, check, given
 from fedspeech.training.distill.worker import bench, file
 from fedspeech.training.pool import opened
+
+log = logging.getLogger("fedspeech")
 
 
 def launch(asked: DistillationConfig, folder: Path, resume: bool) -> None:
@@ -71,9 +74,18 @@ def _task(settings: DistillationConfig, run: RunFolder) -> Task:
 
 
 def _ship(settings: DistillationConfig, task: Task, run: RunFolder) -> None:
-    """Write the student as a generation 0, as every run of a federation takes it."""
-    if (cell := shipped(settings)) is None:
-        return
-    path = run.models / "generic.safetensors"
-    task.student.write(path.with_suffix(".json"))
-    tensors.write(path, tensors.read(file(run.path, cell)))
+    """Write the student as a generation 0, as every run of a federation takes it; say so where it
+    is not the one that was there, by other rows.
+    """
+    path, cell = run.models / "generic.safetensors", shipped(settings)
+    before = read_json(run.results)["shipped"] if run.results.exists() else None
+    if cell is None:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
+    else:
+        task.student.write(path.with_suffix(".json"))
+        tensors.write(path, tensors.read(file(run.path, cell)))
+    now = None if cell is None else cell.row
+    if before not in (None, now):
+        became = "is removed: no student is in rows" if now is None else f"is now that of {now}"
+        log.warning("%s was the student of %s, and %s", path, before, became)

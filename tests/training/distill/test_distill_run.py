@@ -147,6 +147,30 @@ def test_all_seeds_have_the_teacher_that_the_run_began_with(
         assert sha256(taken) == sha256(read(first)) != sha256(read(other))
 
 
+def test_by_other_rows_another_student_is_generation_0_or_none_and_it_is_said(
+    whole, file, environment, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("FEDSPEECH_CACHE", environment["FEDSPEECH_CACHE"])
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    path = out / "models" / "generic.safetensors"
+
+    def go_on(*rows: str) -> None:
+        again = ["distill", str(file), "--out", str(out), "--resume", f"--set=rows={list(rows)}"]
+        done = CliRunner().invoke(app, again)
+        assert done.exit_code == 0, done.output
+
+    with caplog.at_level("WARNING", logger="fedspeech"):
+        for _ in range(2):
+            go_on("teacher", "student", "kd")
+            assert sha256(read(path)) == sha256(read(path.with_name("seed-0.kd.safetensors")))
+        go_on("teacher")
+    assert not path.exists() and not path.with_suffix(".json").exists()
+    assert caplog.messages == [
+        f"{path} was the student of lcmr, and is now that of kd",
+        f"{path} was the student of kd, and is removed: no student is in rows",
+    ]
+
+
 def test_what_is_no_distillation_is_told(tmp_path):
     path = tmp_path / "other.toml"
     path.write_text('name = "other"\n')
