@@ -31,13 +31,14 @@ def cut(teacher: RNNT, student: RNNT, settings: ModuleSettings) -> dict[Network,
 
 
 def _cut(network: Network, teacher: RNNT, student: RNNT, counts: Cut) -> list[Module]:
-    sides = [
-        _parts(f"modules.{network}.{name}", model.layers(network), layers)
-        for name, model, layers in (
-            ("teacher", teacher, counts.teacher),
-            ("student", student, counts.student),
+    layers = teacher.layers(network), student.layers(network)
+    if (sum(counts.teacher), sum(counts.student)) != tuple(map(len, layers)):
+        raise ConfigError(
+            f"modules.{network}: expected all layers of both models, found "
+            f"{list(counts.teacher)} of {len(layers[0])} in the teacher and "
+            f"{list(counts.student)} of {len(layers[1])} in the student"
         )
-    ]
+    sides = map(_parts, layers, (counts.teacher, counts.student))
     modules = [Module(*pair) for pair in zip(*sides, strict=True)]
     for number, module in enumerate(modules, 1):
         theirs, ours = _sizes(module.teacher), _sizes(module.student)
@@ -50,14 +51,7 @@ def _cut(network: Network, teacher: RNNT, student: RNNT, counts: Cut) -> list[Mo
     return modules
 
 
-def _parts(
-    setting: str, layers: Sequence[nn.Module], counts: Sequence[int]
-) -> list[list[nn.Module]]:
-    if sum(counts) != len(layers):
-        raise ConfigError(
-            f"{setting}: the model has {len(layers)} layers, the modules "
-            f"{' + '.join(map(str, counts))} = {sum(counts)}"
-        )
+def _parts(layers: Sequence[nn.Module], counts: Sequence[int]) -> list[list[nn.Module]]:
     ends = [sum(counts[: number + 1]) for number in range(len(counts))]
     return [list(layers[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 

@@ -167,15 +167,16 @@ def test_as_many_modules_in_both_are_expected_and_both_are_shown():
     [
         (
             settings(((1, 3), (1, 2))),
-            r"modules\.encoder\.teacher: the model has 5 layers, the modules 1 \+ 3 = 4",
+            r"modules\.encoder: expected all layers of both models, found \[1, 3\] of 5 in the "
+            r"teacher and \[1, 2\] of 3 in the student",
         ),
         (
             settings(((1, 4), (1, 1))),
-            r"modules\.encoder\.student: the model has 3 layers, the modules 1 \+ 1 = 2",
+            r"found \[1, 4\] of 5 in the teacher and \[1, 1\] of 3 in the student",
         ),
         (
             settings(((1, 4), (1, 2)), ((1,), (1,))),
-            r"modules\.prediction\.teacher: the model has 2 layers, the modules 1 = 1",
+            r"modules\.prediction: .*\[1\] of 2 in the teacher and \[1\] of 1 in the student",
         ),
         (
             # Two steps are joined behind the first layer: the student's second one sees both.
