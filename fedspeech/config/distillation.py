@@ -115,6 +115,9 @@ class DistillationTraining(OneOfMany):
     """LAMB (You et al. 2020) is meant for large batches."""
     accumulated: Positive = 1
     """Minibatches whose gradients make one step; each counts alike, also an epoch's last one."""
+    buckets: Positive | None = None
+    """Utterances are cut by length into so many parts, and minibatches are drawn out of each; else
+    a minibatch has like lengths out of twenty minibatches that are drawn."""
 
 
 class DistillationConfig(Settings):

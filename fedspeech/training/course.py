@@ -6,7 +6,7 @@ One model in `loop.py` and many in `cohort.py` go through the same courses.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from fedspeech.seeding import Draws
 
 POOL_BATCHES = 20
 """Utterances are sorted by length among so many batches, then the batches are shuffled."""
+T = TypeVar("T")
 
 
 class Spelling(Protocol):
@@ -53,11 +54,13 @@ class Course:
         units: Spelling,
         utterances: Sequence[Utterance],
         name: tuple[int, int, str, str],
+        buckets: int | None = None,
     ) -> None:
+        """Minibatches are drawn out of so many buckets of lengths; without, out of pools."""
         self.settings = settings
         self.utterances = list(utterances)
         self.references = [units.encode(utterance.text) for utterance in utterances]
-        self._features, self._name = feature_settings, name
+        self._features, self._name, self._buckets = feature_settings, name, buckets
 
     @property
     def updates_per_epoch(self) -> int:
@@ -101,16 +104,33 @@ class Course:
     def batches(self) -> list[list[int]]:
         """The utterances of each minibatch of an epoch, by PyTorch's generator."""
         size = self.settings.batch_size
-        order = torch.randperm(len(self.utterances)).tolist()
-        pools = [
-            sorted(order[i : i + size * POOL_BATCHES], key=self._length)
-            for i in range(0, len(order), size * POOL_BATCHES)
-        ]
-        batches = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
-        return [batches[i] for i in torch.randperm(len(batches)).tolist()]
+        parts = self._pools() if self._buckets is None else self._shuffled(self._buckets)
+        batches = [part[i : i + size] for part in parts for i in range(0, len(part), size)]
+        return _drawn(batches)
+
+    def _pools(self) -> list[list[int]]:
+        """Utterances of any lengths, in each pool the shortest first."""
+        order = _drawn(range(len(self.utterances)))
+        size = self.settings.batch_size * POOL_BATCHES
+        return [sorted(order[i : i + size], key=self._length) for i in range(0, len(order), size)]
+
+    def _shuffled(self, buckets: int) -> list[list[int]]:
+        """Utterances of like length, in a drawn order. All parts but the last, the longest ones,
+        are whole minibatches.
+        """
+        order = sorted(range(len(self.utterances)), key=self._length)
+        size, count = self.settings.batch_size, self.updates_per_epoch
+        buckets = min(buckets, count)
+        ends = [count * i // buckets * size for i in range(buckets + 1)]
+        return [_drawn(order[start:end]) for start, end in itertools.pairwise(ends)]
 
     def _length(self, index: int) -> int:
         return len(self.utterances[index].log_mel[1.0])
+
+
+def _drawn(some: Sequence[T]) -> list[T]:
+    """All of them in an order by PyTorch's generator."""
+    return [some[i] for i in torch.randperm(len(some)).tolist()]
 
 
 def fitting(utterances: Sequence[Utterance], description: ModelDescription) -> list[Utterance]:

@@ -1,3 +1,4 @@
+import bisect
 import io
 import itertools
 import math
@@ -162,6 +163,38 @@ def test_every_utterance_comes_once_in_every_epoch(spoken):
         orders.append(list(model.seen))
     assert orders[0] != orders[1]
     assert [lengths[0] for lengths in orders[0]] != sorted(lengths[0] for lengths in orders[0])
+
+
+@pytest.mark.parametrize(
+    ("buckets", "ends"),
+    [
+        (1, [22]),
+        (3, [6, 15, 22]),  # two, three and three minibatches
+        (6, [3, 6, 12, 15, 18, 22]),
+        (50, [3, 6, 9, 12, 15, 18, 21, 22]),
+    ],
+)
+def test_minibatches_are_drawn_out_of_buckets_of_lengths(spoken, buckets, ends):
+    """22 utterances, the longest first; with three in a minibatch that are eight minibatches."""
+    norm = spoken[0].normalization
+    noise = [torch.randn(frames, 40) for frames in range(122, 100, -1)]
+    some = [features.Utterance(f"u{i}", "s", "ba", {1.0: x}, norm) for i, x in enumerate(noise)]
+    units = learn(["ba"], UnitSettings(kind="words"))
+    course = Course(optimization(batch_size=3), MFCC, units, some, NAME, buckets)
+    epochs = []
+    for number in range(2):
+        with course.draws(number).taken_up():
+            batches = course.batches()
+        assert sorted(itertools.chain(*batches)) == list(range(22))
+        assert sorted(map(len, batches)) == [1, *[3] * 7] and course.updates_per_epoch == 8
+        places = [[bisect.bisect(ends, 21 - i) for i in batch] for batch in batches]
+        assert all(len(set(of_batch)) == 1 for of_batch in places)
+        assert set(itertools.chain(*places)) == set(range(len(ends)))
+        assert places != sorted(places) or buckets == 1
+        epochs.append(batches)
+    assert epochs[0] != epochs[1]
+    same = [{frozenset(batch) for batch in batches} for batches in epochs]
+    assert (same[0] == same[1]) == (buckets > 8)
 
 
 def plain_loop(model: TDNN, loop: Loop, epochs: int) -> list[float]:

@@ -85,7 +85,7 @@ class Task:
         """
         about, name = self.student, (seed, 0, "", "distillation")
         training = self._settings.training
-        return Course(training, about.features, about.units, self._taught, name)
+        return Course(training, about.features, about.units, self._taught, name, training.buckets)
 
     def errors(self, model: torch.nn.Module) -> dict[str, Counts]:
         """Word errors by speaker."""

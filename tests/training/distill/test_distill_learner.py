@@ -113,6 +113,21 @@ def test_modules_follow_the_schedule_minibatch_by_minibatch(
     assert rates[0] == 0.5 and rates[-4:] != [1.0] * 4 and rates[-3:] == [1.0] * 3
 
 
+def test_minibatches_come_out_of_buckets_where_these_are_asked_for(settings, task):
+    """One bucket has any lengths; the pool of twenty minibatches has all speech, by length."""
+
+    def by_minibatch(**more: int) -> list[int]:
+        training = settings().training.model_dump(mode="json", exclude_none=True) | more
+        course = task(settings(training=training)).course(0)
+        with course.draws(0).taken_up():
+            batches = course.batches()
+        lengths = [[len(course.utterances[i].log_mel[1.0]) for i in batch] for batch in batches]
+        return [length for batch in sorted(map(sorted, lengths)) for length in batch]
+
+    assert by_minibatch() == sorted(by_minibatch())
+    assert by_minibatch(buckets=1) != sorted(by_minibatch())
+
+
 def test_students_begin_alike(found):
     assert sha256(state(found.model("kd", 0))) == sha256(state(found.model("lcmr", 0)))
     assert sha256(state(found.model("kd", 1))) != sha256(state(found.model("kd", 0)))
