@@ -164,6 +164,27 @@ def test_a_training_goes_on_where_it_was_interrupted(
     assert sha256(state(again.model)) == sha256(state(whole.model))
 
 
+@pytest.mark.parametrize("row", ["teacher", "student", "kd", "lcmr"])
+@pytest.mark.parametrize(
+    ("optimizer", "accumulated", "kind", "steps"),
+    [("adamw", 1, "AdamW", 5), ("lamb", 2, "Lamb", 3)],
+)
+def test_all_rows_learn_by_the_optimizer_and_in_the_steps_that_are_asked_for(
+    task, config, teacher, loops, tmp_path, row, optimizer, accumulated, kind, steps
+):
+    """36 utterances are five minibatches."""
+    asked = {"optimizer": optimizer, "accumulated": accumulated, "epochs": 1}
+    training = config.training.model_copy(update=asked)
+    config = config.model_copy(update={"training": training})
+    learn(task(config), config, row, teacher, tmp_path)
+    (loop,) = loops
+    assert type(loop.optimizer).__name__ == kind
+    taken: list[int] = []
+    loop.optimizer.register_step_post_hook(lambda *_: taken.append(1))
+    loop.epoch(0)
+    assert len(taken) == steps
+
+
 def test_rows_and_seeds_differ(found, config, teacher, tmp_path):
     models = {row: learn(found, config, row, teacher, tmp_path).model for row in ROWS}
     other = learner.learn(found, config, Cell(1, "lcmr", True), teacher, tmp_path / "other")
