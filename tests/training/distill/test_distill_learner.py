@@ -3,9 +3,12 @@
 import json
 from dataclasses import replace
 
+import jiwer
 import pytest
 import torch
 
+from fedspeech import features, seeding
+from fedspeech.decoding import beam
 from fedspeech.errors import ConfigError, CorpusError, ModelError, RunError
 from fedspeech.tensors import sha256, state, write
 from fedspeech.training import checkpoint
@@ -190,6 +193,26 @@ def test_rows_and_seeds_differ(found, config, teacher, tmp_path):
     other = learner.learn(found, config, Cell(1, "lcmr", True), teacher, tmp_path / "other")
     hashes = {sha256(state(model)) for model in [*models.values(), other.model]}
     assert len(hashes) == len(ROWS) + 1
+
+
+def test_a_model_is_judged_by_the_beam_that_is_asked_for(settings, task):
+    """Each utterance searched by itself, its errors counted by jiwer."""
+    found = task(settings(beam=4))
+    about = found.student
+    with seeding.scoped(0, 0, "", "talkative"):
+        model = about.empty().eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+    wanted = []
+    for utterance in found._test:
+        batch = features.batch([utterance], about.features)
+        (text,) = beam.decode(model, *model(batch.features, batch.lengths), about.units, width=4)
+        told = jiwer.process_words(utterance.text, text)
+        wanted.append(told.substitutions + told.deletions + told.insertions)
+    (counts,) = found.errors(model).values()
+    assert counts.errors.tolist() == wanted
+    (greedy,) = task(settings()).errors(model).values()
+    assert greedy.errors.tolist() != wanted
 
 
 def test_a_training_that_diverges_says_whose_it_is(found, config, teacher, tmp_path):
