@@ -1,23 +1,26 @@
 """A whole run: killed and resumed, with one worker and with two, and what comes of its student."""
 
+import itertools
 import json
 import shutil
 import signal
 import subprocess
 from pathlib import Path
 
+import federations
+import jiwer
+import numpy as np
 import pytest
 import tomli_w
 from commands import command, until
+from lhotse import CutSet
 from typer.testing import CliRunner
 
-from fedspeech import evaluation
+from fedspeech import evaluation, features
 from fedspeech.cli import app
-from fedspeech.config import Config
 from fedspeech.device.transcribe import open_recognizer
 from fedspeech.models import description
-from fedspeech.tensors import read, sha256
-from server import generic
+from fedspeech.tensors import distance, read, sha256, size
 
 MODELS = {
     "teacher": {"name": "rnnt-tiny-deep"},
@@ -82,21 +85,49 @@ def test_rates_are_those_of_the_models_that_it_wrote(whole, task, settings):
 
 
 def test_the_student_is_a_generation_0(whole, tones):
-    """A personalization takes it as G, and it transcribes."""
+    """It transcribes."""
     path = whole / "models" / "generic.safetensors"
     assert sha256(read(path)) == sha256(read(path.with_name("seed-0.lcmr.safetensors")))
-    about = description.read(path.with_suffix(".json"))
-    personalization = Config.model_validate(
-        {
-            "model": {"name": "rnnt-tiny-flat"},
-            "features": about.features.model_dump(),
-            "units": {"kind": "words"},
-            "generic": {"model": str(path)},
-        }
-    )
-    generic.check(personalization)
     (first, *_) = sorted((tones / "audio").glob("*.wav"))
     assert isinstance(open_recognizer(path).transcribe(first), str)
+
+
+def test_the_student_is_personalized_and_updated_like_any_model(
+    whole, tones, environment, tmp_path, monkeypatch
+):
+    """Of two speakers the mean of all others is the other's own model, judged here again."""
+    monkeypatch.setenv("FEDSPEECH_CACHE", environment["FEDSPEECH_CACHE"])
+    path = whole / "models" / "generic.safetensors"
+    about = description.read(path.with_suffix(".json"))
+    asked = federations.settings(
+        tones,
+        partition={"generic": 2, "train": {"field": "round", "values": [1]}},
+        model={"name": "rnnt-tiny-flat"},
+        features=about.features.model_dump(),
+        generic={"model": str(path)},
+        personal={"epochs": 30, "batch_size": 3, "learning_rate": 5e-3},
+        federation={"bases": ["mean"], "alphas": [0.0, 1.0]},
+    )
+    run = federations.simulate(asked, tmp_path / "run")
+    assert sha256(read(run / "models" / "generic.safetensors")) == sha256(read(path))
+    found, models = federations.results(run), sorted((run / "models" / "personal").iterdir())
+    rates = []
+    for model, other in itertools.permutations(models, 2):
+        cuts = CutSet.from_jsonl(run / "devices" / model.stem / "test.jsonl")
+        heard = features.prepare(list(cuts), about.features, (), tmp_path / "features")
+        told = evaluation.transcribe(about.module(read(other)), heard, about.features, about.units)
+        rates.append(100 * jiwer.wer([utterance.text for utterance in heard], told))
+    assert len(rates) == 2 and found["table"][0]["mean"] == pytest.approx(np.mean(rates))
+    assert found["personal"]["mean"] < found["table"][0]["mean"] < found["generic"]["mean"]
+    update, updated = tmp_path / "update.diff", tmp_path / "updated.safetensors"
+    make = ["diff", "make", str(path), str(models[0]), "--budget", "10x", "--out", str(update)]
+    apply = ["diff", "apply", str(path), str(update), "--out", str(updated)]
+    for arguments in (make, apply):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+    assert update.stat().st_size <= size(read(path)) / 10
+    personal = read(models[0])
+    assert distance(read(updated), personal) < 0.8 * distance(read(path), personal)
 
 
 def test_killed_and_resumed_with_one_worker_it_is_the_same_to_the_byte(
