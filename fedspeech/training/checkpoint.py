@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from fedspeech.accelerator import place
 from fedspeech.errors import RunError
 from fedspeech.tensors import write_whole
 from fedspeech.training.loop import Loop
@@ -80,7 +79,7 @@ def load(path: Path, loop: Loop, *names: str) -> list[Any] | None:
     if hashlib.sha256(saved).digest() != digest:
         raise RunError(f"{path}: damaged; without it the training begins anew")
     try:
-        content = torch.load(io.BytesIO(saved), map_location=place(), weights_only=True)
+        content = torch.load(io.BytesIO(saved), weights_only=True)
         more = [content[name] for name in names]
         loop.model.load_state_dict(content["model"])
         loop.optimizer.load_state_dict(content["optimizer"])
