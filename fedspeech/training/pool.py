@@ -8,15 +8,10 @@ to the byte whatever the number of workers and however often the run was interru
 import json
 import logging
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import connection, parent_process
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -26,17 +21,19 @@ import torch
 from fedspeech import accelerator
 from fedspeech.config.distillation import DistillationConfig
 from fedspeech.config.neural_diff import NeuralDiffConfig
-from fedspeech.errors import DivergedError, FedSpeechError, RunError
+from fedspeech.errors import DivergedError, FedSpeechError
 from fedspeech.progress import stage
 from fedspeech.run_folder import RunFolder, read_json
 from fedspeech.tensors import sha256_of_file, write_whole
 from fedspeech.training.spent import Spent
+from fedspeech.training.workers import working
 
 log = logging.getLogger("fedspeech")
 TELL_SECONDS = 1.0
 """Between two looks at how the trainings come on."""
 TRAININGS = "trainings"
 """The stage in which cells are finished."""
+DIED = "a worker died (killed, or out of memory); what is finished is kept: go on with --resume"
 FILES = "files"
 """In a finished cell's figures: the SHA-256 of every file of it, by its name under `models`."""
 Figures = dict[str, Any]
@@ -180,38 +177,26 @@ def _finished(
     waiting = [cell for cell in cells if cell not in done]
     ready: set[Cell] = set(done)
     running: set[Future[C]] = set()
-    context = multiprocessing.get_context("spawn")
-    told: SimpleQueue[str] = context.SimpleQueue()
-    with ProcessPoolExecutor(workers, context, _start, (run, make, told)) as pool:
-        try:
-            while True:
-                free = [c for c in waiting if c.base is None or c.base in ready]
-                for cell in free[: workers - len(running)]:
-                    waiting.remove(cell)
-                    running.add(pool.submit(_finish, cell))
-                if not running:
-                    break
-                finished, running = wait(running, TELL_SECONDS, FIRST_COMPLETED)
-                while not told.empty():
-                    tell(told.get())
-                for future in finished:
-                    try:
-                        cell = future.result()
-                    except DivergedError as error:
-                        diverged.append(error)
-                        continue
-                    ready.add(cell)
-                    yield cell
-        except BrokenProcessPool:
-            raise RunError(
-                "a worker died (killed, or out of memory); what is finished is kept: "
-                "go on with --resume"
-            ) from None
-        except BaseException:
-            # Nobody waits for the trainings of a run that is over.
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    told: SimpleQueue[str] = multiprocessing.get_context("spawn").SimpleQueue()
+    with working(min(workers, len(waiting)), DIED, _start, run, make, told) as pool:
+        while True:
+            free = [c for c in waiting if c.base is None or c.base in ready]
+            for cell in free[: workers - len(running)]:
+                waiting.remove(cell)
+                running.add(pool.submit(_finish, cell))
+            if not running:
+                break
+            finished, running = wait(running, TELL_SECONDS, FIRST_COMPLETED)
+            while not told.empty():
+                tell(told.get())
+            for future in finished:
+                try:
+                    cell = future.result()
+                except DivergedError as error:
+                    diverged.append(error)
+                    continue
+                ready.add(cell)
+                yield cell
     if diverged:
         lines = [*map(str, diverged), "all that did not need it is finished"]
         raise DivergedError("\n".join(lines))
@@ -237,10 +222,8 @@ def epoch_over(cell: Cell, epoch: int, epochs: int, loss: float) -> None:
 
 
 def _start(run: Path, make: Make, told: "SimpleQueue[str]") -> None:
-    """Make this process a worker: one thread, the speech read, gone when the run's process is."""
+    """Make this process a worker: one thread, the speech read."""
     global _run, _learn, _told
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_go_with_the_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         learn = make()
@@ -253,14 +236,6 @@ def _start(run: Path, make: Make, told: "SimpleQueue[str]") -> None:
 def _refuse(error: FedSpeechError, cell: Cell) -> Figures:
     """What finishes a cell where nothing can."""
     raise error
-
-
-def _go_with_the_parent() -> None:
-    """A killed run must not leave workers behind, which would train on for nobody."""
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _finish(cell: C) -> C:

@@ -4,6 +4,8 @@ A job runs in every process of a group at the same time. Everything is in double
 dropout and augmentation, by SGD, so that it can be computed again by hand.
 """
 
+import os
+import signal
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -265,3 +267,10 @@ def fails_beside(settings: Any, sizes: Any, rank: int, learners: int, port: int)
     if rank == learners - 1:
         raise RunError("this one has too little memory")
     Group(rank, learners, join(LOOPBACK, port)).wait_for_all("batches")
+
+
+def dies_beside(rank: int, port: int, piece: float) -> None:
+    """Of two that measure how fast they talk one is killed, and the other waits for it."""
+    if rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(300)

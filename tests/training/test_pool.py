@@ -1,5 +1,7 @@
 """The processes that finish trainings."""
 
+import os
+import signal
 from typing import NamedTuple
 
 import pytest
@@ -56,6 +58,15 @@ def test_a_cell_whose_memory_runs_out_is_named(tmp_path, name):
     told = rf"{name} does not fit the memory of its worker: fewer engine\.workers"
     with pytest.raises(RunError, match=told):
         list(pool._finished([Cell(name)], set(), 1, tmp_path, run_out, print))
+
+
+def is_killed():
+    return lambda cell: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_told(tmp_path):
+    with pytest.raises(RunError, match=r"^a worker died .*go on with --resume$"):
+        list(pool._finished([Cell("first")], set(), 1, tmp_path, is_killed, print))
 
 
 def refuse():

@@ -6,13 +6,10 @@ of them alone.
 """
 
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +20,6 @@ from torch._C._distributed_c10d import HashStore
 from fedspeech import corpus, machine
 from fedspeech.accelerator import within_memory
 from fedspeech.config.data_parallel import DataParallelConfig
-from fedspeech.errors import RunError
 from fedspeech.models.tdnn import MaskedBatchNorm
 from fedspeech.progress import stage
 from fedspeech.run_folder import cache_folder, read_json
@@ -36,6 +32,7 @@ from fedspeech.training.parallel.loopback import measured_link
 from fedspeech.training.parallel.simulated_world import Checkpoint, Link
 from fedspeech.training.parallel.task import Task
 from fedspeech.training.parallel.watch import Watch
+from fedspeech.training.workers import see_gpus, working
 
 STEPS, SECONDS = 24, 20.0
 """Batches that are measured at most, and for how long at most; at least two are."""
@@ -105,25 +102,18 @@ def side_by_side(
     They are processes that share nothing but the machine, with the threads of one learner each.
     Raises RunError where one of them dies.
     """
+    died = (
+        f"of {learners} learners whose batches were measured side by side one died; there may be "
+        "too little memory for them"
+    )
     store, port = serve()
-    with ProcessPoolExecutor(learners, get_context("spawn")) as pool:
+    with working(learners, died, see_gpus, True) as pool:
         each = [
             pool.submit(_beside, settings, sizes, rank, learners, port) for rank in range(learners)
         ]
-        try:
-            for learner in as_completed(each):
-                learner.result()  # of the first one that fails, which others may wait for
-            found = [learner.result() for learner in each]
-        except BrokenProcessPool:
-            raise RunError(
-                f"of {learners} learners whose batches were measured side by side one died; there "
-                "may be too little memory for them"
-            ) from None
-        except BaseException:
-            # The others wait for it.
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+        for learner in as_completed(each):
+            learner.result()  # of the first one that fails, which others may wait for
+        found = [learner.result() for learner in each]
     del store
     return {size: while_all([own[i] for own in found]) for i, size in enumerate(sizes)}
 

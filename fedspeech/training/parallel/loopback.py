@@ -4,8 +4,6 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from fedspeech.training.parallel.group import LOOPBACK, Group, Seat, form, join, serve
 from fedspeech.training.parallel.simulated_world import Link
 from fedspeech.training.parallel.watch import Watch
+from fedspeech.training.workers import see_gpus, working
 
 LARGE_BYTES = 16_000_000
 SMALL_TIMES, LARGE_TIMES = 200, 10
@@ -20,16 +19,18 @@ PIECE = 128
 """Rows and columns of the matrices that are multiplied between sums, in a part of a millisecond."""
 BUSY_SECONDS = 10.0
 LEAST_TIMES = 10
+DIED = "of two processes that measured how fast they talk to each other one died"
 
 
 def measured_link(piece: float) -> Link:
     """From what two processes take for sums of a small and of a large tensor.
 
     Small ones are also gathered, with `piece` seconds of computing before each: then it takes as
-    well until the other one is as far, and until a processor is free.
+    well until the other one is as far, and until a processor is free. Raises RunError where one of
+    them dies.
     """
     store, port = serve()
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+    with working(2, DIED, see_gpus, False) as pool:
         found = [pool.submit(_sums, rank, port, piece) for rank in range(2)]
         told = [each.result() for each in found]
     del store

@@ -1,13 +1,19 @@
 """Comparing the ways to train: which rows there are, what is made of them, what is simulated."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tomli_w
 import torch
-from learners import fails_beside
+from commands import until
+from learners import dies_beside, fails_beside
+from processes import left_running, marked, started_here
 from slow import slow
 from typer.testing import CliRunner
 
@@ -20,7 +26,7 @@ from fedspeech.errors import ConfigError, DivergedError, RunError
 from fedspeech.models import build
 from fedspeech.run_folder import RunFolder
 from fedspeech.training.parallel import cells as cells_of
-from fedspeech.training.parallel import computing, method_of, results
+from fedspeech.training.parallel import computing, loopback, method_of, results
 from fedspeech.training.parallel.comparison import joined, left_apart, named, rows, way
 from fedspeech.training.parallel.computing import Batch, Measured, statistics_of, while_all
 from fedspeech.training.parallel.loopback import link_of, measured_link
@@ -333,6 +339,57 @@ def test_a_learner_that_fails_side_by_side_ends_those_that_wait_for_it(settings,
     monkeypatch.setattr(computing, "_beside", fails_beside)
     with pytest.raises(RunError, match="this one has too little memory"):
         computing.side_by_side(settings, [4], 3)
+
+
+def test_one_that_dies_while_a_link_is_measured_is_told(monkeypatch):
+    monkeypatch.setattr(loopback, "_sums", dies_beside)
+    with pytest.raises(RunError, match=r"^of two processes that measured .* one died$"):
+        measured_link(0.1)
+
+
+BATCHES = """
+import sys
+from fedspeech.config import DataParallelConfig
+from fedspeech.training.parallel.computing import side_by_side
+side_by_side(DataParallelConfig.model_validate_json(sys.argv[1]), [4] * 10_000, 2)
+"""
+LINK = """
+from fedspeech.training.parallel.loopback import measured_link
+measured_link(100.0)
+"""
+
+
+def deaf() -> list[int]:
+    """Those of a command's workers that ignore Ctrl-C, as soon as they have begun."""
+    found = []
+    for number, name in started_here().items():
+        status = Path(f"/proc/{number}/status").read_text()
+        (ignored,) = (line.split()[1] for line in status.splitlines() if "SigIgn" in line)
+        if "spawn_main" in name and int(ignored, 16) >> signal.SIGINT - 1 & 1:
+            found.append(number)
+    return found
+
+
+@pytest.mark.parametrize(("code", "sent"), [(BATCHES, signal.SIGKILL), (LINK, signal.SIGINT)])
+def test_who_measures_ends_with_the_run(settings, code, sent):
+    """Which is killed, or stopped by Ctrl-C, of which a terminal tells the workers as well."""
+    line = [sys.executable, "-c", code, settings.model_dump_json()]
+    environment = os.environ | marked()
+    run = subprocess.Popen(
+        line, env=environment, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    try:
+        until(lambda: len(deaf()) == 2)
+        if sent == signal.SIGINT:
+            os.killpg(run.pid, sent)
+        else:
+            run.send_signal(sent)
+        assert run.wait(60) == -sent
+        assert left_running() == []
+        assert run.stderr.read().count("Traceback") == (sent == signal.SIGINT)  # the run's own
+    finally:
+        for number in started_here():
+            os.kill(number, signal.SIGKILL)
 
 
 @slow
