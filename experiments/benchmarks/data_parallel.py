@@ -205,7 +205,7 @@ def _two(bench: _Bench, plan: Plan, size: int) -> Iterator[Row]:
             seconds += side_by_side(bench.settings, [size], count)[size]
         for name, (method, learners, hook) in CONTESTANTS.items():
             found[name].append(bench.epoch(method, learners, hook=hook))
-    kept = written(bench.task, bench.settings, bench.folder)
+    kept = written(bench.settings, bench.folder)
     link = measured_link(piece_of(bench.task, bench.settings, beside[1]))
     fed = Measured({size: beside}, link, kept)
     computing = fed.together(size, max(beside))

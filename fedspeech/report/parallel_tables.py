@@ -219,7 +219,8 @@ def beside(results: ParallelResults, went: Went) -> Table:
     notes = (
         f"{SIMULATED}: by a discrete-event model, out of what batches and a checkpoint take of "
         f"learners that know nothing of each other, alone and side by side, for "
-        f"{found.processors} processors and {found.here}.",
+        f"{found.processors} processors and {found.here}; measured on the machine that the run was "
+        "started on and by gloo, also where learners were on others or talked by NCCL.",
     )
     title = f"Seconds of an epoch: {SIMULATED} beside measured"
     return Table(title, columns, tuple(rows), notes=notes)

@@ -3,6 +3,9 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
+
+from fedspeech.errors import RunError
 
 MARK = "FEDSPEECH_STARTED_BY_A_TEST"
 AGENTS = (
@@ -47,3 +50,8 @@ def left_running() -> list[str]:
             return busy
         time.sleep(0.1)
     return []
+
+
+def tells_its_gpus(*given: Any) -> None:
+    """In place of what a process should do: say which GPUs PyTorch would find there."""
+    raise RunError(f"GPUs: {os.environ['CUDA_VISIBLE_DEVICES']}")

@@ -2,7 +2,10 @@
 
 A batch takes longer where other learners compute on the same machine, since they share its memory.
 So as many as will learn together, or as many as have processors, are measured side by side, and one
-of them alone.
+of them alone; on a GPU only where learners will have one.
+
+All of it is measured on the machine of the run's own process, also where learners are on others
+(`engine.ray_address`), and messages are gloo's, also where learners on GPUs talk by NCCL.
 """
 
 import json
@@ -18,8 +21,9 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from fedspeech import corpus, machine
-from fedspeech.accelerator import within_memory
+from fedspeech.accelerator import trains_on_gpu, within_memory
 from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.config.engine import EngineSettings
 from fedspeech.models.tdnn import MaskedBatchNorm
 from fedspeech.progress import stage
 from fedspeech.run_folder import cache_folder, read_json
@@ -107,7 +111,7 @@ def side_by_side(
         "too little memory for them"
     )
     store, port = serve()
-    with working(learners, died, see_gpus, True) as pool:
+    with working(learners, died, see_gpus, _on_gpu(settings)) as pool:
         each = [
             pool.submit(_beside, settings, sizes, rank, learners, port) for rank in range(learners)
         ]
@@ -147,9 +151,19 @@ def learned(task: Task, settings: DataParallelConfig, batch_size: int) -> list[B
     return found
 
 
-def written(task: Task, settings: DataParallelConfig, folder: Path) -> Checkpoint:
-    """What a checkpoint of the model takes in a folder; the median of a few."""
-    loop, method = _alone(task, settings, settings.training.batch_size)
+def written(settings: DataParallelConfig, folder: Path) -> Checkpoint:
+    """What a checkpoint of the model takes in a folder; the median of a few.
+
+    It is written by a process as a learner is. Raises RunError where that one dies.
+    """
+    died = "the learner whose checkpoint was measured died; there may be too little memory for it"
+    with working(1, died, see_gpus, _on_gpu(settings)) as pool:
+        return pool.submit(_written, settings, folder).result()
+
+
+def _written(settings: DataParallelConfig, folder: Path) -> Checkpoint:
+    torch.set_num_threads(settings.engine.cpus_per_worker)
+    loop, method = _alone(_task(settings), settings, settings.training.batch_size)
     loop.learn(method, 0)  # so that the optimizer has moments
     path, writer, found = folder / "measured.checkpoint", Writer(), []
     for _ in range(CHECKPOINTS):
@@ -199,9 +213,12 @@ def _measured(
                 batches.setdefault(size, {})[learners] = seconds
             means = (f"{statistics.fmean(each):.4f} s for {n}" for n, each in found.items())
             shown.advance(f"{learners} side by side: {', '.join(means)} utterances")
-    task = _task(settings)
-    piece = piece_of(task, settings, batches[settings.training.batch_size][1])
-    return Measured(batches, measured_link(piece), written(task, settings, folder))
+    piece = piece_of(_task(settings), settings, batches[settings.training.batch_size][1])
+    return Measured(batches, measured_link(piece), written(settings, folder))
+
+
+def _on_gpu(settings: DataParallelConfig) -> bool:
+    return trains_on_gpu(EngineSettings(**settings.engine.model_dump()))
 
 
 def _task(settings: DataParallelConfig) -> Task:

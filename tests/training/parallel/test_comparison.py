@@ -13,7 +13,7 @@ import tomli_w
 import torch
 from commands import until
 from learners import dies_beside, fails_beside
-from processes import left_running, marked, started_here
+from processes import left_running, marked, started_here, tells_its_gpus
 from slow import slow
 from typer.testing import CliRunner
 
@@ -345,6 +345,26 @@ def test_one_that_dies_while_a_link_is_measured_is_told(monkeypatch):
     monkeypatch.setattr(loopback, "_sums", dies_beside)
     with pytest.raises(RunError, match=r"^of two processes that measured .* one died$"):
         measured_link(0.1)
+
+
+@pytest.mark.parametrize(
+    ("engine", "seen"),
+    [
+        ({}, ""),
+        ({"gpus_per_worker": 0.5}, "7"),
+        ({"gpus_per_worker": 0.5, "simulated_gpus": 1}, ""),
+    ],
+)
+def test_who_measures_sees_a_gpu_only_where_learners_do(table, tmp_path, monkeypatch, engine, seen):
+    """Ray hides the machine's from learners that ask for none."""
+    settings = DataParallelConfig.model_validate(table | {"engine": engine})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    for name in ("_beside", "_written"):
+        monkeypatch.setattr(computing, name, tells_its_gpus)
+    with pytest.raises(RunError, match=f"^GPUs: {seen}$"):
+        computing.side_by_side(settings, [4], 1)
+    with pytest.raises(RunError, match=f"^GPUs: {seen}$"):
+        computing.written(settings, tmp_path)
 
 
 BATCHES = """
