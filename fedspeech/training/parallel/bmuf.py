@@ -4,6 +4,10 @@ Chen & Huo 2016, Scalable Training of Deep Learning Machines by Incremental Bloc
 Intra-Block Parallel Optimization and Blockwise Model-Update Filtering: with G the mean of the
 models at the end of block t, D(t) = momentum * D(t-1) + G - W(t-1) and W(t) = W(t-1) + D(t), from
 where all go on (classical block momentum, block learning rate 1).
+
+PyTorch's PeriodicModelAverager would average after the first step of each block, has no end for a
+shorter one, leaves out what has no gradient here though it may have one elsewhere, and does not say
+when it averaged, which is when bytes count and the mean is filtered.
 """
 
 from typing import Any
