@@ -130,7 +130,8 @@ class Job:
     spoiled: int | None = None
     """The rank whose model has a value that is no number."""
     misled: int | None = None
-    """The rank whose gradient has a value that is no number."""
+    """The rank whose gradient is multiplied by `factor`."""
+    factor: float = float("nan")
     leaps: int | None = None
     """The rank whose step leads to a value that is no number, from a gradient that is sound."""
     deafened: int | None = None
@@ -200,7 +201,7 @@ def learn(job: Job) -> Told:
     loop = ParallelLoop(first_model(job), shared(job), watch, f"learner {job.rank}")
     loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=0.0)
     if job.misled == job.rank:
-        next(loop.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+        next(loop.model.parameters()).register_hook(lambda gradient: gradient * job.factor)
     if job.leaps == job.rank:
         loop.optimizer.register_step_post_hook(lambda *_: spoil(loop.model))
     told = Told([], [], {}, watch.measured)

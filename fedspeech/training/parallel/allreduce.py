@@ -123,6 +123,9 @@ class Joined:
             return default_hooks.allreduce_hook(group, bucket)
 
         def halved(bucket: GradBucket) -> Any:
+            # A gradient may be a number, and too large a one for half precision.
+            ends = bucket.buffer().aminmax()
+            self._loop.sound(end.half().float() for end in ends)
             watch.sent(summed_bytes(bucket.buffer(), self._size) // 2)
             return default_hooks.fp16_compress_hook(group, bucket)
 

@@ -198,6 +198,15 @@ def test_a_loss_that_is_no_number_reaches_nobody(together):
     assert told[0].error.startswith("Lost: ")
 
 
+def test_a_gradient_too_large_for_half_precision_reaches_nobody(together):
+    """It is a number before it is packed, and none for all learners after that."""
+    settings = {"method": "allreduce", "learners": 2, "hook": "fp16"}
+    told = together(settings, misled=1, factor=1e9, **LONG)
+    assert re.match(diverged(1), told[1].error)
+    assert np.isfinite(told[0].models[-1]).all()
+    assert told[0].error.startswith("Lost: ")
+
+
 @pytest.mark.parametrize(
     "settings",
     [
