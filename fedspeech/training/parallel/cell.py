@@ -95,7 +95,8 @@ class _Cell:
         for self._shown in range(1, 1 + (epoch or 0)):
             self.shown.skip()
         self._prepare(self._all)
-        self._since = time.monotonic()  # what a death costs counts as well
+        # What a death costs counts as well, and what is spent of epochs that are learned again.
+        self._since += time.monotonic()
         while not (outcome := self._run(first, epoch)).done:
             if outcome.dead:
                 self._died(outcome.dead)
@@ -272,7 +273,6 @@ class _Cell:
         # Learners that were ahead go the same way again, which need not lead to the same place.
         self._forget(lambda other: other > epoch)
         _forget_begun(self.training)
-        # What an epoch took that is learned again is spent.
         self._since -= sum(each["seconds"] for each in told[epoch:])
         self.epochs = Epochs(told[:epoch])
         return epoch * self._parts, epoch or None

@@ -54,12 +54,34 @@ def cell(folder, method: str, told: int, kept: dict[int, list[int]], learners: i
 def test_it_goes_on_from_where_all_were_if_there_is_such_a_place(
     tmp_path, method, told, kept, goes_on
 ):
-    one = cell(tmp_path, method, told, kept)
-    one._since = 100.0
-    first, epoch = one._from_disk()
+    first, epoch = cell(tmp_path, method, told, kept)._from_disk()
     assert (first, epoch or 0) == (10 * goes_on, goes_on)
-    # What is learned again has taken its time: it counts for the epoch that comes next.
-    assert one._since == 100.0 - 2.0 * (told - goes_on)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_is_learned_again_has_taken_its_time(tmp_path, monkeypatch, restarts):
+    """It counts for the epoch that comes next, of a run that goes on, and after a death."""
+    one = cell(tmp_path, "bmuf", 3, {0: [1], 1: [1]})
+    one.shown = SimpleNamespace(skip=lambda: None, advance=lambda said: None)
+    one.crew = SimpleNamespace(bury=lambda number: None)
+    deaths = iter([{0: "killed"}] if restarts else [])
+
+    def run(first, epoch):
+        assert (first, epoch) == (10, 1)
+        for number in (0, 1):
+            one._told(Report(number, 1, Measured(), None))
+        if dead := next(deaths, None):
+            return cells.Outcome(dead=dead)
+        return cells.Outcome(ended=[Ended(0, None, 20), Ended(1, None, 20)])
+
+    monkeypatch.setattr(cells, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    monkeypatch.setattr(one, "_run", run)
+    monkeypatch.setattr(
+        one, "_prepare", lambda numbers, again=False: setattr(one, "_members", numbers)
+    )
+    monkeypatch.setattr(one, "_average", dict)
+    # Two of the three epochs that were told of, of 2 s each, have no checkpoint.
+    assert [epoch["seconds"] for epoch in one.train().epochs] == [2.0, 4.0]
 
 
 def test_a_damaged_record_is_told(tmp_path):
