@@ -21,11 +21,11 @@ CONNECT_SECONDS = 10.0
 ASKED_OF_THE_HEAD = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 
 
-def connect(engine: EngineSettings) -> bool:
+def connect(engine: EngineSettings, counted: str = "engine.workers") -> bool:
     """Join Ray where the settings say so, else start it; nothing where this process has it already.
 
     Whether there is something to leave at the end. Raises RunError where there is no Ray to join,
-    or it has less than the workers want.
+    or it has less than the workers want; `counted` is the setting that says how many there are.
     """
     ours = not ray.is_initialized()
     if ours and engine.ray_address is not None:
@@ -33,7 +33,7 @@ def connect(engine: EngineSettings) -> bool:
     elif ours:
         _start(engine)
     try:
-        _check_what_is_there(engine)
+        _check_what_is_there(engine, counted)
     except RunError:
         leave(ours)
         raise
@@ -104,8 +104,8 @@ def _init(**options: Any) -> None:
         ray.init(log_to_driver=shown, logging_level=level, **options)
 
 
-def _check_what_is_there(engine: EngineSettings) -> None:
-    there = ray.cluster_resources()
+def _check_what_is_there(engine: EngineSettings, counted: str) -> None:
+    there, who = ray.cluster_resources(), counted.rpartition(".")[2]
     for resource, name, each, hint in (
         ("CPU", "processors", engine.cpus_per_worker, "set"),
         ("GPU", "GPUs", engine.gpus_per_worker, "set engine.simulated_gpus or"),
@@ -113,15 +113,15 @@ def _check_what_is_there(engine: EngineSettings) -> None:
         wanted, found = engine.workers * each, there.get(resource, 0)
         if wanted > found:
             raise RunError(
-                f"engine: {engine.workers} workers with {each:g} {name} each want {wanted:g} "
-                f"{name}, Ray has {found:g}; {hint} fewer workers"
+                f"{counted}: {engine.workers} {who} with {each:g} {name} each want {wanted:g} "
+                f"{name}, Ray has {found:g}; {hint} fewer {who}"
             )
     places = sum(_places(engine, node["Resources"]) for node in ray.nodes() if node["Alive"])
     if engine.workers > places:
         raise RunError(
-            f"engine: {engine.workers} workers with {engine.cpus_per_worker} processors and "
-            f"{engine.gpus_per_worker:g} GPUs each, Ray has room for {places}: a worker lies on "
-            "one node, and a share of a GPU on one GPU; set fewer workers"
+            f"{counted}: {engine.workers} {who} with {engine.cpus_per_worker} processors and "
+            f"{engine.gpus_per_worker:g} GPUs each, Ray has room for {places}: each lies on one "
+            f"node, and a share of a GPU on one GPU; set fewer {who}"
         )
 
 

@@ -47,7 +47,7 @@ def test_workers_on_the_nodes_of_a_cluster(corpus, undisturbed, two_nodes, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, timeout=170)
     assert done.returncode == 2
     assert done.stderr == (
-        "fedspeech: engine: 3 workers with 1 processors each want 3 processors, Ray has 2; "
+        "fedspeech: engine.workers: 3 workers with 1 processors each want 3 processors, Ray has 2; "
         "set fewer workers\n"
     )
 
@@ -100,10 +100,10 @@ def test_workers_have_to_find_room_on_the_nodes(monkeypatch, nodes, engine, plac
     monkeypatch.setattr(joining.ray, "cluster_resources", lambda: sums)
     asked = EngineSettings(**engine)
     if places >= asked.workers:
-        joining._check_what_is_there(asked)
+        joining._check_what_is_there(asked, "engine.workers")
         asked = asked.model_copy(update={"workers": places + 1})
     with pytest.raises(RunError, match=rf"Ray has (room for {places}|[0-9]+[:;])"):
-        joining._check_what_is_there(asked)
+        joining._check_what_is_there(asked, "engine.workers")
 
 
 TOKENS = """

@@ -292,7 +292,7 @@ def test_more_gpus_than_there_are_is_said_before_the_corpus_is_read(tmp_path, gr
     with pytest.raises(RunError) as told:
         launch(settings(tmp_path / "no-corpus", engine=engine), tmp_path / "run", resume=False)
     assert str(told.value) == (
-        "engine: 3 workers with 1 GPUs each want 3 GPUs, Ray has 2; "
+        "engine.workers: 3 workers with 1 GPUs each want 3 GPUs, Ray has 2; "
         "set engine.simulated_gpus or fewer workers"
     )
     assert not (tmp_path / "run").exists()
@@ -304,8 +304,8 @@ def test_shares_of_gpus_that_do_not_add_up_are_said(tmp_path, grid):
     with pytest.raises(RunError) as told:
         launch(settings(tmp_path / "no-corpus", engine=engine), tmp_path / "run", resume=False)
     assert str(told.value) == (
-        "engine: 3 workers with 1 processors and 0.6 GPUs each, Ray has room for 2: a worker lies "
-        "on one node, and a share of a GPU on one GPU; set fewer workers"
+        "engine.workers: 3 workers with 1 processors and 0.6 GPUs each, Ray has room for 2: each "
+        "lies on one node, and a share of a GPU on one GPU; set fewer workers"
     )
 
 

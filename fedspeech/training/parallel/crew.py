@@ -20,6 +20,12 @@ DIED = ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError
 """What Ray raises where a learner is no more; the latter where it ended one for want of memory."""
 
 
+def _connected(settings: DataParallelConfig, learners: int) -> bool:
+    engine = EngineSettings(workers=learners, **settings.engine.model_dump())
+    counted = "parallel" if settings.comparison is None else "comparison"
+    return joining.connect(engine, f"{counted}.learners")
+
+
 class Crew:
     """Ray's actors, by their numbers, and the store at which they meet.
 
@@ -31,7 +37,7 @@ class Crew:
         self._actors: dict[int, Any] = {}
         self._servers: set[int] = set()
         engine = settings.engine
-        self._ours = joining.connect(EngineSettings(workers=learners, **engine.model_dump()))
+        self._ours = _connected(settings, learners)
         host = LOOPBACK if engine.ray_address is None else str(ray.util.get_node_ip_address())
         self.own_gpus = engine.gpus_per_worker >= 1 and not engine.simulated_gpus
         self.store, port = serve(host)
