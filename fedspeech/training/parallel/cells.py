@@ -43,23 +43,36 @@ class Cell(NamedTuple):
         return run.path / "cells" / f"{self.name}.timing.json"
 
 
-def train_all(
-    task: Task, cells: list[Cell], run: RunFolder, finished: Callable[[], None]
-) -> dict[str, Figures]:
-    """Finish the cells that are not finished yet, on one Ray; the figures of all, by their names.
+def unfinished(cells: list[Cell], run: RunFolder) -> list[Cell]:
+    """What is left to be trained."""
+    return [each for each in cells if not is_finished(run.path, each)]
 
-    All have the corpus, the features, the model and the `engine` of the first one's settings;
-    `finished` is called after each of them.
+
+def most_learners(cells: list[Cell]) -> int:
+    """That one of the cells has."""
+    return max(each.settings.parallel.learners for each in cells)
+
+
+def train_all(
+    task: Task,
+    settings: DataParallelConfig,
+    cells: list[Cell],
+    left: list[Cell],
+    run: RunFolder,
+    finished: Callable[[], None],
+) -> dict[str, Figures]:
+    """Finish the cells that are left, on one Ray; the figures of all, by their names.
+
+    All have the corpus, the features, the model and the `engine` of these settings; `finished` is
+    called after each that is trained.
     """
-    left = [each for each in cells if not is_finished(run.path, each)]
     with stage(sum(each.settings.training.epochs for each in cells)) as shown:
         shown.start("epochs")
         for each in cells:
             for _ in range(each.settings.training.epochs if each not in left else 0):
                 shown.skip()
         if left:
-            learners = max(each.settings.parallel.learners for each in left)
-            crew = Crew(cells[0].settings, learners)
+            crew = Crew(settings, most_learners(left))
             try:
                 for each in left:
                     finish(crew, task, each, run, shown)

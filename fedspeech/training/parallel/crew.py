@@ -20,6 +20,13 @@ DIED = ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError
 """What Ray raises where a learner is no more; the latter where it ended one for want of memory."""
 
 
+def look(settings: DataParallelConfig, learners: int) -> None:
+    """Raise RunError where Ray cannot be reached, or has no room for so many learners."""
+    # One that is started here has the processors that it is told of.
+    if settings.engine.ray_address is not None or settings.engine.gpus_per_worker:
+        joining.leave(_connected(settings, learners))
+
+
 def _connected(settings: DataParallelConfig, learners: int) -> bool:
     engine = EngineSettings(workers=learners, **settings.engine.model_dump())
     counted = "parallel" if settings.comparison is None else "comparison"
@@ -29,7 +36,7 @@ def _connected(settings: DataParallelConfig, learners: int) -> bool:
 class Crew:
     """Ray's actors, by their numbers, and the store at which they meet.
 
-    Raises RunError where Ray cannot be reached, or has no room for so many learners.
+    Raises RunError as `look` does.
     """
 
     def __init__(self, settings: DataParallelConfig, learners: int) -> None:

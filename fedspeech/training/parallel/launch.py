@@ -32,25 +32,28 @@ def launch(settings: DataParallelConfig, folder: Path, resume: bool) -> None:
 
 
 def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
-    from fedspeech.training.parallel.cells import Cell, train_all
+    from fedspeech.training.parallel.cells import Cell, most_learners, train_all, unfinished
+    from fedspeech.training.parallel.crew import look
 
     spent = Spent(run)
     every = rows(settings)
-    task = _task(settings, every, run)
-    spent.on("corpus and features")
-    found = None
-    if settings.comparison is not None:
-        found = measured(settings, every.values(), run.path / "cells")
-        spent.on("batches that simulations are fed with")
     first = next(iter(every))
     cells = [
         Cell(row, seed, named(name, seed), compared=name != first)
         for name, row in every.items()
         for seed in row.seeds
     ]
+    if left := unfinished(cells, run):
+        look(settings, most_learners(left))
+    task = _task(settings, every, run)
+    spent.on("corpus and features")
+    found = None
+    if settings.comparison is not None:
+        found = measured(settings, every.values(), run.path / "cells")
+        spent.on("batches that simulations are fed with")
     on_training = partial(spent.on, "training")
     try:
-        figures = train_all(task, cells, run, on_training)
+        figures = train_all(task, settings, cells, left, run, on_training)
         _ship(task, cells[0], run)
     finally:
         on_training()

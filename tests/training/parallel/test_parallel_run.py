@@ -288,12 +288,33 @@ def test_what_cannot_be_is_told_before_anything_starts(table, tmp_path, changed,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_ray_that_nobody_runs_is_told(table, tmp_path):
-    what = table() | {"engine": {"ray_address": "127.0.0.1:1"}}
+@pytest.mark.parametrize(
+    ("called", "engine", "message"),
+    [
+        (
+            "train",
+            {"ray_address": "127.0.0.1:1"},
+            r"engine\.ray_address = '127\.0\.0\.1:1': cannot join Ray there",
+        ),
+        (
+            "train",
+            {"gpus_per_worker": 1000},
+            r"parallel\.learners: 2 learners with 1000 GPUs each want 2000 GPUs, Ray has \d+; "
+            r"set engine\.simulated_gpus or fewer learners$",
+        ),
+        ("run", {"gpus_per_worker": 1000}, r"comparison\.learners: 4 learners with 1000 GPUs each"),
+    ],
+)
+def test_a_ray_that_has_no_room_is_told_before_anything_is_computed(
+    table, tmp_path, called, engine, message
+):
+    """Before the speech is read, which is not there; the next try finds an empty folder."""
+    what = table() | {"engine": engine, "comparison": {"learners": [1, 4]}}
     file = tmp_path / "small.toml"
-    file.write_text(tomli_w.dumps(what))
-    done = CliRunner().invoke(app, ["train", str(file), "--out", str(tmp_path / "run")])
-    assert "engine.ray_address = '127.0.0.1:1': cannot join Ray there" in str(done.exception)
+    file.write_text(tomli_w.dumps(what | {"corpus": {"path": str(tmp_path / "nowhere")}}))
+    done = CliRunner().invoke(app, [called, str(file), "--out", str(tmp_path / "run")])
+    assert re.match(message, str(done.exception))
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_no_training_is_told(tmp_path):
