@@ -104,10 +104,12 @@ class Crew:
 
 def everywhere(settings: DataParallelConfig) -> DataParallelConfig:
     """The same settings for a process that runs in another folder, or on another machine."""
-    if settings.corpus.path is None:
-        return settings
-    corpus = settings.corpus.model_copy(update={"path": str(Path(settings.corpus.path).absolute())})
-    return settings.model_copy(update={"corpus": corpus})
+    corpus, test = settings.corpus, settings.test
+    if corpus.path is not None:
+        corpus = corpus.model_copy(update={"path": str(Path(corpus.path).absolute())})
+    if isinstance(test.speakers, str) and test.speakers != "rest":  # a list of them
+        test = test.model_copy(update={"speakers": str(Path(test.speakers).absolute())})
+    return settings.model_copy(update={"corpus": corpus, "test": test})
 
 
 def gotten(reference: ray.ObjectRef, seconds: float | None = None) -> Any:

@@ -33,13 +33,16 @@ def fingerprint(tmp_path):
     return of
 
 
-def test_learners_find_the_corpus_from_another_folder(tmp_path):
+def test_learners_find_the_corpus_and_its_lists_from_another_folder(tmp_path):
     """Those of a Ray that was joined run in whatever folder Ray was started in."""
-    corpus = {"path": "speech"}
-    settings = DataParallelConfig.model_validate({"kind": "data-parallel", "corpus": corpus})
+    table = {"kind": "data-parallel", "corpus": {"path": "speech"}, "test": {"speakers": "of.txt"}}
     with chdir(tmp_path):
-        assert everywhere(settings).corpus.path == str(tmp_path / "speech")
-    assert everywhere(DataParallelConfig()) == DataParallelConfig()
+        found = everywhere(DataParallelConfig.model_validate(table))
+    assert found.corpus.path == str(tmp_path / "speech")
+    assert found.test.speakers == str(tmp_path / "of.txt")
+    for speakers in (3, ["a", "b"], "rest"):
+        settings = DataParallelConfig.model_validate({"test": {"speakers": speakers}})
+        assert everywhere(settings) == settings
 
 
 def test_learners_agree_on_speech_and_settings(tone_corpus, fingerprint, tmp_path):
