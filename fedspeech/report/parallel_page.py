@@ -13,10 +13,9 @@ HOW_TO_READ = (
     "from a server and bring it gradients, each when it is ready. ring: in every step all average "
     "their models with both neighbours. ad-psgd ring, ad-psgd random: a learner that is ready "
     "averages its model with that of one neighbour, or of anyone. ad-psgd delay-by-one: as ring, "
-    "but models are averaged while gradients are computed, which are of the model one step before. "
-    "hierarchical: allreduce inside a node, ad-psgd ring between nodes. bmuf: blocks of steps "
-    "alone, then an average with momentum. Numbers beside a method are its learners; batches are "
-    "of all of them together.",
+    "but gradients are of the model one step before. hierarchical: allreduce inside a node, "
+    "ad-psgd ring between nodes. bmuf: blocks of steps alone, then an average with momentum. "
+    "Numbers beside a method are its learners; batches are of all of them together.",
     f"{INTERVALS} Differences are paired.",
     "allreduce, ring, ad-psgd delay-by-one and bmuf give the same errors whenever they are run "
     "again. The others do not: who averages with whom, and whose step comes first, follows from "
