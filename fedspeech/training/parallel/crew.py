@@ -16,8 +16,13 @@ from fedspeech.training.parallel.learner import Learner, Training
 
 AT_ONCE = 2
 """Calls that an actor answers side by side: it is told to stop while it learns."""
-DIED = ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError
-"""What Ray raises where a learner is no more; the latter where it ended one for want of memory."""
+DIED = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,
+)
+"""What Ray raises where a learner is no more: also where it ended one for want of memory, and where
+what one has told was still on its machine, which is gone."""
 
 
 def look(settings: DataParallelConfig, learners: int) -> None:

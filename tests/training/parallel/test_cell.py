@@ -13,6 +13,7 @@ from fedspeech.errors import DivergedError, RunError
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel import crew as crews
+from fedspeech.training.parallel import generation as generations
 from fedspeech.training.parallel.cell import _Cell
 from fedspeech.training.parallel.epochs import Epochs
 from fedspeech.training.parallel.learner import Ended, Learner, Report, Training
@@ -340,16 +341,38 @@ def test_half_a_node_waits_for_its_other_half_and_disturbs_nobody(tmp_path, monk
     assert coming == [[3]]
 
 
+GONE = ray.exceptions.ActorDiedError(), ray.exceptions.ObjectLostError("00ff", None, "")
+"""What Ray says of a learner that died, and of what was on its machine."""
+
+
+@pytest.mark.parametrize("error", GONE)
+def test_a_report_that_does_not_come_is_a_death(monkeypatch, error):
+    def gotten(report):
+        raise error
+
+    monkeypatch.setattr(generations, "gotten", gotten)
+    buried, stopped = [], []
+    stop = SimpleNamespace(stop=SimpleNamespace(remote=stopped.append))
+    crew = SimpleNamespace(bury=buried.append, actor=lambda number: stop)
+    generation = generations.Generation(crew, "one/1", [0, 1], print)
+    stream = iter(["a report"])
+    generation._streams = {stream: 1, iter([]): 0}
+    generation._take(stream)
+    assert list(generation._outcome.dead) == buried == [1]
+    assert stopped == ["one/1"]
+
+
+@pytest.mark.parametrize("error", GONE)
 @pytest.mark.parametrize(("method", "asked"), [("allreduce", [0]), ("ring", [0, 1])])
 def test_a_learner_that_dies_before_it_has_given_its_model_is_told(
-    tmp_path, monkeypatch, method, asked
+    tmp_path, monkeypatch, method, asked, error
 ):
     one, answers = cell(tmp_path, method, 1, {}), []
 
     def gotten(number):
         answers.append(number)
         if number == asked[-1]:
-            raise ray.exceptions.ActorDiedError()
+            raise error
         return {"weight": torch.ones(2)}
 
     monkeypatch.setattr(cells, "gotten", gotten)
