@@ -717,7 +717,30 @@ PARALLEL = "kind = 'data-parallel'\n[parallel]\n"
             "method = 'hierarchical'\nlearners = 3",
             "mine.toml:2: parallel: node_size: 3 learners make no whole nodes of 2",
         ),
+        (
+            "method = 'ring'\nblock_momentum = 0.5",
+            "mine.toml:4: settings: parallel.block_momentum: is for bmuf, found method 'ring'",
+        ),
+        (
+            "block = 4",
+            "mine.toml:3: settings: parallel.block: is for bmuf, found method 'allreduce'",
+        ),
+        (
+            "method = 'bmuf'\nnode_size = 4",
+            "mine.toml:4: settings: parallel.node_size: is for hierarchical, found method 'bmuf'",
+        ),
     ],
 )
 def test_learners_that_do_not_fit_together_are_told(file, text, message):
     assert told(file(PARALLEL + text)) == message
+
+
+def test_what_is_said_of_nodes_and_blocks_is_for_the_rows_of_a_comparison(file):
+    """Whatever the method is, and also where the comparison is left out, as `fedspeech train`
+    does."""
+    text = PARALLEL + "node_size = 4\nblock = 4\nblock_momentum = 0.5\n[comparison]\n"
+    path = file(text + "learners = [1, 4]\n")
+    for settings in (load(path), load(path, without=["comparison"])):
+        assert settings.parallel.node_size == settings.parallel.block == 4
+    with pytest.raises(ConfigError, match=r"parallel\.node_size: is for hierarchical"):
+        load(file(text.partition("[comparison]")[0]), without=["comparison"])

@@ -90,14 +90,15 @@ def load(path: Path, overrides: Sequence[str] = (), without: Collection[str] = (
     table, paths = settings_file.read(path)
     for override in overrides:
         settings_file.override(table, override)
-    table = {key: value for key, value in table.items() if key not in without}
+    left_out = {key for key in table if key in without}
+    table = {key: value for key, value in table.items() if key not in left_out}
     kind = table.get("kind", "personalization")
     if not isinstance(kind, str) or kind not in KINDS:
         where = settings_file.where(["kind"], paths, overrides)
         known = ", ".join(KINDS)
         raise ConfigError(f"{where}: kind: expected one of {known}, found {kind!r}")
     try:
-        return KINDS[kind].model_validate(table)
+        return KINDS[kind].model_validate(table, context=left_out)
     except ValidationError as error:
         lines = [_explain(KINDS[kind], item, paths, overrides) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None

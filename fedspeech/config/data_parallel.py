@@ -4,9 +4,10 @@ Cui, Zhang, Finkler, Saon, Picheny, Kung, "Distributed Training of Deep Neural N
 Models for Automatic Speech Recognition", IEEE Signal Processing Magazine 2020 (arXiv 2002.10502).
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedspeech.config.comparison import ComparisonSettings
 from fedspeech.config.corpus import CorpusSettings, HeldOut
@@ -27,6 +28,9 @@ from fedspeech.config.values import (
 Method = Literal["allreduce", "parameter-server", "ring", "ad-psgd", "hierarchical", "bmuf"]
 Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Slowness = Annotated[float, Field(ge=1, strict=True)]
+OF_ONE_METHOD = {"hook": "allreduce", "staleness": "parameter-server", "partner": "ad-psgd"}
+OF_ROWS = {"node_size": "hierarchical", "block": "bmuf", "block_momentum": "bmuf"}
+"""Also of one method, and of the rows of a comparison whatever `parallel.method` is."""
 
 
 class ParallelTraining(TrainingOfG):
@@ -73,13 +77,8 @@ class ParallelSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> "ParallelSettings":
-        for key, usual, methods in (
-            ("hook", "none", ("allreduce",)),
-            ("staleness", None, ("parameter-server",)),
-            ("partner", "ring", ("ad-psgd",)),
-        ):
-            if getattr(self, key) != usual and self.method not in methods:
-                raise ValueError(f"{key}: is for {methods[0]}, found method {self.method!r}")
+        if wrong := self.strays(OF_ONE_METHOD):
+            raise ValueError(wrong)
         if self.slowed and len(self.slowed) != self.learners:
             raise ValueError(
                 f"slowed: expected one factor for each of {self.learners} learners, "
@@ -95,6 +94,15 @@ class ParallelSettings(Settings):
                 f"node_size: {self.learners} learners make no whole nodes of {self.node_size}"
             )
         return self
+
+    def strays(self, methods: Mapping[str, str]) -> str | None:
+        """Which of some settings, each for one method, is not as usual though there is another
+        method; None: none of them."""
+        for key, method in methods.items():
+            usual = type(self).model_fields[key].default
+            if getattr(self, key) != usual and self.method != method:
+                return f"{key}: is for {method}, found method {self.method!r}"
+        return None
 
     @property
     def momentum(self) -> float:
@@ -124,6 +132,16 @@ class DataParallelConfig(Settings):
     """What `fedspeech run` compares instead of training once, as `fedspeech train` does."""
 
     _each_once = field_validator("seeds")(each_once)
+
+    @model_validator(mode="after")
+    def _nothing_is_without_use(self, info: ValidationInfo) -> "DataParallelConfig":
+        """Nodes and blocks may be those of a comparison; also of one that was left out, which
+        `context` has the name of.
+        """
+        compared = self.comparison is not None or "comparison" in (info.context or ())
+        if not compared and (wrong := self.parallel.strays(OF_ROWS)):
+            raise ValueError(f"parallel.{wrong}")
+        return self
 
     @model_validator(mode="after")
     def _rows_can_be_made(self) -> "DataParallelConfig":

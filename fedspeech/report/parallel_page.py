@@ -18,8 +18,8 @@ HOW_TO_READ = (
     "Numbers beside a method are its learners; batches are of all of them together.",
     f"{INTERVALS} Differences are paired.",
     "allreduce, ring, ad-psgd delay-by-one and bmuf give the same errors whenever they are run "
-    "again. The others do not: who averages with whom, and whose step comes first, follows from "
-    "who is ready first.",
+    "again, ring and delay-by-one if no learner dies. The others do not: who averages with whom, "
+    "and whose step comes first, follows from who is ready first.",
     f"Whatever is called {SIMULATED} was computed by a model of learners and their network, and "
     "not measured.",
 )

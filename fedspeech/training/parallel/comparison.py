@@ -101,7 +101,7 @@ def _row(
         table["seeds"] = table["seeds"][:1]
     table["training"]["batch_size"] = factor * settings.training.batch_size // learners
     table["training"]["scale"] = settings.training.scale * math.sqrt(factor)
-    found = DataParallelConfig.model_validate(table)
+    found = DataParallelConfig.model_validate(table, context={"comparison"})
     return _name(found.parallel, factor), found
 
 
