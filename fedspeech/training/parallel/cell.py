@@ -31,8 +31,9 @@ log = logging.getLogger("fedspeech")
 MOST_DEATHS = 3
 """How often learners may die or lose each other within one epoch; those that go together, with
 their machine, count as one time. Then the run is given up."""
-START_SECONDS = 1800.0
-"""A learner that has not read its speech after so long never will: Ray has no place for it."""
+PLACE_SECONDS = 300.0
+"""A learner whose process is not there after so long has no place. What it then prepares takes as
+long as it takes."""
 EVENTS = ("deaths", "restarts", "rejoins")
 """What is counted: learners that died, returns of all of them to a checkpoint, learners that joined
 again."""
@@ -239,18 +240,23 @@ class _Cell:
         waiting, before = list(numbers), frozenset(numbers) if again else self.crew.there
         while waiting:
             prepared = self.crew.prepare(self.training, self._agreed, waiting)
-            waiting = [
-                n for n, begins in prepared.items() if not self._begins(n, begins, n in before)
-            ]
+            self.shown.tell(f"{self.training.name}: learners prepare their speech and their model")
+            here = {n: self.crew.actor(n).here.remote() for n in prepared}
+            placed = [n for n in here if self._answers(n, here[n], n in before, PLACE_SECONDS)]
+            ready = {n for n in placed if self._answers(n, prepared[n], n in before)}
+            waiting = [n for n in prepared if n not in ready]
         self._members = list(numbers)
 
-    def _begins(self, number: int, prepared: ray.ObjectRef, before: bool) -> bool:
+    def _answers(
+        self, number: int, asked: ray.ObjectRef, before: bool, seconds: float | None = None
+    ) -> bool:
+        """Whether a learner answers, or has died. Raises RunError where it takes more seconds."""
         try:
-            gotten(prepared, START_SECONDS)
+            gotten(asked, seconds)
         except ray.exceptions.GetTimeoutError:
             spare = ray.available_resources()
             raise RunError(
-                f"learner {number} is not there after {START_SECONDS:g} s; Ray has "
+                f"learner {number} has no place after {seconds:g} s; Ray has "
                 f"{spare.get('CPU', 0):g} processors and {spare.get('GPU', 0):g} GPUs to spare"
             ) from None
         except DIED as error:

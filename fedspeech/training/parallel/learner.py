@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,21 +82,29 @@ class Learner:
 
     def __init__(self, number: int, settings: DataParallelConfig) -> None:
         self._number, self._threads = number, settings.engine.cpus_per_worker
-        torch.set_num_threads(self._threads)
-        speech = corpus.load(settings.corpus)
-        self._task = Task(settings, speech, cache_folder() / "features")
+        self._of_run = settings
         self._stopped: dict[str, threading.Event] = {}
         self._warned: list[str] = []
         self._writer = checkpoint.Writer()
         self._group: Group | None = None
         self._generation, self._back = "", threading.Event()
 
+    def here(self) -> None:
+        """Answers as soon as the process is there, whatever it still has to prepare."""
+
+    @cached_property
+    def _task(self) -> Task:
+        """Read and computed when it is first asked for, which may take long."""
+        speech = corpus.load(self._of_run.corpus)
+        return Task(self._of_run, speech, cache_folder() / "features")
+
     def prepare(self, training: Training, agreed: str) -> None:
         """Begin a training with its freshly drawn model.
 
         `agreed` is the fingerprint of the run's corpus and settings. Raises RunError where this
-        learner has others.
+        learner has others, CorpusError where it does not find its speech.
         """
+        torch.set_num_threads(self._threads)  # of this thread
         settings, number = training.settings, self._number
         own = self._task.fingerprint(settings, training.seed)
         if own != agreed:

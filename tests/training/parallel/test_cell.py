@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import ray
 import torch
 
 from fedspeech.config.data_parallel import DataParallelConfig
-from fedspeech.errors import DivergedError, RunError
+from fedspeech.errors import DivergedError, FedSpeechError, RunError
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel import crew as crews
@@ -36,7 +37,7 @@ def cell(folder, method: str, told: int, kept: dict[int, list[int]], learners: i
     for learner, epochs in kept.items():
         for epoch in epochs:
             training.checkpoint(learner, epoch).write_text("")
-    return _Cell(None, TASK, training, None)
+    return _Cell(None, TASK, training, SimpleNamespace(tell=lambda said: None))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,7 @@ def test_what_a_killed_learner_was_writing_is_no_checkpoint_and_goes(tmp_path, m
     assert list(tmp_path.glob("cells/.*")) == [other]
 
 
+@pytest.mark.parametrize("prepares", [False, True])
 @pytest.mark.parametrize(
     ("deaths", "again", "there"),
     [
@@ -140,19 +142,21 @@ def test_what_a_killed_learner_was_writing_is_no_checkpoint_and_goes(tmp_path, m
     ],
 )
 def test_who_dies_where_it_has_begun_before_is_replaced(
-    tmp_path, monkeypatch, deaths, again, there
+    tmp_path, monkeypatch, deaths, again, there, prepares
 ):
+    """As it finds its place, or while it prepares."""
     replaced = again or 1 in there
     left, buried = iter(range(deaths)), []
 
-    def gotten(number, seconds):
-        if number == 1 and next(left, None) is not None:
+    def gotten(asked, seconds):
+        if asked == (1, prepares) and next(left, None) is not None:
             raise ray.exceptions.RayActorError()
 
     monkeypatch.setattr(cells, "gotten", gotten)
     one = cell(tmp_path, "allreduce", 1, {})
     one.crew = SimpleNamespace(
-        prepare=lambda training, agreed, numbers: {number: number for number in numbers},
+        prepare=lambda training, agreed, numbers: {number: (number, True) for number in numbers},
+        actor=lambda n: SimpleNamespace(here=SimpleNamespace(remote=lambda: (n, False))),
         bury=buried.append,
         there=there,
     )
@@ -386,21 +390,43 @@ def test_a_learner_that_dies_before_it_has_given_its_model_is_told(
     assert answers == asked
 
 
-def test_a_learner_that_ray_cannot_place_is_told(tmp_path, monkeypatch):
-    """There is one processor, and somebody else has it."""
-    monkeypatch.setattr(cells, "START_SECONDS", 0.5)
+def test_a_learner_that_ray_cannot_place_is_told_and_one_that_prepares_is_waited_for(
+    tmp_path, monkeypatch
+):
+    """There is one processor, and another one has it."""
+    monkeypatch.setattr(cells, "PLACE_SECONDS", 2.0)
     one = cell(tmp_path, "allreduce", 1, {})
+    one.shown = SimpleNamespace(tell=(told := []).append)
+    actors = {}
+    one.crew = SimpleNamespace(
+        prepare=lambda *_: {0: actors[0].prepare.remote(4.0)},
+        actor=lambda number: actors[number],
+        there=(),
+    )
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        taken = ray.remote(num_cpus=1)(_Idle).remote()
-        ray.get(taken.here.remote())
-        waits = ray.remote(num_cpus=1)(_Idle).remote()
-        one.crew = SimpleNamespace(prepare=lambda *_: {0: waits.here.remote()}, there=())
-        told = r"learner 0 is not there after 0\.5 s; Ray has 0 processors and 0 GPUs to spare"
-        with pytest.raises(RunError, match=told):
+        learner = ray.remote(num_cpus=1, max_concurrency=crews.AT_ONCE)(_Slow)
+        actors[0] = takes_it = learner.remote()
+        ray.get(takes_it.here.remote())
+        one._prepare([0])
+        assert one._members == [0] and told == [
+            "one: learners prepare their speech and their model"
+        ]
+        actors[0] = learner.remote()
+        message = r"learner 0 has no place after 2 s; Ray has 0 processors and 0 GPUs to spare"
+        with pytest.raises(RunError, match=message):
             one._prepare([0])
     finally:
         ray.shutdown()
+
+
+def test_a_learner_is_there_before_it_reads_its_speech(tmp_path):
+    corpus = {"path": str(tmp_path / "nowhere")}
+    settings = DataParallelConfig.model_validate({"corpus": corpus})
+    learner = Learner(0, settings)
+    learner.here()
+    with pytest.raises(FedSpeechError, match="nowhere"):
+        learner.prepare(Training(settings, 0, tmp_path, "one"), "agreed")
 
 
 def test_what_a_learner_warns_of_comes_with_its_epoch_and_is_told_once(tmp_path, caplog):
@@ -461,6 +487,10 @@ def test_what_a_server_sent_and_in_which_epochs_learners_start_is_written_down(t
     assert [epoch["starts"] for epoch in again.epochs.told] == [True, False, True, False]
 
 
-class _Idle:
-    def here(self) -> bool:
-        return True
+class _Slow:
+    """In a learner's place."""
+
+    def here(self) -> None: ...
+
+    def prepare(self, seconds: float) -> None:
+        time.sleep(seconds)
