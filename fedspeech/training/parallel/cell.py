@@ -21,7 +21,7 @@ from fedspeech.run_folder import read_json
 from fedspeech.tensors import Tensors, write_whole
 from fedspeech.training.parallel import method_of
 from fedspeech.training.parallel.crew import DIED, Crew, gotten
-from fedspeech.training.parallel.epochs import Epochs, said
+from fedspeech.training.parallel.epochs import Epochs, said, so_far
 from fedspeech.training.parallel.generation import Generation, Outcome
 from fedspeech.training.parallel.learner import Report, Training
 from fedspeech.training.parallel.task import Task
@@ -123,18 +123,25 @@ class _Cell:
 
     def _told(self, report: Report) -> None:
         self._warned.tell(report.warned)
-        if self._learns(report.learner):
+        if not report.over:
+            self._show(report)
+        elif self._learns(report.learner):
             self.epochs.take(report)
             self._close_epochs()
         else:
             self.epochs.add_bytes(report.epoch, report.measured.bytes)
             self._write_down()
 
+    def _show(self, report: Report) -> None:
+        """How the epoch of a learner comes on, and that of the others."""
+        seconds = time.monotonic() - self._since
+        epoch = self.epochs.comes_on(report, self._learners, seconds)
+        self.shown.tell(f"{self.training.name}: epoch {report.epoch + 1}, so far {so_far(epoch)}")
+
     def _close_epochs(self) -> None:
         """Write down and show the epochs that are over for all who are there."""
-        learners = [number for number in self._members if self._learns(number)]
         now = time.monotonic()
-        while epoch := self.epochs.close(learners, now - self._since):
+        while epoch := self.epochs.close(self._learners, now - self._since):
             # By the first epoch of a process, also of one that goes on, no pace is told.
             epoch["starts"], self._starting = self._starting, False
             self._since = now
@@ -163,6 +170,11 @@ class _Cell:
 
     def _learns(self, number: int) -> bool:
         return number < self.training.settings.parallel.learners
+
+    @property
+    def _learners(self) -> list[int]:
+        """The members but for a server."""
+        return [number for number in self._members if self._learns(number)]
 
     def _died(self, learners: Mapping[int, str]) -> None:
         """Count those who died together, each with why."""
@@ -303,10 +315,9 @@ class _Cell:
 
     def _average(self) -> Tensors:
         """The model of all learners: their average, where the method does not leave them alike."""
-        learners = [number for number in self._members if self._learns(number)]
         if self._method.alike:
-            return self._model_of(learners[0])
-        models = [self._model_of(number) for number in learners]
+            return self._model_of(self._learners[0])
+        models = [self._model_of(number) for number in self._learners]
         streams = [sorted(model.items()) for model in models]
         return dict(tensors.weighted_sum(streams, [1 / len(models)] * len(models)))
 

@@ -20,13 +20,22 @@ class Epochs:
     def __init__(self, told: Sequence[Mapping[str, Any]] = ()) -> None:
         self.told = [dict(each) for each in told]
         self._open: dict[int, dict[int, Report]] = {}
+        self._underway: dict[int, Report] = {}
         self._latest: dict[int, int] = {}
         self._beside: Counter[int] = Counter()
 
     def take(self, report: Report) -> None:
-        """One more report."""
+        """One more report, of an epoch that is over."""
+        self._underway.pop(report.learner, None)
         self._open.setdefault(report.epoch, {})[report.learner] = report
         self._latest[report.learner] = report.epoch
+
+    def comes_on(self, report: Report, learners: Sequence[int], seconds: float) -> dict[str, Any]:
+        """What these learners have measured in so many seconds since their last epochs were over,
+        with one more report of one that is not.
+        """
+        self._underway[report.learner] = report
+        return _summary([self._underway[n] for n in learners if n in self._underway], seconds)
 
     def join(self, learner: int, beside: int) -> None:
         """A learner goes on with what another one has, who is as far as it has reported."""
@@ -86,10 +95,15 @@ def _consensus(reports: Sequence[Report]) -> float:
 
 def said(epoch: Mapping[str, Any]) -> str:
     """A word on how an epoch went."""
+    return f"{so_far(epoch)}, consensus {epoch['consensus']:.2g}"
+
+
+def so_far(epoch: Mapping[str, Any]) -> str:
+    """A word on how one comes on: nobody knows how far models are apart before it is over."""
     computing, waiting = sum(epoch["computing"]), sum(epoch["waiting"])
     pace = epoch["utterances"] / epoch["seconds"] if epoch["seconds"] else 0.0
     return (
         f"loss {epoch['loss']:.3f}, {pace:.0f} utterances/s, {computing:.1f} s computing, "
         f"{waiting:.1f} s waiting, {epoch['bytes'] / 1e6:.1f} MB, "
-        f"staleness {epoch['staleness']:.2g}, consensus {epoch['consensus']:.2g}"
+        f"staleness {epoch['staleness']:.2g}"
     )

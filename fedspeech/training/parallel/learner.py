@@ -2,8 +2,9 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from fedspeech.training.parallel.watch import Measured, Pace, Watch
 
 CUT_SECONDS = 30.0
 """Who is told to come back is done with what it computes so soon, if it waits for nobody."""
+TELL_SECONDS = 10.0
+"""So often a learner says how it comes on with an epoch."""
 
 
 class Training(NamedTuple):
@@ -56,7 +59,7 @@ class Order(NamedTuple):
 
 @dataclass
 class Report:
-    """How a learner's epoch went."""
+    """How a learner's epoch went, or how it comes on."""
 
     learner: int
     epoch: int
@@ -65,6 +68,8 @@ class Report:
     """All in one vector, where learners' models differ."""
     warned: Sequence[str] = ()
     """What the learner warned of meanwhile."""
+    over: bool = True
+    """Whether the epoch is; what is measured of one that is not is for those who watch alone."""
 
 
 @dataclass
@@ -123,7 +128,8 @@ class Learner:
         self._kept: dict[str, Any] = {}
 
     def learn(self, order: Order) -> Iterator[Report | Ended]:
-        """Learn until all parts are done or the group is lost; a report after every epoch.
+        """Learn until all parts are done or the group is lost; a report after every epoch, and now
+        and then one in between.
 
         Its checkpoint is written while the next epoch is learned, and is there when that one is
         told of, and when this ends. Raises RunError where the group does not form, the training
@@ -140,6 +146,7 @@ class Learner:
     def _learn(self, order: Order) -> Iterator[Report | Ended]:
         self._begin(order)
         self._generation, self._back = order.seat.generation, threading.Event()
+        self._said = time.monotonic()
         method: Method | None = None
         lost: str | None = None
         reached = order.first
@@ -152,6 +159,7 @@ class Learner:
                 yield from self._crossed(self._loop.share.epoch_of(number), method)
                 if not method.serves:
                     self._loop.learn(method, number)
+                    yield from self._underway()
             method.finish()
             yield from self._crossed(self._loop.settings.epochs, method)
         except Lost as error:
@@ -222,6 +230,13 @@ class Learner:
         (self._kept,) = checkpoint.load(path, self._loop, "method") or [{}]
         self._epoch = order.epoch
         self._watch.take()
+
+    def _underway(self) -> Iterator[Report]:
+        if time.monotonic() - self._said < TELL_SECONDS:
+            return
+        self._said = time.monotonic()
+        measured = replace(self._watch.measured)
+        yield Report(self._number, self._epoch, measured, None, over=False)
 
     def _crossed(self, epoch: int, method: Method) -> Iterator[Report]:
         """A report of each epoch that is over before this one; what to go on from is kept."""

@@ -453,6 +453,30 @@ def test_what_a_learner_warns_of_comes_with_its_epoch_and_is_told_once(tmp_path,
     assert caplog.messages == ["of a lattice"]
 
 
+def test_how_an_epoch_comes_on_is_shown_and_counts_for_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "time", SimpleNamespace(monotonic=lambda: 10.0))
+    one = cell(tmp_path, "ad-psgd", 0, {})
+    one.shown = SimpleNamespace(tell=(told := []).append, advance=told.append)
+    one._members = [0, 1]
+    for number, (heard, loss) in enumerate([(10, 20.0), (30, 20.0)]):
+        measured = Measured(heard, loss, 5, computing=2.0, waiting=0.5, bytes=10**6, staleness=5)
+        one._told(Report(number, 0, measured, None, over=False))
+    assert not one.epochs.told and "seconds" not in one._record.read_text()
+    for number in (0, 1):
+        one._told(Report(number, 0, Measured(40, 20.0, 5), None))
+    one._told(Report(1, 1, Measured(5, 10.0, 1), None, over=False))
+    assert told == [
+        "one: epoch 1, so far loss 2.000, 1 utterances/s, 2.0 s computing, 0.5 s waiting, 1.0 MB, "
+        "staleness 1",
+        "one: epoch 1, so far loss 1.000, 4 utterances/s, 4.0 s computing, 1.0 s waiting, 2.0 MB, "
+        "staleness 1",
+        "one: loss 0.500, 8 utterances/s, 0.0 s computing, 0.0 s waiting, 0.0 MB, staleness 0, "
+        "consensus 0",
+        "one: epoch 2, so far loss 2.000, 0 utterances/s, 0.0 s computing, 0.0 s waiting, 0.0 MB, "
+        "staleness 0",
+    ]
+
+
 def test_memory_that_runs_out_in_a_learner_is_told(tmp_path):
     learner = Learner.__new__(Learner)
     learner._number, learner._threads, learner._warned = 2, 1, []

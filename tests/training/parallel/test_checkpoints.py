@@ -77,6 +77,18 @@ def test_what_was_told_of_is_kept_before_the_next_epoch_is_told_of(alone, slow):
     assert all(slow[i].startswith("begins") for i in range(0, len(slow), 2))
 
 
+def test_a_learner_says_how_an_epoch_comes_on(alone, monkeypatch):
+    """After each part here, of two in an epoch of six utterances; no report lacks one of them."""
+    monkeypatch.setattr(learners, "TELL_SECONDS", 0.0)
+    *reports, _ = alone[2]
+    for epoch in range(EPOCHS):
+        of_epoch = [item for item in reports if item.epoch == epoch]
+        assert [item.over for item in of_epoch] == [False, False, True]
+        first, second, whole = (item.measured.utterances for item in of_epoch)
+        assert 0 < first < second == whole == 6
+    assert len(reports) == 3 * EPOCHS
+
+
 def test_it_is_the_state_that_there_was_and_not_the_one_that_there_is(alone, monkeypatch):
     learner, training, _ = alone
     loop, path, gate = learner._loop, training.checkpoint(0, 1), threading.Event()
