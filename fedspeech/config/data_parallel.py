@@ -62,7 +62,7 @@ class ParallelSettings(Settings):
     """With whom an `ad-psgd` learner averages: its neighbours by turns, anyone, or both neighbours
     while it computes the gradient of its model one step before (Cui et al. 2021)."""
     node_size: Positive = 2
-    """Learners in a node of `hierarchical`."""
+    """Learners in a node of `hierarchical`; with `engine.ray_address` they are on one machine."""
     block: Positive = 8
     """Steps in a block of `bmuf`."""
     block_momentum: Momentum | None = None

@@ -13,17 +13,20 @@ class Node(NamedTuple):
 
     folder: Path = Path()
     environment: Mapping[str, str] = {}
+    processors: int = 1
 
 
 @contextmanager
 def cluster(*each: Node) -> Iterator[Cluster]:
-    """Nodes with one processor each; nothing else of Ray is touched."""
+    """Nodes of one Ray; nothing else of Ray is touched."""
     found = Cluster()
     try:
         for node in each:
             with chdir(node.folder):
                 variables = dict(node.environment)
-                found.add_node(num_cpus=1, include_dashboard=False, env_vars=variables)
+                found.add_node(
+                    num_cpus=node.processors, include_dashboard=False, env_vars=variables
+                )
         found.wait_for_nodes()
         yield found
     finally:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedspeech.cluster import joining
 from fedspeech.config.data_parallel import DataParallelConfig
@@ -48,6 +50,8 @@ class Crew:
         self._settings = everywhere(settings)
         self._actors: dict[int, Any] = {}
         self._servers: set[int] = set()
+        self._nodes: list[Any] = []
+        self._node_size = 1
         engine = settings.engine
         self._ours = _connected(settings, learners)
         host = LOOPBACK if engine.ray_address is None else str(ray.util.get_node_ip_address())
@@ -67,9 +71,27 @@ class Crew:
             "max_concurrency": AT_ONCE,
             "max_restarts": 0,
         }
+        node, within = divmod(number, self._node_size)
+        if node < len(self._nodes) and not server:
+            place = PlacementGroupSchedulingStrategy(self._nodes[node], within)
+            options["scheduling_strategy"] = place
         made = ray.remote(Learner).options(**options)
         self._actors[number] = made.remote(number, self._settings)
         (self._servers.add if server else self._servers.discard)(number)
+
+    def _reserve(self, nodes: int, size: int) -> None:
+        """Let Ray keep places for the learners of so many nodes, those of a node on one machine."""
+        if nodes <= len(self._nodes):
+            return
+        for number in self.there:  # which may have what a node needs
+            if number >= len(self._nodes) * size:
+                self.bury(number)
+        engine = self._settings.engine
+        each = {"CPU": engine.cpus_per_worker, "GPU": engine.gpus_per_worker}
+        place = {name: count for name, count in each.items() if count}
+        more = range(nodes - len(self._nodes))
+        self._nodes += [placement_group([place] * size, "STRICT_PACK") for _ in more]
+        self._node_size = size
 
     @property
     def there(self) -> frozenset[int]:
@@ -92,6 +114,8 @@ class Crew:
         parallel = training.settings.parallel
         learners = parallel.learners
         assert max(numbers) < learners + method_of(parallel).servers
+        if parallel.method == "hierarchical" and self._settings.engine.ray_address is not None:
+            self._reserve(learners // parallel.node_size, parallel.node_size)
         for number in numbers:
             server = number >= learners
             if (number in self._servers) != server:  # which has no GPU
@@ -104,6 +128,8 @@ class Crew:
         """End all learners, and Ray if it was started here."""
         for number in list(self._actors):
             self.bury(number)
+        for node in self._nodes:
+            remove_placement_group(node)
         joining.leave(self._ours)
 
 

@@ -274,7 +274,7 @@ def test_a_server_becomes_no_learner(tmp_path, monkeypatch):
     monkeypatch.setattr(crews.ray, "remote", Remote)
     monkeypatch.setattr(crews.ray, "kill", lambda actor: killed.append(actor.number))
     crew = crews.Crew.__new__(crews.Crew)
-    crew._actors, crew._servers = {}, set()
+    crew._actors, crew._servers, crew._nodes, crew._node_size = {}, set(), [], 1
     crew._settings = DataParallelConfig.model_validate({"engine": {"gpus_per_worker": 0.5}})
     served = cell(tmp_path, "parameter-server", 0, {}).training
     assert crew.prepare(served, "same", [0, 1, 2]) == {0: 0, 1: 1, 2: 2}
