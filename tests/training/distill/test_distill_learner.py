@@ -234,17 +234,6 @@ def test_a_checkpoint_of_another_model_is_told(found, config, tmp_path):
         learn(found, config, "student", None, tmp_path)
 
 
-def test_a_checkpoint_that_a_gpu_has_left_is_read_without_one(found, tmp_path, monkeypatch):
-    """Whether the training may go on is the run's to say."""
-    loop, other = (Loop(found.model("student", seed), found.course(0)) for seed in (0, 1))
-    loop.epoch(0)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
-        checkpoint.save(tmp_path / "kept", loop, losses=[1.0])
-    assert checkpoint.load(tmp_path / "kept", other, "losses") == [[1.0]]
-    assert sha256(state(other.model)) == sha256(state(loop.model))
-
-
 # What does not fit.
 
 
