@@ -26,7 +26,7 @@ from fedspeech.progress import stage
 from fedspeech.run_folder import RunFolder, read_json
 from fedspeech.tensors import sha256_of_file, write_whole
 from fedspeech.training.spent import Spent
-from fedspeech.training.workers import begun, working
+from fedspeech.training.workers import working
 
 log = logging.getLogger("fedspeech")
 TELL_SECONDS = 1.0
@@ -181,9 +181,9 @@ def _finished(
     with working(min(workers, len(waiting)), DIED, _start, run, make, told) as pool:
         while True:
             free = [c for c in waiting if c.base is None or c.base in ready]
-            next_ones = free[: workers - len(running)]
-            waiting = [cell for cell in waiting if cell not in next_ones]
-            running.update(begun(pool, [partial(_finish, cell) for cell in next_ones]))
+            for cell in free[: workers - len(running)]:
+                waiting.remove(cell)
+                running.add(pool.submit(_finish, cell))
             if not running:
                 break
             finished, running = wait(running, TELL_SECONDS, FIRST_COMPLETED)

@@ -4,16 +4,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, parent_process
-from typing import Any, TypeVar
+from typing import Any
 
 from fedspeech.errors import RunError
-
-T = TypeVar("T")
 
 # PyTorch is not imported here: a worker that still imports it hears of Ctrl-C and of the parent.
 
@@ -41,19 +39,6 @@ def working(
             for process in set(multiprocessing.active_children()) - set(others):
                 process.terminate()
             raise
-
-
-def begun(pool: ProcessPoolExecutor, calls: Iterable[Callable[[], T]]) -> list[Future[T]]:
-    """Let the processes do this, too, and be looked after.
-
-    Python looks after those that are there whenever it is woken up, which it is by each call and
-    before that starts a process: what became of the last one nobody would know for as long as the
-    others wait for it.
-    """
-    found = [pool.submit(call) for call in calls]
-    if found:
-        pool.submit(int)
-    return found
 
 
 def see_gpus(there: bool) -> None:

@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ from fedspeech.training.parallel.loopback import measured_link
 from fedspeech.training.parallel.simulated_world import Checkpoint, Link
 from fedspeech.training.parallel.task import Task
 from fedspeech.training.parallel.watch import Watch
-from fedspeech.training.workers import begun, see_gpus, working
+from fedspeech.training.workers import see_gpus, working
 
 STEPS, SECONDS = 24, 20.0
 """Batches that are measured at most, and for how long at most; at least two are."""
@@ -113,8 +112,9 @@ def side_by_side(
     )
     store, port = serve()
     with working(learners, died, see_gpus, _on_gpu(settings)) as pool:
-        ranks = range(learners)
-        each = begun(pool, [partial(_beside, settings, sizes, n, learners, port) for n in ranks])
+        each = [
+            pool.submit(_beside, settings, sizes, rank, learners, port) for rank in range(learners)
+        ]
         for learner in as_completed(each):
             learner.result()  # of the first one that fails, which others may wait for
         found = [learner.result() for learner in each]

@@ -4,7 +4,6 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from fedspeech.training.parallel.group import LOOPBACK, Group, Seat, form, join, serve
 from fedspeech.training.parallel.simulated_world import Link
 from fedspeech.training.parallel.watch import Watch
-from fedspeech.training.workers import begun, see_gpus, working
+from fedspeech.training.workers import see_gpus, working
 
 LARGE_BYTES = 16_000_000
 SMALL_TIMES, LARGE_TIMES = 200, 10
@@ -32,7 +31,7 @@ def measured_link(piece: float) -> Link:
     """
     store, port = serve()
     with working(2, DIED, see_gpus, False) as pool:
-        found = begun(pool, [partial(_sums, rank, port, piece) for rank in range(2)])
+        found = [pool.submit(_sums, rank, port, piece) for rank in range(2)]
         told = [each.result() for each in found]
     del store
     small, large = (max(each[i].seconds for each in told) for i in range(2))
