@@ -25,7 +25,8 @@ def connect(engine: EngineSettings, counted: str = "engine.workers") -> bool:
     """Join Ray where the settings say so, else start it; nothing where this process has it already.
 
     Whether there is something to leave at the end. Raises RunError where there is no Ray to join,
-    or it has less than the workers want; `counted` is the setting that says how many there are.
+    none starts, or it has less than the workers want; `counted` is the setting that says how many
+    there are.
     """
     ours = not ray.is_initialized()
     if ours and engine.ray_address is not None:
@@ -60,13 +61,17 @@ def try_out() -> None:
 
 
 def _start(engine: EngineSettings) -> None:
-    _init(
-        address="local",  # not what somebody else started on this machine
-        num_cpus=engine.workers * engine.cpus_per_worker,
-        num_gpus=engine.simulated_gpus or None,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    try:
+        _init(
+            address="local",  # not what somebody else started on this machine
+            num_cpus=engine.workers * engine.cpus_per_worker,
+            num_gpus=engine.simulated_gpus or None,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    except Exception as error:  # Ray has none of its own for a node that is not there in time
+        said = str(error).strip().splitlines()[0]
+        raise RunError(f"Ray cannot be started, perhaps beside too much else: {said}") from None
 
 
 def _join(address: str) -> None:
