@@ -52,6 +52,21 @@ def test_workers_on_the_nodes_of_a_cluster(corpus, undisturbed, two_nodes, tmp_p
     )
 
 
+def test_a_node_that_does_not_start_in_time_is_told(monkeypatch):
+    """As Ray says it."""
+
+    def late(**options):
+        raise Exception("The current node timed out during startup.\nThis could happen because")
+
+    monkeypatch.setattr(joining.ray, "init", late)
+    with pytest.raises(RunError) as told:
+        joining.connect(EngineSettings())
+    assert str(told.value) == (
+        "Ray cannot be started, perhaps beside too much else: The current node timed out during "
+        "startup."
+    )
+
+
 def test_nobody_at_the_address_is_said_at_once():
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
