@@ -11,6 +11,7 @@ from fedspeech.accelerator import trains_on_gpu, within_memory
 from fedspeech.config import Config
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import ConfigError, RunError
+from fedspeech.models.rnnt import RNNT
 
 log = logging.getLogger("fedspeech")
 
@@ -141,6 +142,8 @@ def bytes_each(settings: Config) -> int:
     """
     model = _module(settings)
     values = sum(map(_values, model.modules()))
+    if isinstance(model, RNNT):  # whose second layer sees some steps of the first one at a time
+        values += (model.shape.joined - 1) * _values(model.layers("encoder")[0])
     subsampling = getattr(model, "subsampling", 1)
     frames = LONGEST_SECONDS * FRAMES_PER_SECOND / subsampling * settings.personal.batch_size
     return int(VALUE_BYTES * (COPIES * models.parameters(model) + frames * values))

@@ -69,7 +69,8 @@ def test_what_a_transducer_takes_by_hand():
     encoder = 4 * 96 * (120 + 96 + 2) + 4 * 96 * (192 + 96 + 2)
     prediction = 500 * 24 + 4 * 48 * (24 + 48 + 2)
     weights = encoder + prediction + 48 * (96 + 1) + 48 * 48 + 500 * 49
-    kept = (120 + 12 * 96) + (192 + 12 * 96) + (24 + 12 * 48)
+    # The encoder's second layer sees two steps of the first one at a time.
+    kept = 2 * (120 + 12 * 96) + (192 + 12 * 96) + (24 + 12 * 48)
     expected = 4 * (4 * weights + 2000 / 6 * 8 * kept)
     found = sizing.bytes_each(settings(batch=8, model="rnnt-tiny"))
     assert found == pytest.approx(expected, rel=1e-6)

@@ -46,7 +46,8 @@ def loss(
     0 where there is no step. A batch whose lattice (steps by units by vocabulary) is too large for
     the memory is split.
     """
-    lattice = partial(_loss, model, references)
+    predicted, _ = model.predict(Spelled.of(references, encoded.device).begun)
+    lattice = partial(_loss, model, references, predicted)
     return in_parts(lattice, most_cells(model, 3), [encoded], lengths, references)
 
 
@@ -114,16 +115,28 @@ class Spelled(NamedTuple):
         return torch.nn.functional.pad(self.targets, (1, 0), value=BLANK)
 
 
+def part_of(
+    references: Sequence[Sequence[int]], predicted: torch.Tensor, part: Sequence[int]
+) -> tuple[Spelled, torch.Tensor]:
+    """Some utterances' references, and of what was read (batch, units, joint) their own.
+
+    All is read before a batch is split: dropout is then the same, whatever the parts.
+    """
+    spelled = Spelled.of([references[i] for i in part], predicted.device)
+    chosen = torch.tensor(part, device=predicted.device)
+    return spelled, predicted[chosen, : spelled.begun.shape[1]]
+
+
 def _loss(
     model: RNNT,
     references: Sequence[Sequence[int]],
+    predicted: torch.Tensor,
     part: Sequence[int],
     lengths: torch.Tensor,
     encoded: torch.Tensor,
 ) -> torch.Tensor:
-    spelled = Spelled.of([references[i] for i in part], encoded.device)
-    predicted, _ = model.predict(spelled.begun)
-    return of_logits(model.join(encoded[:, :, None], predicted[:, None]), lengths, spelled)
+    spelled, read = part_of(references, predicted, part)
+    return of_logits(model.join(encoded[:, :, None], read[:, None]), lengths, spelled)
 
 
 def of_logits(logits: torch.Tensor, lengths: torch.Tensor, spelled: Spelled) -> torch.Tensor:

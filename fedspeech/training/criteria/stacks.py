@@ -83,8 +83,6 @@ def _lattice(
     lengths: torch.Tensor,
     encoded: torch.Tensor,
 ) -> torch.Tensor:
-    spelled = Spelled.of([spoken.references[i] for i in part], encoded.device)
-    chosen = torch.tensor(part, device=encoded.device)
-    read = predicted[chosen, : spelled.begun.shape[1]]
-    logits = stack.join(tensors, spoken.owners[chosen], encoded, read)
+    spelled, read = rnnt.part_of(spoken.references, predicted, part)
+    logits = stack.join(tensors, spoken.owners[list(part)], encoded, read)
     return rnnt.of_logits(logits, lengths, spelled)

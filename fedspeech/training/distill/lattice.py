@@ -36,7 +36,8 @@ def loss(
     summed over the cells of an utterance's lattice. Both are 0 where there is no step; a batch
     whose lattice is too large for the memory is split.
     """
-    lattice = partial(_loss, student, teacher, alpha, references)
+    predicted, _ = student.predict(Spelled.of(references, lengths.device).begun)
+    lattice = partial(_loss, student, teacher, alpha, references, predicted)
     most = rnnt.most_cells(student, 4)
     return rnnt.in_parts(lattice, most, heard, lengths, references)
 
@@ -46,14 +47,14 @@ def _loss(
     teacher: RNNT,
     alpha: float,
     references: Sequence[Sequence[int]],
+    predicted: torch.Tensor,
     part: Sequence[int],
     lengths: torch.Tensor,
     encoded: torch.Tensor,
     taught: torch.Tensor,
 ) -> torch.Tensor:
-    spelled = Spelled.of([references[i] for i in part], encoded.device)
-    predicted, _ = student.predict(spelled.begun)
-    logits = student.join(encoded[:, :, None], predicted[:, None]).float()
+    spelled, read = rnnt.part_of(references, predicted, part)
+    logits = student.join(encoded[:, :, None], read[:, None]).float()
     following = _following(spelled)
     apart = divergence(logits, following, _wanted(teacher, taught, spelled, following))
     there = _there(lengths, spelled, apart)

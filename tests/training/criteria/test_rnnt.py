@@ -119,9 +119,12 @@ def test_a_batch_of_which_nothing_is_heard_has_a_loss_of_zero_and_can_be_learned
 def test_a_lattice_too_large_for_the_memory_is_split_which_it_says_and_changes_nothing(
     model, monkeypatch, caplog
 ):
+    model.dropout.p = 0.3  # of what is read, and drawn the same whatever the parts
+
     def learned() -> tuple[torch.Tensor, list[torch.Tensor]]:
         encoded = batch(LENGTHS, 8)
-        losses = rnnt.loss(model, encoded, torch.tensor(LENGTHS), REFERENCES)
+        with seeding.scoped(0, 0, "", "dropout"):
+            losses = rnnt.loss(model, encoded, torch.tensor(LENGTHS), REFERENCES)
         # Every utterance counts differently, so that gradients cannot be mixed up.
         weighted = (losses * torch.arange(1.0, 6.0)).sum()
         wanted = [encoded, *model.output.parameters(), *model.prediction.parameters()]
@@ -188,12 +191,12 @@ def test_what_is_aligned_in_one_way_alone_has_the_same_loss_on_a_gpu(model, monk
 
 
 def test_the_lattice_is_not_kept_where_it_is_split(model, monkeypatch):
-    """What autograd keeps for the gradient: a share of the lattice, or none of it."""
+    """What autograd keeps for the gradient: the lattice, or none of it. It alone has four axes."""
 
     def kept() -> int:
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: sizes.append(t.numel()) or t, lambda t: t
+            lambda t: sizes.append(t.numel() if t.dim() == 4 else 0) or t, lambda t: t
         ):
             encoded = batch([40] * 8, 40)
             rnnt.loss(model, encoded, torch.full((8,), 40), [[1] * 30] * 8)
@@ -201,7 +204,7 @@ def test_the_lattice_is_not_kept_where_it_is_split(model, monkeypatch):
 
     assert kept() >= 8 * 40 * 31 * 3
     monkeypatch.setattr(accelerator, "memory_bytes", lambda: 1)
-    assert kept() <= 8 * 40 * 6
+    assert kept() == 0
 
 
 def test_it_is_that_of_transducers(model):
