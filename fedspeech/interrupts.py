@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STATUS = 130
+"""Exit status after Ctrl-C, as shells have it."""
 _asked = threading.Event()
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from experiments.benchmarks import figure, tables
 from experiments.benchmarks.harness import Channel, Child, Failed, Row, Setting, say
-from fedspeech import machine
+from fedspeech import interrupts, machine
 from fedspeech.run_folder import processor
 from fedspeech.tensors import write_whole
 
@@ -44,7 +44,6 @@ BENCHMARKS = {
     )
 }
 """Modules by name: `rows`, `FULL` and `QUICK` plans, `LIMIT` in seconds, `PANELS`."""
-INTERRUPTED = 130
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
@@ -176,5 +175,5 @@ def main(arguments: Sequence[str]) -> int:
         rows = run(names, asked.quick, Report(folder, command, 0), scratch)
     except KeyboardInterrupt:
         say("interrupted: what has finished is written")
-        return INTERRUPTED
+        return interrupts.STATUS
     return int(any(row["table"] in BENCHMARKS for row in rows))

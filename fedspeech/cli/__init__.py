@@ -43,8 +43,6 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Flower and R
 DEMO = Path("experiments/demo.toml")
 REFUSALS = {EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS}
 """What a file system refuses: the user's to mend, wherever it comes up."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 
 @app.command()
@@ -160,7 +158,7 @@ def _run(settings: "Experiment", out: Path | None, resume: bool) -> None:
             _launch(settings, folder, resume)
     except KeyboardInterrupt:
         _say_how_to_go_on(folder)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(interrupts.STATUS) from None
     _show(folder)
 
 
@@ -269,7 +267,7 @@ def main() -> None:
         with interrupts.told_apart():
             app(prog_name="fedspeech")
     except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(interrupts.STATUS) from None
     except (FedSpeechError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in REFUSALS:
             raise

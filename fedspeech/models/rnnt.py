@@ -135,8 +135,11 @@ class RNNT(nn.Module):
         what comes after.
         """
         encoded, _ = self.encode(features)
-        steps = torch.div(lengths + self.subsampling - 1, self.subsampling, rounding_mode="floor")
-        return encoded, steps
+        return encoded, self.steps(lengths)
+
+    def steps(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Steps of the output for frames, integers in any shape."""
+        return torch.div(lengths + self.subsampling - 1, self.subsampling, rounding_mode="floor")
 
     def encode(
         self, features: torch.Tensor, state: State | None = None

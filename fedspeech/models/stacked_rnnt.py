@@ -4,15 +4,14 @@ A step of an LSTM is one batched matrix product for all of them, so that a GPU s
 kernels for a hundred models as for one. `rnnt.py` is the readable model; tests hold the two equal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from fedspeech.models.rnnt import RNNT
 from fedspeech.models.tdnn import at_least_float32, dropout_mask
-
-Tensors = Mapping[str, torch.Tensor]
+from fedspeech.tensors import Tensors
 
 
 class StackedRNNT:
@@ -58,8 +57,8 @@ class StackedRNNT:
             x = self._layer(tensors, f"encoder.{number}", x, dropout[number : number + 1])
             if number == 0:
                 x = x.reshape(count, batch, -1, shape.joined * shape.encoder_outputs)
-        steps = (lengths + shape.subsampling - 1).div(shape.subsampling, rounding_mode="floor")
-        return _product(x, tensors["encoded.weight"], tensors["encoded.bias"]), steps
+        heard = _product(x, tensors["encoded.weight"], tensors["encoded.bias"])
+        return heard, self.model.steps(lengths)
 
     def predict(
         self, tensors: Tensors, units: torch.Tensor, dropout: Sequence[torch.Tensor] = ()

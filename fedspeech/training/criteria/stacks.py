@@ -1,6 +1,6 @@
 """The criteria for many models at once, as one stack: the losses of everybody's minibatch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,10 +9,9 @@ import torch
 from fedspeech.models import Stack
 from fedspeech.models.stacked_rnnt import StackedRNNT
 from fedspeech.models.stacked_tdnn import StackedTDNN
+from fedspeech.tensors import Tensors
 from fedspeech.training.criteria import ctc, rnnt
 from fedspeech.training.criteria.rnnt import Spelled
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 class Minibatches(NamedTuple):

@@ -36,7 +36,7 @@ def loss(
     summed over the cells of an utterance's lattice. Both are 0 where there is no step; a batch
     whose lattice is too large for the memory is split.
     """
-    predicted, _ = student.predict(Spelled.of(references, lengths.device).begun)
+    predicted, _ = student.predict(Spelled.of(references, heard[0].device).begun)
     lattice = partial(_loss, student, teacher, alpha, references, predicted)
     most = rnnt.most_cells(student, 4)
     return rnnt.in_parts(lattice, most, heard, lengths, references)
