@@ -43,16 +43,17 @@ def _notes(results: DistillResults) -> tuple[str, ...]:
 
 
 def differences(results: DistillResults) -> Table:
-    """Every row with a teacher of its own beside the baselines."""
+    """Every row beside the baselines, and of these the later beside the earlier."""
     baselines = results.baselines
     rows = tuple(_beside(row, baselines) for row in results.table if row.minus)
     columns = ("model", *(f"minus {name}" for name in baselines))
     notes = ("Points of WER; paired: negative means fewer errors.",)
-    return Table("Modules replaced, beside the baselines", columns, rows, notes=notes)
+    return Table("Beside the baselines", columns, rows, notes=notes)
 
 
 def _beside(row: Row, baselines: tuple[str, ...]) -> tuple[str | Estimate, ...]:
-    return (row.row, *(Estimate.of(row.minus[name], signed=True) for name in baselines))
+    found = (row.minus.get(name) for name in baselines)
+    return (row.row, *(Estimate.of(each, signed=True) if each else "" for each in found))
 
 
 def millions(count: int) -> str:

@@ -25,7 +25,7 @@ def around(mean: float) -> dict[str, float]:
 
 def row(name: str) -> dict[str, Any]:
     mean = MEANS[name]
-    others = {other: around(mean - MEANS[other]) for other in ("student", "kd")}
+    of = {"student": (), "kd": ("student",)}.get(name, ("student", "kd"))
     sets = {"clean": mean - 4, "other": mean + 4}
     return {
         "row": name,
@@ -35,7 +35,7 @@ def row(name: str) -> dict[str, Any]:
         "seeds": [mean - 1, mean + 1],
         "sets": {key: {**around(value), "pooled": value} for key, value in sets.items()},
         "losses": [5.0, 2.0, 0.5],
-        "minus": others if name == "<lcmr>" else {},
+        "minus": {other: around(mean - MEANS[other]) for other in of},
     }
 
 
@@ -84,10 +84,12 @@ def notes(made_up) -> tuple[str, ...]:
     return distill_tables.errors(check(DistillResults, made_up, "here")).notes
 
 
-def test_rows_with_modules_replaced_stand_beside_the_baselines(results):
+def test_rows_stand_beside_the_baselines_and_one_of_these_beside_the_other(results):
     table = distill_tables.differences(results)
     assert table.columns == ("model", "minus student", "minus kd")
     assert table.rows == (
+        ("teacher", Estimate(-8, -10, -5, signed=True), Estimate(-7, -9, -4, signed=True)),
+        ("kd", Estimate(-1, -3, 2, signed=True), ""),
         ("<lcmr>", Estimate(-5, -7, -2, signed=True), Estimate(-4, -6, -1, signed=True)),
     )
 
@@ -215,7 +217,7 @@ def test_the_terminal_shows_all_tables(made_up):
     show(made_up, console)
     said = console.file.getvalue()
     title = "<made-up>: rnnt-student-22m out of rnnt-teacher-41m, seeds 3, 4"
-    for part in (title, "40.61 M", "-5.00 [-7.00, -2.00]", "beside the baselines"):
+    for part in (title, "40.61 M", "-5.00 [-7.00, -2.00]", "Beside the baselines"):
         assert part in said
 
 

@@ -62,10 +62,15 @@ class Rows:
             "losses": np.round(losses.mean(0), 4).tolist(),
             "minus": {
                 other: self.judged.difference(name, other)
-                for other in BASELINES
-                if other in self.names and name not in (TEACHER, *BASELINES)
+                for other in _beside(name)
+                if other in self.names
             },
         }
+
+
+def _beside(name: str) -> Sequence[str]:
+    """The baselines that a row is compared with: all of them, or those before itself."""
+    return BASELINES[: BASELINES.index(name)] if name in BASELINES else BASELINES
 
 
 def assemble(
@@ -73,7 +78,7 @@ def assemble(
 ) -> dict[str, Any]:
     """All of results.json; rates in percent.
 
-    `minus` is a row's rate minus those of the baselines, paired.
+    `minus` is a row's rate minus those of the baselines, paired; of two baselines the later has it.
     """
     rows = Rows(figures, settings.seeds)
     sets = {value: rows.of_set(speakers) for value, speakers in task.sets.items()}

@@ -45,7 +45,23 @@ def test_rates_and_differences(rows):
     assert (teacher["parameters"], lcmr["parameters"]) == (400, 200)
     assert lcmr["losses"] == [3.5, 1.0]
     assert lcmr["minus"]["student"]["mean"] == -22.5 and set(lcmr["minus"]) == {"student"}
-    assert teacher["minus"] == {} == student["minus"]
+    assert teacher["minus"]["student"]["mean"] == -45.0 and student["minus"] == {}
+
+
+def test_of_two_baselines_the_later_is_compared_with_the_earlier():
+    halved = {("kd", seed): ERRORS["lcmr", seed] for seed in (0, 1)}
+    rows = judged(ERRORS | halved)
+    found = {name: rows.row(name, {}, None)["minus"] for name in rows.names}
+    assert {
+        name: {other: each["mean"] for other, each in minus.items()}
+        for name, minus in found.items()
+    } == {
+        "teacher": {"student": -45.0, "kd": -22.5},
+        "student": {},
+        "kd": {"student": -22.5},
+        "lcmr": {"student": -22.5, "kd": 0.0},
+    }
+    assert found["kd"]["student"] == found["lcmr"]["student"]
 
 
 def test_a_teacher_is_usable_with_every_seed_or_not_at_all(rows):
