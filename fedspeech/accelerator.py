@@ -56,10 +56,13 @@ def autocast(precision: str) -> torch.autocast:
     return torch.autocast(place().type, torch.bfloat16, enabled=computes_in_bf16(precision))
 
 
-def computes_in_bf16(precision: str) -> bool:
-    """Whether a setting means bfloat16 here; `auto` does where GPU or processor computes in it."""
+def computes_in_bf16(precision: str, on: torch.device | None = None) -> bool:
+    """Whether a setting means bfloat16 here; `auto` does where GPU or processor computes in it.
+
+    `on` is the device; None: that of this process.
+    """
     if precision != "auto":
         return precision == "bf16"
-    if place().type == "cuda":
+    if (on or place()).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from fedspeech import config as configuration
 from fedspeech.accelerator import computes_in_bf16, place, trains_on_gpu
 from fedspeech.config import Experiment
@@ -42,6 +44,8 @@ train on a GPU by some of them and on a processor by others. Of a distillation t
 rows: each is trained by itself."""
 ON_GPU = ("engine.grid", "engine.gpus_per_worker", "engine.simulated_gpus")
 """Settings that say where clients train."""
+COMPUTES, WORKERS = "computes", "workers_compute"
+"""In environment.json, of the machine: how this process does, and how Ray's workers do."""
 VERSIONS = ("fedspeech", "torch", "torchaudio", "numpy", "scipy", "flwr", "ray", "lhotse", "jiwer")
 
 
@@ -174,17 +178,19 @@ class RunFolder:
 
     def _check_computes_alike(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         """Another device would go on to other numbers, and so would bfloat16."""
-        # G, too, is trained in this process, wherever clients are.
-        in_sight = any(map(_trains_in_sight, (there, here))) or self.checkpoint.exists()
-        if not (in_sight and self.environment.exists()):
+        if not self.environment.exists():
             return
-        _, before = self._began_with()
-        now = _computes(here)
-        if before not in (None, now):
-            raise RunError(
-                f"{self.path}: that run computes {before}, here it would {now}; go on with it on a "
-                "machine like the one where it began, or choose another folder (--out)"
-            )
+        (_, before), now = self._began_with(), _computes(here)
+        said = {WORKERS: "workers of that run compute {}, here they would {}"}
+        # G, too, is trained in this process, wherever clients are.
+        if any(map(_trains_in_sight, (there, here))) or self.checkpoint.exists():
+            said[COMPUTES] = "that run computes {}, here it would {}"
+        for key, text in said.items():
+            if before.get(key) and key in now and before[key] != now[key]:
+                raise RunError(
+                    f"{self.path}: {text.format(before[key], now[key])}; go on with it on a "
+                    "machine like the one where it began, or choose another folder (--out)"
+                )
 
     def close(self) -> None:
         """Let others write there."""
@@ -220,7 +226,7 @@ class RunFolder:
                 "machine": {
                     "system": platform.platform(),
                     "processor": processor(),
-                    "computes": _computes(settings),
+                    **_computes(settings),
                 },
                 "corpus": corpus_fingerprint,
                 "command": sys.argv[1:],
@@ -235,14 +241,14 @@ class RunFolder:
                 f"(fingerprint {before[:12]} there, {fingerprint[:12]} here)"
             )
 
-    def _began_with(self) -> tuple[str, str | None]:
-        """The corpus of the run that is resumed, and how it computes, which older ones do not say.
+    def _began_with(self) -> tuple[str, Mapping[str, str]]:
+        """The corpus of the run that is resumed, and what is known of its machine.
 
         Raises RunError where environment.json is damaged.
         """
         try:
             there = json.loads(self.environment.read_text(encoding="utf-8"))
-            return str(there["corpus"]), there.get("machine", {}).get("computes")
+            return str(there["corpus"]), dict(there.get("machine", {}))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{self.environment}: damaged, cannot be resumed: {error!r}") from None
 
@@ -253,12 +259,26 @@ def _trains_in_sight(settings: Mapping[str, Any]) -> bool:
     return "gpus_per_worker" not in engine or engine.get("grid") == "in-process"
 
 
-def _computes(settings: Mapping[str, Any]) -> str:
-    """Where models of this process compute, and in what: `on cuda in bf16`."""
+def _computes(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Where models of this process compute, and in what (`on cuda in bf16`); and those of Ray's
+    workers on this machine, if there are any.
+    """
+    found = {COMPUTES: _on(place(), settings)}
+    engine = EngineSettings.model_construct(**settings.get("engine", {}))
+    remote = engine.grid != "ray" or engine.ray_address is not None
+    if not remote and "gpus_per_worker" in settings.get("engine", {}):
+        if not trains_on_gpu(engine):
+            found[WORKERS] = _on(torch.device("cpu"), settings)
+        elif torch.cuda.is_available():
+            found[WORKERS] = _on(torch.device("cuda"), settings)
+    return found
+
+
+def _on(device: torch.device, settings: Mapping[str, Any]) -> str:
     sections = [each for each in settings.values() if isinstance(each, dict)]
     asked = {each["precision"] for each in sections if "precision" in each}
-    kinds = {"bf16" if computes_in_bf16(precision) else "fp32" for precision in asked}
-    return f"on {place().type} in {' and '.join(sorted(kinds))}"
+    kinds = {"bf16" if computes_in_bf16(precision, device) else "fp32" for precision in asked}
+    return f"on {device.type} in {' and '.join(sorted(kinds))}"
 
 
 def _versions() -> dict[str, str]:

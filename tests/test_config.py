@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from fedspeech import rules
+from fedspeech.cli import app
 from fedspeech.config import Config, DistillationConfig, NeuralDiffConfig, dump, load, located
 from fedspeech.config.model import AugmentationSettings
 from fedspeech.errors import ConfigError, RuleError
@@ -736,11 +738,48 @@ def test_learners_that_do_not_fit_together_are_told(file, text, message):
 
 
 def test_what_is_said_of_nodes_and_blocks_is_for_the_rows_of_a_comparison(file):
-    """Whatever the method is, and also where the comparison is left out, as `fedspeech train`
-    does."""
+    """Whatever the method is. Where the comparison is left out, as `fedspeech train` does, those of
+    another method are as usual, so that the settings in force can be read again."""
     text = PARALLEL + "node_size = 4\nblock = 4\nblock_momentum = 0.5\n[comparison]\n"
     path = file(text + "learners = [1, 4]\n")
-    for settings in (load(path), load(path, without=["comparison"])):
-        assert settings.parallel.node_size == settings.parallel.block == 4
+    assert load(path).parallel.node_size == load(path).parallel.block == 4
+    alone = load(path, ["parallel.method=bmuf"], without=["comparison"])
+    assert (alone.parallel.node_size, alone.parallel.block) == (2, 4)
+    assert alone.parallel.block_momentum == 0.5
+    assert load(file(dump(alone))) == alone
     with pytest.raises(ConfigError, match=r"parallel\.node_size: is for hierarchical"):
         load(file(text.partition("[comparison]")[0]), without=["comparison"])
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "message"),
+    [
+        (
+            "run",
+            "parallel.method=ad-psgd",
+            "--set parallel.method=ad-psgd: parallel.method: is for `fedspeech train`; what "
+            "`fedspeech run` compares says [comparison]",
+        ),
+        (
+            "run",
+            "parallel.learners=4",
+            "--set parallel.learners=4: parallel.learners: is for `fedspeech train`; what "
+            "`fedspeech run` compares says [comparison]",
+        ),
+        (
+            "train",
+            "parallel.block=4",
+            "--set parallel.block=4: parallel.block: is for bmuf, found method 'allreduce'",
+        ),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(file, command, override, message):
+    path = file(PARALLEL + "[comparison]\n")
+    done = CliRunner().invoke(app, [command, str(path), "--set", override])
+    assert isinstance(done.exception, ConfigError) and str(done.exception) == message
+
+
+@pytest.mark.parametrize("key", ["node_size", "block", "block_momentum", "form_seconds"])
+def test_what_holds_for_rows_may_be_set_for_them(file, key):
+    compared = load(file(PARALLEL + "[comparison]\n"))
+    assert compared.in_vain({f"parallel.{key}", "training.epochs"}) is None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedspeech.config import (
+    KINDS,
     Config,
     DataParallelConfig,
     DistillationConfig,
@@ -234,12 +235,44 @@ def test_a_run_that_has_not_kept_how_it_computes_goes_on_and_keeps_it(tmp_path, 
         reopened(again, DistillationConfig(), resume=True)
 
 
-def test_beside_rays_workers_it_is_g_alone_that_is_trained_here(run, monkeypatch):
+def test_beside_rays_workers_it_is_g_alone_that_is_trained_here(tmp_path, monkeypatch):
+    machine(monkeypatch, gpu=False, bf16=False)
+    run = begun(tmp_path, SETTINGS)
     machine(monkeypatch, gpu=True, bf16=False)
     reopened(run, SETTINGS, resume=True).close()
     run.checkpoint.write_bytes(b"G as far as it is")
     with pytest.raises(RunError, match="here it would on cuda in fp32"):
         reopened(run, SETTINGS, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("engine", "began", "goes_on"),
+    [
+        ({"gpus_per_worker": 0.0}, (True, True), (True, False)),
+        ({"gpus_per_worker": 0.5, "simulated_gpus": 1}, (False, True), (False, False)),
+        ({"gpus_per_worker": 0.5}, (True, True), (True, False)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["personalization", "data-parallel"])
+def test_rays_workers_go_on_in_the_precision_that_they_began_with(
+    tmp_path, monkeypatch, kind, engine, began, goes_on
+):
+    settings = KINDS[kind].model_validate({"kind": kind, "engine": engine})
+    machine(monkeypatch, *began)
+    run = begun(tmp_path, settings)
+    machine(monkeypatch, *goes_on)
+    where = "cuda" if began[0] and engine["gpus_per_worker"] else "cpu"
+    told = f"workers of that run compute on {where} in bf16, here they would on {where} in fp32"
+    with pytest.raises(RunError, match=told):
+        reopened(run, settings, resume=True)
+
+
+def test_machines_of_a_cluster_are_not_in_sight(tmp_path, monkeypatch):
+    settings = DataParallelConfig.model_validate({"engine": {"ray_address": "there:6379"}})
+    machine(monkeypatch, gpu=False, bf16=True)
+    run = begun(tmp_path, settings)
+    machine(monkeypatch, gpu=False, bf16=False)
+    reopened(run, settings, resume=True).close()
 
 
 def test_another_share_of_a_gpu_is_free(run):

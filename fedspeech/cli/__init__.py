@@ -68,7 +68,17 @@ def run(
     overrides = [*overrides, *_place(on)]
     settings = config.load(file, overrides)
     with config.located(settings, file, overrides):
+        _nothing_in_vain(settings, overrides)
         _run(settings, out, resume)
+
+
+def _nothing_in_vain(settings: "Experiment", overrides: list[str]) -> None:
+    """Raise ConfigError where a setting of the command line changes nothing."""
+    from fedspeech.config.data_parallel import DataParallelConfig
+
+    asked = {override.partition("=")[0].strip() for override in overrides}
+    if isinstance(settings, DataParallelConfig) and (wrong := settings.in_vain(asked)):
+        raise ConfigError(wrong)
 
 
 def _place(on: tuple[str, str] | None) -> list[str]:
@@ -126,6 +136,7 @@ def train(
     if not isinstance(settings, DataParallelConfig):
         raise ConfigError(f"{file}: kind = {settings.kind}, expected data-parallel")
     with config.located(settings, file, overrides):
+        _nothing_in_vain(settings, overrides)
         _run(settings.model_copy(update={"seeds": settings.seeds[:1]}), out, resume)
 
 

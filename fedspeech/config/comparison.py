@@ -49,7 +49,8 @@ class ComparisonSettings(Settings):
     ways: Ways = get_args(Way)
     """Compared at the base batch size with every number of learners."""
     learners: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4)
-    """One learner is the same whatever the method, and a single row."""
+    """One learner is the same whatever the method, and a single row; but with `ad-psgd
+    delay-by-one` its gradients are a step late as well, and it has a row of its own."""
     closer: tuple[Way, ...] = ("allreduce", "ad-psgd ring")
     """Compared with larger batches and with a straggler as well, with the most learners."""
     larger: tuple[Positive, ...] = (4, 16, 64)

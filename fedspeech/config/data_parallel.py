@@ -4,7 +4,7 @@ Cui, Zhang, Finkler, Saon, Picheny, Kung, "Distributed Training of Deep Neural N
 Models for Automatic Speech Recognition", IEEE Signal Processing Magazine 2020 (arXiv 2002.10502).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -31,6 +31,8 @@ Slowness = Annotated[float, Field(ge=1, strict=True)]
 OF_ONE_METHOD = {"hook": "allreduce", "staleness": "parameter-server", "partner": "ad-psgd"}
 OF_ROWS = {"node_size": "hierarchical", "block": "bmuf", "block_momentum": "bmuf"}
 """Also of one method, and of the rows of a comparison whatever `parallel.method` is."""
+OF_ALL = "form_seconds"
+"""The only other setting of `parallel` that holds for rows: they say all else themselves."""
 
 
 class ParallelTraining(TrainingOfG):
@@ -104,6 +106,12 @@ class ParallelSettings(Settings):
                 return f"{key}: is for {method}, found method {self.method!r}"
         return None
 
+    def without(self, methods: Mapping[str, str]) -> "ParallelSettings":
+        """These settings, and those that are for another method as usual."""
+        fields = type(self).model_fields
+        usual = {key: fields[key].default for key, of in methods.items() if of != self.method}
+        return self.model_copy(update=usual)
+
     @property
     def momentum(self) -> float:
         """Block momentum in force."""
@@ -135,13 +143,14 @@ class DataParallelConfig(Settings):
 
     @model_validator(mode="after")
     def _nothing_is_without_use(self, info: ValidationInfo) -> "DataParallelConfig":
-        """Nodes and blocks may be those of a comparison; also of one that was left out, which
-        `context` has the name of.
+        """Nodes and blocks may be those of a comparison. Where it was left out, which `context` has
+        the name of, they are as usual.
         """
-        compared = self.comparison is not None or "comparison" in (info.context or ())
-        if not compared and (wrong := self.parallel.strays(OF_ROWS)):
-            raise ValueError(f"parallel.{wrong}")
-        return self
+        if self.comparison is not None or (wrong := self.parallel.strays(OF_ROWS)) is None:
+            return self
+        if "comparison" in (info.context or ()):
+            return self.model_copy(update={"parallel": self.parallel.without(OF_ROWS)})
+        raise ValueError(f"parallel.{wrong}")
 
     @model_validator(mode="after")
     def _rows_can_be_made(self) -> "DataParallelConfig":
@@ -161,6 +170,24 @@ class DataParallelConfig(Settings):
                     "(parallel.node_size) for the way hierarchical"
                 )
         return self
+
+    def in_vain(self, asked: Collection[str]) -> str | None:
+        """Which of some settings, as `section.key`, is of no use, and why; None: none of them.
+
+        The rows of a comparison have methods of their own, and a training has only one.
+        """
+        for key in ParallelSettings.model_fields:
+            if f"parallel.{key}" not in asked:
+                continue
+            if self.comparison is not None and key not in (*OF_ROWS, OF_ALL):
+                return (
+                    f"parallel.{key}: is for `fedspeech train`; what `fedspeech run` compares says "
+                    "[comparison]"
+                )
+            method = self.parallel.method
+            if self.comparison is None and OF_ROWS.get(key, method) != method:
+                return f"parallel.{key}: is for {OF_ROWS[key]}, found method {method!r}"
+        return None
 
     @property
     def seed(self) -> int:

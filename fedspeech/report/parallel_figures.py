@@ -126,13 +126,13 @@ def many(results: ParallelResults, went: Went) -> Plot | None:
     for point in found.curves:
         by_way.setdefault(point.way, []).append((point.learners, point.seconds))
     curves = []
-    # One learner is the same whatever the method: a point of its own.
+    # One learner, whatever the method, has a point of its own.
     places = {name: place for place, name in enumerate(by_way, 1)}
     for name, points in by_way.items():
         learners, values = zip(*sorted(points), strict=True)
         curves.append(Line(name, learners, values, places[name]))
     for row in results.table:
-        place = 0 if row.learners == 1 else places.get(row.way)
+        place = 0 if row is results.one else places.get(row.way)
         # Only what was measured with as large batches, and a processor for each learner.
         alike = row.joined == row.learners * found.batch_size and row.processor is None
         measured = went.seconds(row)
@@ -141,8 +141,9 @@ def many(results: ParallelResults, went: Went) -> Plot | None:
             curves.append(Line(name, [row.learners], [measured], place, "o", ""))
     caption = (
         f"Lines are {SIMULATED}: seconds of an epoch with so many learners, each with batches of "
-        f"{found.batch_size} and a processor of its own, on a network of {found.network}. Points "
-        "are measured; that of one learner is the same for all methods."
+        f"{found.batch_size} and a processor of its own, on a network of {found.network}, also "
+        "between the learners of a node (hierarchical). Points are measured; that of one learner "
+        "is the same for all methods but delay-by-one."
     )
     return lines(curves, ("learners", f"seconds ({SIMULATED})"), "many", caption, log="xy")
 

@@ -33,7 +33,7 @@ class Row(Wer):
     @property
     def label(self) -> str:
         """What it is called: without its batch."""
-        if self.learners == 1:
+        if self.learners == 1 and not self.way.endswith("delay-by-one"):
             return "one learner"
         held = f", at {self.processor:g}" if self.processor else ""
         straggler = f", one {self.slowest:g}x" if self.slowest > 1 else ""

@@ -9,8 +9,9 @@ from fedspeech.report.tables import Estimate, Table, skipped
 SIMULATED = "simulated"
 NOT_MEASURED = "–"
 SAMPLED = (
-    "as each learner ends an epoch and never in between; with bmuf it depends on where in a block "
-    "that is"
+    "as each learner ends an epoch and never in between, so at different moments where they do not "
+    "wait for each other: of parameter-server, whose learners all take one model, it is what that "
+    "has changed by meanwhile; with bmuf it depends on where in a block that is"
 )
 """How the distance between learners is measured."""
 
@@ -238,8 +239,9 @@ def many(went: Went) -> Table:
     rows = tuple((name, *(points.get((name, n), NOT_MEASURED) for n in learners)) for name in ways)
     notes = (
         f"All of it is {SIMULATED}, and nothing measured: so many learners, each with batches of "
-        f"{found.batch_size} and a processor of its own, on a network of {found.network}; with the "
-        "checkpoints that each of them, or with allreduce the first one, keeps of every epoch.",
+        f"{found.batch_size} and a processor of its own, on a network of {found.network}, also "
+        "between the learners of a node (hierarchical); with the checkpoints that each of them, or "
+        "with allreduce the first one, keeps of every epoch.",
     )
     title = f"Seconds of an epoch with many learners ({SIMULATED})"
     return Table(title, ("method", *map(str, learners)), rows, notes=notes)

@@ -6,7 +6,7 @@ from typing import Any
 
 import parallel_runs
 import pytest
-from parallel_runs import cell, leave, row
+from parallel_runs import around, cell, leave, row
 from rich.console import Console
 
 from fedspeech.errors import RunError
@@ -51,6 +51,19 @@ def test_errors_have_every_row_beside_one_learner(results, made_up):
     made_up["table"][3]["diverged"] = 1
     again = parallel_tables.errors(check(ParallelResults, made_up, "here"))
     assert any("100 %" in note for note in again.notes)
+
+
+def test_one_learner_whose_gradients_are_late_has_its_own_name_and_line(made_up, timing):
+    """It is another one than that which all are compared with."""
+    late = row("one") | {"row": "late", "way": "ad-psgd delay-by-one", "minus_one": around(2.0)}
+    made_up["table"].insert(1, late)
+    timing["cells"].append(cell("one", 3) | {"cell": "late.seed-3"})
+    results, times = check(ParallelResults, made_up, "here"), went(timing)
+    assert [one.label for one in results.table[:2]] == ["one learner", "ad-psgd delay-by-one, 1"]
+    assert results.one.row == "one"
+    found = by_first(parallel_tables.pace(results, times))
+    assert found["ad-psgd delay-by-one, 1"][4] == "1.00"
+    assert parallel_figures.many(results, times) is not None
 
 
 def test_the_pace_is_without_first_epochs_and_without_what_is_slowed(results, times):

@@ -1,6 +1,7 @@
 """What there is to train: cells, each one model with one seed, finished one after the other."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from fedspeech.training.parallel.crew import Crew
 from fedspeech.training.parallel.learner import Training
 from fedspeech.training.parallel.task import Task
 from fedspeech.training.pool import Figures, is_finished, keep, read
+
+log = logging.getLogger("fedspeech")
 
 
 class Cell(NamedTuple):
@@ -45,7 +48,14 @@ class Cell(NamedTuple):
 
 def unfinished(cells: list[Cell], run: RunFolder) -> list[Cell]:
     """What is left to be trained."""
-    return [each for each in cells if not is_finished(run.path, each)]
+    return [each for each in cells if not (is_finished(run.path, each) and _is_timed(each, run))]
+
+
+def _is_timed(each: Cell, run: RunFolder) -> bool:
+    if there := each.timing(run).exists():
+        return there
+    log.warning("%s: missing; %s is trained again", each.timing(run), each.name)
+    return False
 
 
 def most_learners(cells: list[Cell]) -> int:

@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from fedspeech.config.comparison import ComparisonSettings
+from fedspeech.config.comparison import ComparisonSettings, Way
 from fedspeech.config.data_parallel import DataParallelConfig, ParallelSettings
 from fedspeech.training.parallel import mixing
 
+DELAYED: Way = "ad-psgd delay-by-one"
+"""The only way by which one learner learns in another way than any other alone."""
 CONVERGES = 2.0
 """A row converges whose mean WER is at most so many times that of one learner."""
 
@@ -29,7 +31,7 @@ def left_apart(parallel: ParallelSettings) -> float | None:
     learners, name = parallel.learners, way(parallel)
     if parallel.method == "allreduce":
         return 0.0
-    if parallel.method == "ring" or name == "ad-psgd delay-by-one":
+    if parallel.method == "ring" or name == DELAYED:
         matrix = mixing.ring(learners)
     elif parallel.method == "ad-psgd":
         matrix = mixing.pairs(learners, parallel.partner == "random")
@@ -68,6 +70,8 @@ def _compared(
     numbers, most = sorted(compared.learners), max(compared.learners)
     if numbers[0] == 1:
         yield _row(settings, "allreduce", 1)
+        if DELAYED in compared.ways:
+            yield _row(settings, DELAYED, 1)
     for name in compared.ways:
         for learners in (n for n in numbers if n > 1):
             yield _row(settings, name, learners)

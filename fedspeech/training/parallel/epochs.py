@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from fedspeech.training.parallel import mixing
 from fedspeech.training.parallel.learner import Report
 
@@ -87,10 +85,10 @@ def _consensus(reports: Sequence[Report]) -> float:
 
     0 where the method leaves them alike.
     """
-    vectors = [report.parameters for report in reports if report.parameters is not None]
+    vectors = [report.parameters.numpy() for report in reports if report.parameters is not None]
     if len(vectors) < 2:
         return 0.0
-    return round(mixing.consensus_distance(torch.stack(vectors).double().numpy()), 6)
+    return round(mixing.consensus_distance(vectors), 6)
 
 
 def said(epoch: Mapping[str, Any]) -> str:

@@ -41,6 +41,12 @@ class Hierarchical(ADPSGD):
         nodes = [range(first, first + size) for first in range(0, settings.learners, size)]
         return [number for node in nodes if set(node) <= set(living) for number in node]
 
+    @classmethod
+    def keepers(cls, learner: int, settings: ParallelSettings) -> Sequence[int]:
+        """All of the node, who begin alike: each with that of the first who has one."""
+        first = learner - learner % settings.node_size
+        return range(first, first + settings.node_size)
+
     @property
     def size(self) -> int:
         """Nodes."""

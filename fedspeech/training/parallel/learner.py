@@ -217,19 +217,23 @@ class Learner:
     def _begin(self, order: Order) -> None:
         if order.epoch is None:
             return
-        path = self._training.checkpoint(self._number, order.epoch)
-        if not path.exists():  # one that has all models, or one that was there
-            paths = (self._training.checkpoint(n, order.epoch) for n in order.seat.members)
-            found = next((other for other in paths if other.exists()), None)
-            if found is None:
-                raise RunError(
-                    f"learner {self._number} on {socket.gethostname()}: {path} is not there; all "
-                    "machines need the run's folder"
-                )
-            path = found
+        keepers = method_of(self._settings).keepers(self._number, self._settings)
+        path = self._kept_by(keepers, order.epoch)
+        if path is None:  # one that has all models, or one that was there
+            path = self._kept_by(order.seat.members, order.epoch)
+        if path is None:
+            missing = self._training.checkpoint(self._number, order.epoch)
+            raise RunError(
+                f"learner {self._number} on {socket.gethostname()}: {missing} is not there; all "
+                "machines need the run's folder"
+            )
         (self._kept,) = checkpoint.load(path, self._loop, "method") or [{}]
         self._epoch = order.epoch
         self._watch.take()
+
+    def _kept_by(self, learners: Sequence[int], epoch: int) -> Path | None:
+        paths = (self._training.checkpoint(number, epoch) for number in learners)
+        return next((path for path in paths if path.exists()), None)
 
     def _underway(self) -> Iterator[Report]:
         if time.monotonic() - self._said < TELL_SECONDS:

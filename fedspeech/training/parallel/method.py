@@ -37,6 +37,11 @@ class Method:
         """Which of those who live can go on without the others; none: all have to be there."""
         return list(living)
 
+    @classmethod
+    def keepers(cls, learner: int, settings: ParallelSettings) -> Sequence[int]:
+        """Whose checkpoint, the first that is there, this learner goes on from as from its own."""
+        return [learner]
+
     def parts(self, first: int) -> Iterator[int]:
         """The numbers of this learner's parts from the first one on, for all who are there alike.
 

@@ -5,6 +5,8 @@ are symmetric and doubly stochastic: rows and columns sum to one. So an averagin
 the models as it is (Cui et al. 2020, on decentralized SGD; Lian et al. 2017).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 Matrix = np.ndarray
@@ -74,10 +76,14 @@ def second_eigenvalue(matrix: Matrix) -> float:
     return float(magnitudes[-2]) if len(magnitudes) > 1 else 0.0
 
 
-def consensus_distance(models: np.ndarray) -> float:
+def consensus_distance(models: Sequence[np.ndarray]) -> float:
     """The root mean square, over learners, of the Euclidean distance from the mean of the models.
 
-    `models` has shape (learners, parameters), float64.
+    Of each learner there is a vector (parameters,) of any float dtype; it is taken in float64.
     """
-    apart = models - models.mean(axis=0)
-    return float(np.sqrt((apart**2).sum(axis=1).mean()))
+    mean = np.zeros(len(models[0]))
+    for each in models:
+        mean += each
+    mean /= len(models)
+    squares = [np.square(mean - each).sum() for each in models]
+    return float(np.sqrt(np.mean(squares)))

@@ -71,11 +71,12 @@ class Predictions:
     def of_row(self, row: DataParallelConfig) -> Case:
         """As a row is measured. Learners that are held to a share have it for themselves."""
         parallel, size = row.parallel, row.training.batch_size
-        held = parallel.processor or 1.0
+        # The share is of one processor, and a learner computes on as many as it has threads.
+        longer = row.engine.cpus_per_worker / parallel.processor if parallel.processor else 1.0
         case = self._case(way(parallel), parallel.learners, size, self._measured.here)
         return dataclasses.replace(
             case,
-            seconds=[seconds / held for seconds in case.seconds],
+            seconds=[longer * seconds for seconds in case.seconds],
             slowed=parallel.slowed,
             together=() if parallel.processor else self._measured.together(size, self._places),
         )

@@ -114,6 +114,35 @@ def test_it_is_the_state_that_there_was_and_not_the_one_that_there_is(alone, mon
     assert torch.equal(loop.optimizer.state_dict()["state"][0]["exp_avg"], moments)
 
 
+@pytest.mark.parametrize(
+    ("method", "there", "begins_with"),
+    [
+        ("ring", [0, 2, 3], [0, 0, 2, 3]),
+        ("ring", [3], [3, 3, 3, 3]),
+        ("hierarchical", [0, 1, 3], [0, 0, 3, 3]),  # also where the second has one of its own
+        ("hierarchical", [1], [1, 1, 1, 1]),
+    ],
+)
+def test_learners_of_a_node_begin_with_the_same_checkpoint(
+    alone, monkeypatch, method, there, begins_with
+):
+    learner, training, _ = alone
+    table = training.settings.model_dump(mode="json") | {
+        "parallel": {"method": method, "learners": 4}
+    }
+    other = training._replace(settings=DataParallelConfig.model_validate(table))
+    for number in there:
+        path = other.checkpoint(number, 1)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = []
+    monkeypatch.setattr(checkpoint, "load", lambda path, *_: [found.append(path) or {}])
+    learner._training = other
+    for learner._number in range(4):
+        learner._begin(Order(Seat(learner._number, (0, 1, 2, 3), "one"), None, 0, 1))
+    assert found == [other.checkpoint(number, 1) for number in begins_with]
+
+
 def test_who_joins_takes_over_what_another_learner_has(alone):
     """Also where that one has all parameters in one vector: it is not sent for each of them."""
     learner, training, _ = alone

@@ -22,6 +22,7 @@ from fedspeech.cli import app
 from fedspeech.config import DataParallelConfig, load
 from fedspeech.config.comparison import Way
 from fedspeech.config.data_parallel import ParallelSettings
+from fedspeech.config.engine import RaySettings
 from fedspeech.errors import ConfigError, DivergedError, RunError
 from fedspeech.models import build
 from fedspeech.run_folder import RunFolder
@@ -29,6 +30,7 @@ from fedspeech.training.parallel import cells as cells_of
 from fedspeech.training.parallel import computing, loopback, method_of, results
 from fedspeech.training.parallel.comparison import joined, left_apart, named, rows, way
 from fedspeech.training.parallel.computing import Batch, Measured, statistics_of, while_all
+from fedspeech.training.parallel.delay_by_one import DelayByOne
 from fedspeech.training.parallel.loopback import link_of, measured_link
 from fedspeech.training.parallel.predicted import Predictions
 from fedspeech.training.parallel.simulated import PROCESSES
@@ -87,6 +89,14 @@ def test_every_way_has_a_row_for_each_number_of_learners_and_one_learner_a_singl
     assert [row.seeds for row in found.values()] == [(0, 1)] * 5 + [(0,)] * 2
 
 
+def test_one_learner_whose_gradients_are_late_is_another_one(settings):
+    late = settings.comparison.model_copy(update={"ways": ("ring", "ad-psgd delay-by-one")})
+    found = rows(settings.model_copy(update={"comparison": late}))
+    alone = [name for name, row in found.items() if row.parallel.learners == 1]
+    assert alone == ["allreduce.1", "ad-psgd-delay-by-one.1"]
+    assert method_of(found["ad-psgd-delay-by-one.1"].parallel) is DelayByOne
+
+
 def test_without_a_comparison_there_is_the_one_training(settings):
     alone = settings.model_copy(update={"comparison": None})
     assert rows(alone) == {"allreduce-fp16.2": alone}
@@ -98,7 +108,7 @@ def test_all_ways_are_there_and_can_be_simulated(settings):
     whole = settings.comparison.model_copy(update={"ways": ways})
     found = rows(settings.model_copy(update={"comparison": whole}))
     every = {way(row.parallel): method_of(row.parallel) for row in found.values()}
-    assert list(every) == list(ways)
+    assert set(every) == set(ways)
     assert len(set(every.values())) == len(ways) - 1  # two of ad-psgd are one class
 
 
@@ -123,7 +133,7 @@ def test_what_an_averaging_leaves_apart(parallel, left):
 
 def test_the_experiment_has_what_the_paper_compares():
     found = rows(load(ROOT / "experiments" / "data-parallel.toml"))
-    assert len(found) == 1 + 8 * 2 + 2 * 3 + 2 * 2
+    assert len(found) == 2 + 8 * 2 + 2 * 3 + 2 * 2
     assert max(joined(row) for row in found.values()) == 64 * joined(found["allreduce.1"])
     assert {row.parallel.learners for row in found.values()} == {1, 2, 4}
 
@@ -219,6 +229,9 @@ def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings, monkeyp
     assert case.size == 4 * sum(p.numel() for p in model.parameters())
     held = found.of_row(every["ad-psgd-random.2.capped.straggler"])
     assert held.seconds == [0.25] and held.slowed == (1.0, 3.0) and not held.together
+    threads = settings.model_copy(update={"engine": RaySettings(cpus_per_worker=2)})
+    assert found.of_row(rows(threads)["ad-psgd-random.2.capped"]).seconds == [0.5]
+    assert found.of_row(rows(threads)["allreduce.2"]).seconds == [0.1]
     many = found.of_many("ring", 128)
     assert many.seconds == [0.2] and many.batches == 10 and not many.together
     told = found.table(every)
@@ -455,11 +468,15 @@ def test_a_row_that_diverges_hears_nothing_and_the_first_one_is_an_error(
     with pytest.raises(DivergedError):
         cells_of.finish(None, task, first, run, None)
     assert not list(tmp_path.glob("cells/*"))
-    cells_of.finish(None, task, first._replace(name="other", compared=True), run, None)
+    other = first._replace(name="other", compared=True)
+    cells_of.finish(None, task, other, run, None)
     kept = json.loads((tmp_path / "cells" / "other.json").read_text())
     assert kept["errors"] == kept["words"] and kept["diverged"] == "no number"
     assert sum(map(len, kept["words"].values())) == 12
     assert json.loads((tmp_path / "cells" / "other.timing.json").read_text())["epochs"] == []
+    assert cells_of.unfinished([first, other], run) == [first]
+    other.timing(run).unlink()
+    assert cells_of.unfinished([first, other], run) == [first, other]
 
 
 def test_a_misspelt_way_is_refused(table, tmp_path):
