@@ -116,12 +116,28 @@ def test_allreduce_of_phrases_is_one_learner_on_the_joined_batch(together):
         np.testing.assert_allclose(each.models[-1], vector(model), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("method", ["ad-psgd", "parameter-server", "ring", "bmuf"])
-def test_phrases_are_learned_by_every_method(together, method):
-    told = together({"method": method, "learners": 2}, kind="contrastive")
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"method": "ring"},
+        *({"method": "ad-psgd", "partner": who} for who in ("ring", "random", "delay-by-one")),
+        {"method": "parameter-server"},
+        {"method": "hierarchical", "learners": 4},
+        {"method": "bmuf"},
+    ],
+    ids=lambda way: " ".join(map(str, way.values())),
+)
+@pytest.mark.parametrize(
+    ("kind", "fresh"), [("contrastive", contrastive), ("transducer", transducer)]
+)
+def test_phrases_and_what_a_transducer_hears_are_learned_by_every_method(
+    together, kind, fresh, way
+):
+    told = together({"learners": 2, **way}, kind=kind)
     assert {each.error for each in told} == {None}
-    start = vector(contrastive())
-    assert all(np.abs(each.models[-1] - start).max() > 1e-3 for each in told)
+    start, taught = vector(fresh()), [each for each in told if each.measured.updates]
+    assert len(taught) == way.get("learners", 2)
+    assert all(np.abs(each.models[-1] - start).max() > 1e-3 for each in taught)
 
 
 def test_half_precision_is_nearly_that(together):
