@@ -25,7 +25,7 @@ from fedspeech.cli import app
 from fedspeech.config import Config, DataParallelConfig
 from fedspeech.corpus import load
 from fedspeech.models import description
-from fedspeech.tensors import read
+from fedspeech.tensors import read, state
 from fedspeech.training.parallel.task import Task
 from fedspeech.training.spent import FILE
 from server import generic
@@ -142,6 +142,25 @@ def test_a_run_leaves_a_generic_model(undisturbed, table, tmp_path):
         "generic": {"model": str(path)},
     }
     generic.check(Config.model_validate(personalization))
+
+
+def test_a_transducer_is_trained_and_transcribes(train, table, tmp_path):
+    what = table({"epochs": 1}, method="ad-psgd") | {
+        "model": {"name": "rnnt-tiny"},
+        "units": {"kind": "characters"},
+    }
+    out, run = train(what, tmp_path)
+    assert "utterances/s" in finished(run)
+    path = out / "models" / "generic.safetensors"
+    about = description.read(path.with_suffix(".json"))
+    settings = DataParallelConfig.model_validate(what)
+    task = Task(settings, load(settings.corpus), tmp_path / "cache")
+    assert about.criterion == "rnnt" and tensors.sha256(read(path)) != tensors.sha256(
+        state(task.model(0))
+    )
+    (counts,) = task.errors(about.module(read(path))).values()
+    (row,) = json.loads((out / "results.json").read_text())["table"]
+    assert row["seeds"] == [pytest.approx(evaluation.pooled_rate([counts.errors], [counts.words]))]
 
 
 def kept(out: Path, epoch: int, checkpoints: int) -> bool:
