@@ -1,6 +1,6 @@
 """Where models compute: a GPU where PyTorch finds one, else the processor; in bfloat16 or not."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -54,6 +54,16 @@ def within_memory(too_large: str) -> Iterator[None]:
 def autocast(precision: str) -> torch.autocast:
     """The block in which matrix products are taken in bfloat16, if they are."""
     return torch.autocast(place().type, torch.bfloat16, enabled=computes_in_bf16(precision))
+
+
+def computes(precisions: Collection[str], on: torch.device | None = None) -> str:
+    """Where models compute and in what, by these settings: `on cuda in bf16`.
+
+    `on` is the device; None: that of this process.
+    """
+    device = on or place()
+    kinds = {"bf16" if computes_in_bf16(each, device) else "fp32" for each in precisions}
+    return f"on {device.type} in {' and '.join(sorted(kinds))}"
 
 
 def computes_in_bf16(precision: str, on: torch.device | None = None) -> bool:

@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 
 from fedspeech import config as configuration
-from fedspeech.accelerator import computes_in_bf16, place, trains_on_gpu
+from fedspeech.accelerator import computes, trains_on_gpu
 from fedspeech.config import Experiment
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import FedSpeechError, RunError
@@ -260,25 +260,20 @@ def _trains_in_sight(settings: Mapping[str, Any]) -> bool:
 
 
 def _computes(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Where models of this process compute, and in what (`on cuda in bf16`); and those of Ray's
-    workers on this machine, if there are any.
+    """Where models of this process compute, and in what; and those of Ray's workers on this
+    machine, if there are any.
     """
-    found = {COMPUTES: _on(place(), settings)}
+    sections = [each for each in settings.values() if isinstance(each, dict)]
+    asked = {each["precision"] for each in sections if "precision" in each}
+    found = {COMPUTES: computes(asked)}
     engine = EngineSettings.model_construct(**settings.get("engine", {}))
     remote = engine.grid != "ray" or engine.ray_address is not None
     if not remote and "gpus_per_worker" in settings.get("engine", {}):
         if not trains_on_gpu(engine):
-            found[WORKERS] = _on(torch.device("cpu"), settings)
+            found[WORKERS] = computes(asked, torch.device("cpu"))
         elif torch.cuda.is_available():
-            found[WORKERS] = _on(torch.device("cuda"), settings)
+            found[WORKERS] = computes(asked, torch.device("cuda"))
     return found
-
-
-def _on(device: torch.device, settings: Mapping[str, Any]) -> str:
-    sections = [each for each in settings.values() if isinstance(each, dict)]
-    asked = {each["precision"] for each in sections if "precision" in each}
-    kinds = {"bf16" if computes_in_bf16(precision, device) else "fp32" for precision in asked}
-    return f"on {device.type} in {' and '.join(sorted(kinds))}"
 
 
 def _versions() -> dict[str, str]:

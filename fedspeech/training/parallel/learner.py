@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fedspeech import corpus
-from fedspeech.accelerator import within_memory
+from fedspeech.accelerator import computes, within_memory
 from fedspeech.cluster import warned
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.errors import RunError
@@ -153,6 +153,7 @@ class Learner:
         try:
             store = join(*order.store, order.seat.seconds)
             group = self._group = form(store, order.seat, self._watch, self._stop(order))
+            self._agree(group)
             method = method_of(self._settings)(self._loop, group, self._settings)
             method.resume(self._kept)
             for number in method.parts(order.first):
@@ -230,6 +231,18 @@ class Learner:
         (self._kept,) = checkpoint.load(path, self._loop, "method") or [{}]
         self._epoch = order.epoch
         self._watch.take()
+
+    def _agree(self, group: Group) -> None:
+        """Raise RunError where this learner computes in another way than the first one to come."""
+        if self._number >= self._settings.learners:  # a server computes no gradients
+            return
+        own = computes([self._training.settings.training.precision])
+        theirs = group.store.compare_set("computes", "", own).decode()
+        if own != theirs:
+            raise RunError(
+                f"learner {self._number} on {socket.gethostname()} computes {own}, another one "
+                f"{theirs}; training.precision says it for all, engine.gpus_per_worker where"
+            )
 
     def _kept_by(self, learners: Sequence[int], epoch: int) -> Path | None:
         paths = (self._training.checkpoint(number, epoch) for number in learners)

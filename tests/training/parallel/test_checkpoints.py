@@ -9,7 +9,7 @@ import torch
 from ray import cloudpickle
 
 from fedspeech.config import DataParallelConfig
-from fedspeech.errors import DiskError
+from fedspeech.errors import DiskError, RunError
 from fedspeech.tensors import sha256
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel import learner as learners
@@ -141,6 +141,21 @@ def test_learners_of_a_node_begin_with_the_same_checkpoint(
     for learner._number in range(4):
         learner._begin(Order(Seat(learner._number, (0, 1, 2, 3), "one"), None, 0, 1))
     assert found == [other.checkpoint(number, 1) for number in begins_with]
+
+
+def test_learners_of_several_machines_compute_alike_or_not_at_all(alone, monkeypatch):
+    """But for a server, which computes no gradients."""
+    learner, training, _ = alone
+    store, _ = serve()
+    group = SimpleNamespace(store=store)
+    learner._agree(group)
+    learner._agree(group)
+    monkeypatch.setattr(learners, "computes", lambda precisions: f"on cpu in {precisions[0]}!")
+    told = r"learner 0 on \S+ computes on cpu in auto!, another one on cpu in (bf16|fp32); training"
+    with pytest.raises(RunError, match=told):
+        learner._agree(group)
+    learner._number = training.settings.parallel.learners
+    learner._agree(group)
 
 
 def test_who_joins_takes_over_what_another_learner_has(alone):
