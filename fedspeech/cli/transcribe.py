@@ -28,7 +28,8 @@ def transcribe(
     """Print what is said in some files, a line for each: its path, a tab, the text.
 
     A device recognizes its owner with the personal model that it holds, mixed with the base model
-    as it chose. No server is asked. The exit status is 1 where a file could not be read.
+    as it chose. No server is asked. A file may have five minutes, also with `--stream`. The exit
+    status is 1 where one could not be read.
 
     With `--stream` an RNN-T hears a file as if it were being spoken: its line grows word by word. A
     safetensors file has no speaker: how loud a file is in each band is measured before it begins.

@@ -9,6 +9,7 @@ from fedspeech.config.distillation import TEACHER, DistillationConfig
 from fedspeech.corpus import statistics
 from fedspeech.errors import DivergedError, RunError
 from fedspeech.run_folder import RunFolder, cache_folder, read_json
+from fedspeech.tensors import sha256_of_file, write_whole
 from fedspeech.training.distill import results
 from fedspeech.training.distill.cells import plan, shipped
 from fedspeech.training.distill.task import Task, check, given
@@ -41,10 +42,17 @@ def launch(asked: DistillationConfig, folder: Path, resume: bool) -> None:
 def _begun(settings: DistillationConfig, folder: Path) -> DistillationConfig:
     """The settings with the teacher that a run in the folder has begun with, if it was given one:
     whatever becomes of its file, all seeds have the same.
+
+    Raises RunError where that one is missing or damaged.
     """
-    own = _kept(folder)
-    if settings.teacher.file is None or not own.exists():
+    own, known = _kept(folder), _known(folder)
+    if settings.teacher.file is None or not (own.exists() or known.exists()):
         return settings
+    if known.exists() and not (own.exists() and sha256_of_file(own) == known.read_text()):
+        raise RunError(
+            f"{own}: missing or damaged, and what is finished has learned from it; put a copy of "
+            "the teacher there again, or choose another folder (--out)"
+        )
     teacher = settings.teacher.model_copy(update={"file": str(own)})
     return settings.model_copy(update={"teacher": teacher})
 
@@ -54,14 +62,22 @@ def _kept(folder: Path) -> Path:
     return folder.absolute() / "models" / f"{TEACHER}.safetensors"
 
 
+def _known(folder: Path) -> Path:
+    """The SHA-256 of that teacher."""
+    return _kept(folder).with_suffix(".sha256")
+
+
 def _with_teacher(settings: DistillationConfig, task: Task, run: RunFolder) -> DistillationConfig:
     """Keep a given teacher in the run's folder; the settings with that one."""
-    path = _kept(run.path)
-    if settings.teacher.file in (None, str(path)):
+    path, known = _kept(run.path), _known(run.path)
+    if settings.teacher.file is None:
         return settings
-    found = given(settings)
-    task.teacher.write(path.with_suffix(".json"))
-    tensors.write(path, found)
+    if settings.teacher.file != str(path):
+        found = given(settings)
+        task.teacher.write(path.with_suffix(".json"))
+        tensors.write(path, found)
+    if not known.exists():
+        write_whole(known, partial(Path.write_text, data=sha256_of_file(path)))
     return _begun(settings, run.path)
 
 

@@ -177,6 +177,12 @@ def test_all_seeds_have_the_teacher_that_the_run_began_with(
     for seed in (0, 1):
         taken = read(models / f"seed-{seed}.teacher.safetensors")
         assert sha256(taken) == sha256(read(first)) != sha256(read(other))
+    # Nor may it become another one in the run's folder.
+    own = models / "teacher.safetensors"
+    for lose in (lambda: shutil.copy(other, own), own.unlink):
+        lose()
+        refused = CliRunner().invoke(app, [*run, "--set=training.epochs=1", "--resume"])
+        assert f"{own}: missing or damaged, and what is finished" in str(refused.exception)
 
 
 def test_by_other_rows_another_student_is_generation_0_or_none_and_it_is_said(
