@@ -757,14 +757,14 @@ def test_what_is_said_of_nodes_and_blocks_is_for_the_rows_of_a_comparison(file):
         (
             "run",
             "parallel.method=ad-psgd",
-            "--set parallel.method=ad-psgd: parallel.method: is for `fedspeech train`; what "
-            "`fedspeech run` compares says [comparison]",
+            "--set parallel.method=ad-psgd: parallel.method: is for `fedspeech train`; "
+            "`fedspeech run` compares what [comparison] says",
         ),
         (
             "run",
             "parallel.learners=4",
-            "--set parallel.learners=4: parallel.learners: is for `fedspeech train`; what "
-            "`fedspeech run` compares says [comparison]",
+            "--set parallel.learners=4: parallel.learners: is for `fedspeech train`; "
+            "`fedspeech run` compares what [comparison] says",
         ),
         (
             "train",

@@ -181,8 +181,8 @@ class DataParallelConfig(Settings):
                 continue
             if self.comparison is not None and key not in (*OF_ROWS, OF_ALL):
                 return (
-                    f"parallel.{key}: is for `fedspeech train`; what `fedspeech run` compares says "
-                    "[comparison]"
+                    f"parallel.{key}: is for `fedspeech train`; `fedspeech run` compares what "
+                    "[comparison] says"
                 )
             method = self.parallel.method
             if self.comparison is None and OF_ROWS.get(key, method) != method:
