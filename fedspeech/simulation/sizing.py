@@ -12,6 +12,7 @@ from fedspeech.config import Config
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import ConfigError, RunError
 from fedspeech.models.rnnt import RNNT
+from fedspeech.training.criteria import rnnt
 
 log = logging.getLogger("fedspeech")
 
@@ -115,7 +116,17 @@ def most_together(settings: Config) -> int:
         memory = there * (min(1.0, engine.gpus_per_worker) if engine.grid == "ray" else 1.0)
     else:
         memory = machine.memory_limit_bytes() / (engine.workers if engine.grid == "ray" else 1)
-    return int(SHARE * memory / bytes_each(settings))
+    return int(_room(settings, memory) / bytes_each(settings))
+
+
+def _room(settings: Config, memory: float) -> float:
+    """Bytes that a cohort may take of a worker's: its share, and no more than a transducer's
+    lattice leaves; but half of that share, since a lattice is rarely as large as it may be.
+    """
+    share = SHARE * memory
+    if models.criterion(_module(settings)) != "rnnt":
+        return share
+    return max(share / 2, min(share, memory - rnnt.most_bytes()))
 
 
 def _check_gpus(engine: EngineSettings) -> None:

@@ -11,6 +11,7 @@ from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import ConfigError, RunError
 from fedspeech.simulation import sizing
 from fedspeech.simulation.in_process import InProcessGrid
+from fedspeech.training.criteria import rnnt
 
 
 def settings(cohort="auto", model="tdnn-tiny", batch=16, workers=2, **engine) -> Config:
@@ -75,6 +76,22 @@ def test_what_a_transducer_takes_by_hand():
     found = sizing.bytes_each(settings(batch=8, model="rnnt-tiny"))
     assert found == pytest.approx(expected, rel=1e-6)
     assert sizing.settle(settings(4, model="rnnt-tiny")).engine.cohort == 4
+
+
+@pytest.mark.parametrize(
+    ("share", "room"),
+    # A sixteenth of the GPU is the lattice's.
+    [(1.0, 0.6), (0.5, 0.3), (0.15, 0.15 - 1 / 16), (0.07, 0.021), (0.01, 0.003)],
+)
+def test_a_transducers_lattice_is_left_some_of_a_workers_share(monkeypatch, share, room):
+    each = sizing.bytes_each(settings(model="rnnt-tiny"))
+    memory = int(1000.5 * each)
+    monkeypatch.setattr(rnnt, "MOST_AT_ONCE", 16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = SimpleNamespace(total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found)
+    asked = settings(model="rnnt-tiny", gpus_per_worker=share)
+    assert sizing.most_together(asked) == int(1000.5 * room)
 
 
 @pytest.fixture

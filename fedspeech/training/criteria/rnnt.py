@@ -83,6 +83,11 @@ def in_parts(
     return losses
 
 
+def most_bytes() -> float:
+    """Bytes that a lattice may take."""
+    return accelerator.memory_bytes() / MOST_AT_ONCE
+
+
 def most_cells(model: RNNT, copies: int) -> int:
     """How many cells of a lattice there may be at once.
 
@@ -90,7 +95,7 @@ def most_cells(model: RNNT, copies: int) -> int:
     """
     joint, units = model.output.in_features, model.output.out_features
     each = VALUE_BYTES * (copies * units + 2 * joint)
-    return min(int(accelerator.memory_bytes() / MOST_AT_ONCE / each), MOST_LOGITS // units)
+    return min(int(most_bytes() / each), MOST_LOGITS // units)
 
 
 class Spelled(NamedTuple):
