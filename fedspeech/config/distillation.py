@@ -86,6 +86,12 @@ class ReplacingSettings(Settings):
     strategy: Literal[1, 2] = 2
     """2: the teacher is trained before, and frozen. 1: both learn together, from nothing."""
 
+    @property
+    def replaces(self) -> bool:
+        """Whether a module of the teacher's is ever heard: else the student only begins with what
+        the teacher hands down."""
+        return self.rate < 1
+
     @model_validator(mode="after")
     def _reaches_one(self) -> "ReplacingSettings":
         if self.phase == 1 and self.rate < 1:

@@ -26,7 +26,16 @@ BASELINES = (STUDENT, KD)
 class Rows:
     """The rows of the table, each over all seeds."""
 
-    def __init__(self, figures: Mapping[Cell, Figures], seeds: Sequence[int]) -> None:
+    def __init__(
+        self,
+        figures: Mapping[Cell, Figures],
+        seeds: Sequence[int],
+        inheriting: Sequence[str] = (),
+    ) -> None:
+        """Of the rows, those that are `inheriting` replace nothing: with them others are compared
+        as well.
+        """
+        self._baselines = (*BASELINES, *inheriting)
         self._figures = {(cell.row, cell.seed): each for cell, each in figures.items()}
         self._seeds = seeds
         self.names = list(dict.fromkeys(cell.row for cell in figures))
@@ -62,15 +71,15 @@ class Rows:
             "losses": np.round(losses.mean(0), 4).tolist(),
             "minus": {
                 other: self.judged.difference(name, other)
-                for other in _beside(name)
+                for other in self._beside(name)
                 if other in self.names
             },
         }
 
-
-def _beside(name: str) -> Sequence[str]:
-    """The baselines that a row is compared with: all of them, or those before itself."""
-    return BASELINES[: BASELINES.index(name)] if name in BASELINES else BASELINES
+    def _beside(self, name: str) -> Sequence[str]:
+        """The baselines that a row is compared with: all of them, or those before itself."""
+        every = self._baselines
+        return every[: every.index(name)] if name in every else every
 
 
 def assemble(
@@ -80,7 +89,8 @@ def assemble(
 
     `minus` is a row's rate minus those of the baselines, paired; of two baselines the later has it.
     """
-    rows = Rows(figures, settings.seeds)
+    inheriting = [name for name, way in settings.replacing.items() if not way.replaces]
+    rows = Rows(figures, settings.seeds, inheriting)
     sets = {value: rows.of_set(speakers) for value, speakers in task.sets.items()}
     table = [rows.row(name, sets, settings.replacing.get(name)) for name in rows.names]
     ships = shipped(settings)

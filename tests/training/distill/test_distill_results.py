@@ -19,7 +19,7 @@ ERRORS = {
 }
 
 
-def judged(errors_of: dict) -> Rows:
+def judged(errors_of: dict, inheriting: tuple[str, ...] = ()) -> Rows:
     figures = {
         Cell(seed, row, row == "lcmr"): {
             "errors": errors,
@@ -29,7 +29,7 @@ def judged(errors_of: dict) -> Rows:
         }
         for (row, seed), errors in errors_of.items()
     }
-    return Rows(figures, (0, 1))
+    return Rows(figures, (0, 1), inheriting)
 
 
 @pytest.fixture
@@ -62,6 +62,21 @@ def test_of_two_baselines_the_later_is_compared_with_the_earlier():
         "lcmr": {"student": -22.5, "kd": 0.0},
     }
     assert found["kd"]["student"] == found["lcmr"]["student"]
+
+
+def test_what_replaces_nothing_is_what_ways_to_replace_are_compared_with():
+    """Where it is asked for, wherever it stands."""
+    more = {("inherited", seed): ERRORS["student", seed] for seed in (0, 1)}
+    rows = judged(ERRORS | more, inheriting=("inherited", "another"))
+    found = {name: rows.row(name, {}, None)["minus"] for name in rows.names}
+    assert {name: list(minus) for name, minus in found.items()} == {
+        "teacher": ["student", "inherited"],
+        "student": [],
+        "lcmr": ["student", "inherited"],
+        "inherited": ["student"],
+    }
+    assert found["lcmr"]["inherited"] == found["lcmr"]["student"]
+    assert ReplacingSettings(rate=0.99).replaces and not ReplacingSettings(rate=1.0).replaces
 
 
 def test_a_teacher_is_usable_with_every_seed_or_not_at_all(rows):
