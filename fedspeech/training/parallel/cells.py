@@ -52,8 +52,8 @@ def unfinished(cells: list[Cell], run: RunFolder) -> list[Cell]:
 
 
 def _is_timed(each: Cell, run: RunFolder) -> bool:
-    if there := each.timing(run).exists():
-        return there
+    if each.timing(run).exists():
+        return True
     log.warning("%s: missing; %s is trained again", each.timing(run), each.name)
     return False
 
