@@ -82,10 +82,10 @@ class Plan:
 FULL = Plan(
     large="tdnn",
     small="tdnn-tiny",
-    two=((16, 24), (64, 12), (128, 6)),
+    two=((16, 24), (64, 12)),
     batch_size=16,
     held=64,
-    epochs=4,
+    epochs=3,
     longer=4,
     repeats=3,
 )
