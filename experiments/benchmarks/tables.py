@@ -1,7 +1,6 @@
 """Rows as Markdown tables, and the README that holds the last ones."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,11 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def tables(rows: Iterable[Row]) -> str:
-    """Some rows, each table under its name."""
-    parts = [
-        f"### {name}\n\n{table(list(some))}"
-        for name, some in groupby(rows, key=lambda row: row["table"])
-    ]
-    return "\n".join(parts)
+    """Some rows, each table under its name, in the order of their first rows."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["table"], []).append(row)
+    return "\n".join(f"### {name}\n\n{table(some)}" for name, some in found.items())
 
 
 def about(results: Results) -> str:

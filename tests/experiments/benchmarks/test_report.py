@@ -99,6 +99,13 @@ def test_cells_of_a_table():
     )
 
 
+def test_rows_of_a_table_stand_together_however_they_came():
+    rows = [{"table": name, "n": n} for n, name in enumerate(["t", "other", "t"])]
+    assert tables.tables(rows) == (
+        "### t\n\n| n |\n| --- |\n| 0 |\n| 2 |\n\n### other\n\n| n |\n| --- |\n| 1 |\n"
+    )
+
+
 def test_a_readme_without_markers_is_left_alone(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing here")
