@@ -267,13 +267,11 @@ def _computes(settings: Mapping[str, Any]) -> dict[str, str]:
     asked = {each["precision"] for each in sections if "precision" in each}
     found = {COMPUTES: computes(asked)}
     engine = EngineSettings.model_construct(**settings.get("engine", {}))
-    remote = engine.grid != "ray" or engine.ray_address is not None
-    if not remote and "gpus_per_worker" in settings.get("engine", {}):
-        if not trains_on_gpu(engine):
-            found[WORKERS] = computes(asked, torch.device("cpu"))
-        elif torch.cuda.is_available():
-            found[WORKERS] = computes(asked, torch.device("cuda"))
-    return found
+    elsewhere = engine.grid == "deployment" or engine.ray_address is not None
+    on_gpu = trains_on_gpu(engine)
+    if _trains_in_sight(settings) or elsewhere or (on_gpu and not torch.cuda.is_available()):
+        return found
+    return found | {WORKERS: computes(asked, torch.device("cuda" if on_gpu else "cpu"))}
 
 
 def _versions() -> dict[str, str]:

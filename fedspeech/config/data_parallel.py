@@ -31,8 +31,8 @@ Slowness = Annotated[float, Field(ge=1, strict=True)]
 OF_ONE_METHOD = {"hook": "allreduce", "staleness": "parameter-server", "partner": "ad-psgd"}
 OF_ROWS = {"node_size": "hierarchical", "block": "bmuf", "block_momentum": "bmuf"}
 """Also of one method, and of the rows of a comparison whatever `parallel.method` is."""
-OF_ALL = "form_seconds"
-"""The only other setting of `parallel` that holds for rows: they say all else themselves."""
+OF_EVERY_ROW = (*OF_ROWS, "form_seconds")
+"""All of `parallel` that holds for the rows of a comparison: they say the rest themselves."""
 
 
 class ParallelTraining(TrainingOfG):
@@ -100,16 +100,25 @@ class ParallelSettings(Settings):
     def strays(self, methods: Mapping[str, str]) -> str | None:
         """Which of some settings, each for one method, is not as usual though there is another
         method; None: none of them."""
-        for key, method in methods.items():
-            usual = type(self).model_fields[key].default
-            if getattr(self, key) != usual and self.method != method:
-                return f"{key}: is for {method}, found method {self.method!r}"
-        return None
+        fields = type(self).model_fields
+        wrong = (
+            self.misplaced(key, methods)
+            for key in methods
+            if getattr(self, key) != fields[key].default
+        )
+        return next(filter(None, wrong), None)
+
+    def misplaced(self, key: str, methods: Mapping[str, str]) -> str | None:
+        """What is to be said of a setting that is for another method; None: it may be for this."""
+        method = methods.get(key, self.method)
+        if method == self.method:
+            return None
+        return f"{key}: is for {method}, found method {self.method!r}"
 
     def without(self, methods: Mapping[str, str]) -> "ParallelSettings":
         """These settings, and those that are for another method as usual."""
         fields = type(self).model_fields
-        usual = {key: fields[key].default for key, of in methods.items() if of != self.method}
+        usual = {key: fields[key].default for key in methods if self.misplaced(key, methods)}
         return self.model_copy(update=usual)
 
     @property
@@ -179,14 +188,14 @@ class DataParallelConfig(Settings):
         for key in ParallelSettings.model_fields:
             if f"parallel.{key}" not in asked:
                 continue
-            if self.comparison is not None and key not in (*OF_ROWS, OF_ALL):
+            if self.comparison is None:
+                if wrong := self.parallel.misplaced(key, OF_ROWS):
+                    return f"parallel.{wrong}"
+            elif key not in OF_EVERY_ROW:
                 return (
                     f"parallel.{key}: is for `fedspeech train`; `fedspeech run` compares what "
                     "[comparison] says"
                 )
-            method = self.parallel.method
-            if self.comparison is None and OF_ROWS.get(key, method) != method:
-                return f"parallel.{key}: is for {OF_ROWS[key]}, found method {method!r}"
         return None
 
     @property

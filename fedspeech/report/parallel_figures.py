@@ -126,7 +126,7 @@ def many(results: ParallelResults, went: Went) -> Plot | None:
     for point in found.curves:
         by_way.setdefault(point.way, []).append((point.learners, point.seconds))
     curves = []
-    # One learner, whatever the method, has a point of its own.
+    # What all are compared with is of no method: its point has a place of its own.
     places = {name: place for place, name in enumerate(by_way, 1)}
     for name, points in by_way.items():
         learners, values = zip(*sorted(points), strict=True)

@@ -53,7 +53,11 @@ def _begun(settings: DistillationConfig, folder: Path) -> DistillationConfig:
             f"{own}: missing or damaged, and what is finished has learned from it; put a copy of "
             "the teacher there again, or choose another folder (--out)"
         )
-    teacher = settings.teacher.model_copy(update={"file": str(own)})
+    return _taught_by(settings, own)
+
+
+def _taught_by(settings: DistillationConfig, file: Path) -> DistillationConfig:
+    teacher = settings.teacher.model_copy(update={"file": str(file)})
     return settings.model_copy(update={"teacher": teacher})
 
 
@@ -78,7 +82,7 @@ def _with_teacher(settings: DistillationConfig, task: Task, run: RunFolder) -> D
         tensors.write(path, found)
     if not known.exists():
         write_whole(known, partial(Path.write_text, data=sha256_of_file(path)))
-    return _begun(settings, run.path)
+    return _taught_by(settings, path)
 
 
 def _task(settings: DistillationConfig, run: RunFolder) -> Task:

@@ -220,8 +220,8 @@ class Learner:
             return
         keepers = method_of(self._settings).keepers(self._number, self._settings)
         path = self._kept_by(keepers, order.epoch)
-        if path is None:  # one that has all models, or one that was there
-            path = self._kept_by(order.seat.members, order.epoch)
+        # Else that of one that has all models, or one that was there.
+        path = path or self._kept_by(order.seat.members, order.epoch)
         if path is None:
             missing = self._training.checkpoint(self._number, order.epoch)
             raise RunError(
