@@ -1,5 +1,6 @@
 """Where models compute: a GPU where PyTorch finds one, else the processor; in bfloat16 or not."""
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,11 @@ import torch
 from fedspeech import machine
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import RunError
+
+MOST_AT_ONCE = max(8, os.cpu_count() or 1)
+"""Processes that are taken to share a device's memory; more than the machine has processors there
+rarely are. Of all its memory, not of what happens to be free, or for as many as there happen to be:
+another split gives other roundings."""
 
 
 def place() -> torch.device:
@@ -30,6 +36,11 @@ def memory_bytes() -> int:
     if place().type == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return machine.memory_limit_bytes()
+
+
+def lattice_bytes() -> float:
+    """What a transducer's lattice may take of that memory."""
+    return memory_bytes() / MOST_AT_ONCE
 
 
 def _ran_out(error: RuntimeError | MemoryError) -> bool:

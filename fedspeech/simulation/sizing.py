@@ -7,12 +7,11 @@ from contextlib import contextmanager
 import torch
 
 from fedspeech import machine, models, progress
-from fedspeech.accelerator import trains_on_gpu, within_memory
+from fedspeech.accelerator import lattice_bytes, trains_on_gpu, within_memory
 from fedspeech.config import Config
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import ConfigError, RunError
 from fedspeech.models.rnnt import RNNT
-from fedspeech.training.criteria import rnnt
 
 log = logging.getLogger("fedspeech")
 
@@ -126,7 +125,7 @@ def _room(settings: Config, memory: float) -> float:
     share = SHARE * memory
     if models.criterion(_module(settings)) != "rnnt":
         return share
-    return max(share / 2, min(share, memory - rnnt.most_bytes()))
+    return max(share / 2, min(share, memory - lattice_bytes()))
 
 
 def _check_gpus(engine: EngineSettings) -> None:

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 import clients.cohort
-from fedspeech import machine, models, protocol
+from fedspeech import accelerator, machine, models, protocol
 from fedspeech.config import Config
 from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import ConfigError, RunError
 from fedspeech.simulation import sizing
 from fedspeech.simulation.in_process import InProcessGrid
-from fedspeech.training.criteria import rnnt
 
 
 def settings(cohort="auto", model="tdnn-tiny", batch=16, workers=2, **engine) -> Config:
@@ -86,7 +85,7 @@ def test_what_a_transducer_takes_by_hand():
 def test_a_transducers_lattice_is_left_some_of_a_workers_share(monkeypatch, share, room):
     each = sizing.bytes_each(settings(model="rnnt-tiny"))
     memory = int(1000.5 * each)
-    monkeypatch.setattr(rnnt, "MOST_AT_ONCE", 16)
+    monkeypatch.setattr(accelerator, "MOST_AT_ONCE", 16)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found = SimpleNamespace(total_memory=memory)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found)

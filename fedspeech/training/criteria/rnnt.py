@@ -1,7 +1,6 @@
 """The loss of a transducer (Graves 2012, Sequence Transduction with Recurrent Neural Networks)."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
@@ -16,10 +15,6 @@ from fedspeech.models.rnnt import BLANK, RNNT
 
 log = logging.getLogger("fedspeech")
 
-MOST_AT_ONCE = max(8, os.cpu_count() or 1)
-"""Processes that are taken to share a device's memory; more than the machine has processors there
-rarely are. Of all its memory, not of what happens to be free, or for as many as there happen to be:
-another split gives other roundings."""
 VALUE_BYTES = 4
 """The loss, and what it computes in, are float32."""
 MOST_LOGITS = 2**31 - 1
@@ -83,11 +78,6 @@ def in_parts(
     return losses
 
 
-def most_bytes() -> float:
-    """Bytes that a lattice may take."""
-    return accelerator.memory_bytes() / MOST_AT_ONCE
-
-
 def most_cells(model: RNNT, copies: int) -> int:
     """How many cells of a lattice there may be at once.
 
@@ -95,7 +85,7 @@ def most_cells(model: RNNT, copies: int) -> int:
     """
     joint, units = model.output.in_features, model.output.out_features
     each = VALUE_BYTES * (copies * units + 2 * joint)
-    return min(int(most_bytes() / each), MOST_LOGITS // units)
+    return min(int(accelerator.lattice_bytes() / each), MOST_LOGITS // units)
 
 
 class Spelled(NamedTuple):
@@ -218,7 +208,7 @@ def _say_too_large(kind: str) -> None:
     log.warning(
         "one utterance's lattice alone takes more than 1/%d of the memory (%s), and an utterance "
         "is not split: where the memory runs out, leave out the longest ones",
-        MOST_AT_ONCE,
+        accelerator.MOST_AT_ONCE,
         kind,
     )
 
@@ -229,6 +219,6 @@ def _say_split(kind: str) -> None:
         "a minibatch's lattice takes more than 1/%d of the memory (%s), or has more values than "
         "torchaudio counts: it is computed in parts, which takes longer; a smaller batch_size "
         "would not",
-        MOST_AT_ONCE,
+        accelerator.MOST_AT_ONCE,
         kind,
     )

@@ -130,7 +130,7 @@ def test_a_lattice_too_large_for_the_memory_is_split_which_it_says_and_changes_n
         wanted = [encoded, *model.output.parameters(), *model.prediction.parameters()]
         return losses.detach(), list(torch.autograd.grad(weighted, wanted))
 
-    monkeypatch.setattr(rnnt, "MOST_AT_ONCE", 8)
+    monkeypatch.setattr(accelerator, "MOST_AT_ONCE", 8)
     whole = learned()
     assert not caplog.records
     for memory, alone in ((20_200, 0), (10_000, 1), (1, 1)):

@@ -179,7 +179,7 @@ def test_a_lattice_too_large_for_the_memory_is_split_which_changes_nothing(
 
     whole = learned()
     monkeypatch.setattr(accelerator, "memory_bytes", lambda: 10_000)
-    monkeypatch.setattr(rnnt, "MOST_AT_ONCE", 8)
+    monkeypatch.setattr(accelerator, "MOST_AT_ONCE", 8)
     rnnt._say_split.cache_clear()
     with caplog.at_level(logging.WARNING, "fedspeech"):
         parted = learned()
