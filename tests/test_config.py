@@ -771,6 +771,12 @@ def test_what_is_said_of_nodes_and_blocks_is_for_the_rows_of_a_comparison(file):
             "parallel.block=4",
             "--set parallel.block=4: parallel.block: is for bmuf, found method 'allreduce'",
         ),
+        (
+            "train",
+            "comparison.learner=[1]",
+            "--set comparison.learner=[1]: comparison.learner: is for `fedspeech run`; "
+            "`fedspeech train` compares nothing",
+        ),
     ],
 )
 def test_a_setting_that_would_change_nothing_is_refused(file, command, override, message):

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import ray
 
-from fedspeech.config.engine import GPU_STEPS, EngineSettings
+from fedspeech.config.engine import GPU_STEPS, EngineSettings, RaySettings
 from fedspeech.errors import RunError
 
 LOG = logging.getLogger(__name__)
@@ -121,16 +121,21 @@ def _check_what_is_there(engine: EngineSettings, counted: str) -> None:
                 f"{counted}: {engine.workers} {who} with {each:g} {name} each want {wanted:g} "
                 f"{name}, Ray has {found:g}; {hint} fewer {who}"
             )
-    places = sum(_places(engine, node["Resources"]) for node in ray.nodes() if node["Alive"])
-    if engine.workers > places:
+    room = sum(places(engine))
+    if engine.workers > room:
         raise RunError(
             f"{counted}: {engine.workers} {who} with {engine.cpus_per_worker} processors and "
-            f"{engine.gpus_per_worker:g} GPUs each, Ray has room for {places}: each lies on one "
+            f"{engine.gpus_per_worker:g} GPUs each, Ray has room for {room}: each lies on one "
             f"node, and a share of a GPU on one GPU; set fewer {who}"
         )
 
 
-def _places(engine: EngineSettings, node: Mapping[str, float]) -> int:
+def places(engine: RaySettings) -> list[int]:
+    """How many workers each node that is alive has room for."""
+    return [_places(engine, node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _places(engine: RaySettings, node: Mapping[str, float]) -> int:
     """How many workers a node has room for."""
     by_cpus = int(node.get("CPU", 0) // engine.cpus_per_worker)
     if not engine.gpus_per_worker:

@@ -185,6 +185,9 @@ class DataParallelConfig(Settings):
 
         The rows of a comparison have methods of their own, and a training has only one.
         """
+        compared = [key for key in asked if key.split(".")[0] == "comparison"]
+        if compared and self.comparison is None:
+            return f"{compared[0]}: is for `fedspeech run`; `fedspeech train` compares nothing"
         for key in ParallelSettings.model_fields:
             if f"parallel.{key}" not in asked:
                 continue
@@ -197,6 +200,11 @@ class DataParallelConfig(Settings):
                     "[comparison] says"
                 )
         return None
+
+    @property
+    def counted(self) -> str:
+        """The setting that says how many learners there are."""
+        return "parallel.learners" if self.comparison is None else "comparison.learners"
 
     @property
     def seed(self) -> int:

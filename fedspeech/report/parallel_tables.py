@@ -51,12 +51,15 @@ def errors(results: ParallelResults) -> Table:
 
 def _told(results: ParallelResults) -> list[str]:
     found = []
-    if share := next((row.processor for row in results.table if row.processor), None):
+    for share in sorted({row.processor for row in results.table if row.processor}):
         found.append(
             f"at {share:g}: each learner takes at most {share:g} of a processor, so that one that "
-            "waits lends nothing; with the first seed alone. one 10x: one of the learners is ten "
-            "times slower."
+            "waits lends nothing."
         )
+    if few := [row for row in results.table if len(row.seeds) < len(results.seeds)]:
+        found.append(f"{'; '.join(row.label for row in few)}: with the first seed alone.")
+    for slow in sorted({row.slowest for row in results.table if row.slowest > 1}):
+        found.append(f"one {slow:g}x: the slowest of the learners is {slow:g} times slower.")
     if any(row.diverged for row in results.table):
         found.append("A training that diverged hears no word: its WER is 100 %.")
     found += skipped(results.skipped)

@@ -152,6 +152,8 @@ class Told:
     numbers: list[int]
     models: list[np.ndarray]
     """Parameters after each part, and at last at the end."""
+    gradients: list[np.ndarray]
+    """With which the steps were taken."""
     buffers: dict[str, np.ndarray]
     measured: Measured
     error: str | None = None
@@ -183,6 +185,11 @@ def vector(module: torch.nn.Module) -> np.ndarray:
     return torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy().copy()
 
 
+def gradient(module: torch.nn.Module) -> np.ndarray:
+    gradients = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+    return torch.cat(gradients).numpy().copy()
+
+
 def spoil(module: torch.nn.Module) -> None:
     """Leave a value that is no number."""
     next(module.parameters()).data.view(-1)[0] = float("nan")
@@ -204,7 +211,7 @@ def learn(job: Job) -> Told:
         next(loop.model.parameters()).register_hook(lambda gradient: gradient * job.factor)
     if job.leaps == job.rank:
         loop.optimizer.register_step_post_hook(lambda *_: spoil(loop.model))
-    told = Told([], [], {}, watch.measured)
+    told = Told([], [], [], {}, watch.measured)
     group = method = None
     try:
         seat = Seat(job.rank, members, job.generation, job.seconds)
@@ -219,6 +226,7 @@ def learn(job: Job) -> Told:
                 spoil(loop.model)
             if not method.serves:
                 loop.learn(method, number)
+                told.gradients.append(gradient(loop.model))
             told.numbers.append(number)
             told.models.append(vector(loop.model))
         method.finish()
@@ -259,8 +267,7 @@ class Plain:
             reduction="none",
         )
         loss.mean().backward()
-        gradients = [parameter.grad.flatten() for parameter in self.model.parameters()]
-        return torch.cat(gradients).numpy().copy()
+        return gradient(self.model)
 
 
 def fails_beside(settings: Any, sizes: Any, rank: int, learners: int, port: int) -> None:

@@ -48,6 +48,14 @@ def test_errors_have_every_row_beside_one_learner(results, made_up):
     assert found.rows[0][1:] == ("32", Estimate(10, 8, 13), "")
     assert found.rows[4][1:4] == ("128", Estimate(25, 23, 28), Estimate(15, 13, 18, signed=True))
     assert not any("100 %" in note for note in found.notes)
+    held = ["at 0.5: each learner takes at most 0.5 of a processor", "one 10x: the slowest of the"]
+    assert [any(note.startswith(said) for note in found.notes) for said in held] == [True, True]
+    assert not any("first seed alone" in note for note in found.notes)
+    made_up["seeds"] = [*made_up["seeds"], 9]
+    for one in made_up["table"][:-1]:
+        one["seeds"] = [*one["seeds"], 10.0]
+    again = parallel_tables.errors(check(ParallelResults, made_up, "here"))
+    assert "allreduce, 4, at 0.5, one 10x: with the first seed alone." in again.notes
     made_up["table"][3]["diverged"] = 1
     again = parallel_tables.errors(check(ParallelResults, made_up, "here"))
     assert any("100 %" in note for note in again.notes)

@@ -15,7 +15,7 @@ import ray
 
 from fedspeech import tensors
 from fedspeech.cluster.warned import Told
-from fedspeech.errors import DivergedError, RunError
+from fedspeech.errors import DivergedError, FedSpeechError, RunError
 from fedspeech.progress import Stage
 from fedspeech.run_folder import read_json
 from fedspeech.tensors import Tensors, write_whole
@@ -76,6 +76,8 @@ class _Cell:
     _warned: Told = field(default_factory=Told)
     _joining: dict[int, ray.ObjectRef] = field(default_factory=dict)
     _ready: set[int] = field(default_factory=set)
+    _unfit: set[int] = field(default_factory=set)
+    """In whose places nobody can begin: the others go on without them."""
     _members: list[int] = field(default_factory=list)
     _generation: int = 0
     _recent: int = 0
@@ -202,7 +204,8 @@ class _Cell:
         if self._method.restarts or not able:
             return self._restart()
         self._take_in(able)
-        gone = [n for n in self._all if n not in self._members and n not in self._joining]
+        away = {*self._members, *self._joining, *self._unfit}
+        gone = [n for n in self._all if n not in away]
         self._joining |= self.crew.prepare(self.training, self._agreed, gone) if gone else {}
         return outcome.reached, None
 
@@ -222,6 +225,7 @@ class _Cell:
             self.crew.bury(number)
         self._joining.clear()
         self._ready.clear()
+        self._unfit.clear()
 
     def _take_in(self, able: list[int]) -> None:
         """Those who can go on, and who can join them, with a model of theirs."""
@@ -239,6 +243,11 @@ class _Cell:
                 self.crew.bury(number)
                 together.remove(number)
                 self._died({number: _last_line(error)})
+            except FedSpeechError as error:
+                self.crew.bury(number)
+                together.remove(number)
+                self._unfit.add(number)
+                log.warning("nobody takes the place of learner %d: %s", number, error)
         self._ready &= self._joining.keys()
         self._members = self._method.able(together, parallel)
         self.happened["rejoins"] += len(set(self._members) - set(able))

@@ -37,6 +37,10 @@ class Cell(NamedTuple):
         """No training comes before it."""
         return
 
+    def training(self, run: RunFolder) -> Training:
+        """What learners do for it."""
+        return Training(self.settings, self.seed, run.path, self.name)
+
     def model(self, run: RunFolder) -> Path:
         """Where its model is when it is finished; the description lies beside it."""
         return run.models / f"{self.name}.safetensors"
@@ -79,8 +83,10 @@ def train_all(
     with stage(sum(each.settings.training.epochs for each in cells)) as shown:
         shown.start("epochs")
         for each in cells:
-            for _ in range(each.settings.training.epochs if each not in left else 0):
-                shown.skip()
+            if each not in left:  # where a process was killed as it had just finished it
+                cell.forget(each.training(run))
+                for _ in range(each.settings.training.epochs):
+                    shown.skip()
         if left:
             crew = Crew(settings, most_learners(left))
             try:
@@ -94,7 +100,7 @@ def train_all(
 
 def finish(crew: Crew, task: Task, each: Cell, run: RunFolder, shown: Stage) -> None:
     """Train and judge a cell; its model, its timing and its figures lie in the folder then."""
-    training = Training(each.settings, each.seed, run.path, each.name)
+    training = each.training(run)
     try:
         trained = cell.train(crew, task, training, shown)
     except DivergedError as error:

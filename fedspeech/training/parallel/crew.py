@@ -9,9 +9,9 @@ from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedspeech.cluster import joining
-from fedspeech.config.data_parallel import DataParallelConfig
-from fedspeech.config.engine import EngineSettings
-from fedspeech.errors import FedSpeechError
+from fedspeech.config.data_parallel import DataParallelConfig, ParallelSettings
+from fedspeech.config.engine import EngineSettings, RaySettings
+from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.training.parallel import method_of
 from fedspeech.training.parallel.group import LOOPBACK, serve
 from fedspeech.training.parallel.learner import Learner, Training
@@ -27,17 +27,34 @@ DIED = (
 what one has told was still on its machine, which is gone."""
 
 
-def look(settings: DataParallelConfig, learners: int) -> None:
-    """Raise RunError where Ray cannot be reached, or has no room for so many learners."""
+def look(settings: DataParallelConfig, asked: Sequence[ParallelSettings]) -> None:
+    """Raise RunError where Ray cannot be reached, or has no room for the learners of these."""
+    engine = settings.engine
     # One that is started here has the processors that it is told of.
-    if settings.engine.ray_address is not None or settings.engine.gpus_per_worker:
-        joining.leave(_connected(settings, learners))
+    if engine.ray_address is None and not engine.gpus_per_worker:
+        return
+    ours = _connected(settings, max(each.learners for each in asked))
+    try:
+        for each in asked:
+            if each.method == "hierarchical" and engine.ray_address is not None:
+                _check_nodes(each, engine)
+    finally:
+        joining.leave(ours)
+
+
+def _check_nodes(parallel: ParallelSettings, engine: RaySettings) -> None:
+    size = parallel.node_size
+    wanted, room = parallel.learners // size, sum(n // size for n in joining.places(engine))
+    if wanted > room:
+        raise RunError(
+            f"parallel.node_size: {wanted} nodes of {size} learners each, Ray has room for {room}: "
+            "the learners of a node lie on one machine; set a smaller node_size or fewer learners"
+        )
 
 
 def _connected(settings: DataParallelConfig, learners: int) -> bool:
     engine = EngineSettings(workers=learners, **settings.engine.model_dump())
-    counted = "parallel" if settings.comparison is None else "comparison"
-    return joining.connect(engine, f"{counted}.learners")
+    return joining.connect(engine, settings.counted)
 
 
 class Crew:

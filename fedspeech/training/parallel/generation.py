@@ -10,12 +10,14 @@ import ray
 from fedspeech.errors import FedSpeechError
 from fedspeech.training.parallel.crew import DIED, Crew, gotten
 from fedspeech.training.parallel.group import Seat
-from fedspeech.training.parallel.learner import Ended, Order, Report
+from fedspeech.training.parallel.learner import CUT_SECONDS, Ended, Order, Report
 
 log = logging.getLogger("fedspeech")
 
 STOP_SECONDS = 300.0
 """A learner that has not come back so long after it was told to is taken for dead."""
+ERROR_SECONDS = 2 * CUT_SECONDS
+"""The same where what one of them says ends the run."""
 
 
 @dataclass
@@ -96,9 +98,9 @@ class Generation:
 
     @property
     def _patience(self) -> float | None:
-        outcome = self._outcome
-        over = outcome.dead or outcome.ended or self._error
-        return STOP_SECONDS if over else None
+        if self._error is not None:
+            return ERROR_SECONDS
+        return STOP_SECONDS if self._outcome.dead or self._outcome.ended else None
 
     def _take(self, stream: Any) -> None:
         number = self._streams[stream]
@@ -128,7 +130,7 @@ class Generation:
 
     def _give_up(self) -> None:
         for stream in list(self._streams):
-            self._lose(stream, f"did not come back in {STOP_SECONDS:g} s")
+            self._lose(stream, f"did not come back in {self._patience:g} s")
 
     def _stop(self) -> None:
         for number in self._streams.values():

@@ -32,7 +32,7 @@ def launch(settings: DataParallelConfig, folder: Path, resume: bool) -> None:
 
 
 def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
-    from fedspeech.training.parallel.cells import Cell, most_learners, train_all, unfinished
+    from fedspeech.training.parallel.cells import Cell, train_all, unfinished
     from fedspeech.training.parallel.crew import look
 
     spent = Spent(run)
@@ -44,7 +44,7 @@ def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
         for seed in row.seeds
     ]
     if left := unfinished(cells, run):
-        look(settings, most_learners(left))
+        look(settings, [each.settings.parallel for each in left])
     task = _task(settings, every, run)
     spent.on("corpus and features")
     found = None

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from fedspeech import corpus
 from fedspeech.accelerator import computes, within_memory
 from fedspeech.cluster import warned
 from fedspeech.config.data_parallel import DataParallelConfig
-from fedspeech.errors import RunError
+from fedspeech.errors import CorpusError, DiskError, RunError
 from fedspeech.run_folder import cache_folder
 from fedspeech.tensors import Tensors, state
 from fedspeech.training import checkpoint
@@ -107,15 +108,17 @@ class Learner:
         """Begin a training with its freshly drawn model.
 
         `agreed` is the fingerprint of the run's corpus and settings. Raises RunError where this
-        learner has others, CorpusError where it does not find its speech.
+        learner has others, or not the run's folder, CorpusError where it does not find its speech.
         """
         torch.set_num_threads(self._threads)  # of this thread
         settings, number = training.settings, self._number
-        own = self._task.fingerprint(settings, training.seed)
+        self._check_folder(training.run)
+        with self._said_where():
+            own = self._task.fingerprint(settings, training.seed)
         if own != agreed:
             raise RunError(
-                f"learner {number} on {socket.gethostname()} has another corpus or other settings "
-                f"than the run: fingerprint {own[:12]} there, {agreed[:12]} here"
+                f"{self._here()} has another corpus or other settings than the run: fingerprint "
+                f"{own[:12]} there, {agreed[:12]} here"
             )
         parallel = settings.parallel
         slowed = dict(enumerate(parallel.slowed)).get(number, 1.0)
@@ -137,10 +140,10 @@ class Learner:
         """
         torch.set_num_threads(self._threads)  # of this thread
         too_large = (
-            f"{self._training.name} does not fit the memory of learner {self._number} on "
-            f"{socket.gethostname()}: a smaller training.batch_size takes less"
+            f"{self._training.name} does not fit the memory of {self._here()}: a smaller "
+            "training.batch_size takes less"
         )
-        with warned.kept(self._warned), within_memory(too_large):
+        with warned.kept(self._warned), within_memory(too_large), self._said_where():
             yield from self._learn(order)
 
     def _learn(self, order: Order) -> Iterator[Report | Ended]:
@@ -223,14 +226,31 @@ class Learner:
         # Else that of one that has all models, or one that was there.
         path = path or self._kept_by(order.seat.members, order.epoch)
         if path is None:
-            missing = self._training.checkpoint(self._number, order.epoch)
-            raise RunError(
-                f"learner {self._number} on {socket.gethostname()}: {missing} is not there; all "
-                "machines need the run's folder"
-            )
+            raise self._lacks(self._training.checkpoint(self._number, order.epoch))
         (self._kept,) = checkpoint.load(path, self._loop, "method") or [{}]
         self._epoch = order.epoch
         self._watch.take()
+
+    def _check_folder(self, run: Path) -> None:
+        """Raise RunError where a cluster's machine does not share the run's folder."""
+        if self._of_run.engine.ray_address is not None and not (run / "config.toml").exists():
+            raise self._lacks(run)
+
+    def _lacks(self, path: Path) -> RunError:
+        return RunError(f"{self._here()}: {path} is not there; all machines need the run's folder")
+
+    def _here(self) -> str:
+        return f"learner {self._number} on {socket.gethostname()}"
+
+    @contextmanager
+    def _said_where(self) -> Iterator[None]:
+        """What a cluster's machine cannot read or write in the block is told with its name."""
+        try:
+            yield
+        except (CorpusError, DiskError) as error:
+            if self._of_run.engine.ray_address is None:
+                raise
+            raise type(error)(f"{self._here()}: {error}") from None
 
     def _agree(self, group: Group) -> None:
         """Raise RunError where this learner computes in another way than the first one to come."""
@@ -240,8 +260,8 @@ class Learner:
         theirs = group.store.compare_set("computes", "", own).decode()
         if own != theirs:
             raise RunError(
-                f"learner {self._number} on {socket.gethostname()} computes {own}, another one "
-                f"{theirs}; training.precision says it for all, engine.gpus_per_worker where"
+                f"{self._here()} computes {own}, another one {theirs}; training.precision says it "
+                "for all, engine.gpus_per_worker where"
             )
 
     def _kept_by(self, learners: Sequence[int], epoch: int) -> Path | None:

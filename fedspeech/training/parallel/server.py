@@ -80,7 +80,7 @@ class Server:
                 else:
                     self._give(rank, stale)
                 self._news.put(number)
-        except (Lost, DivergedError) as error:
+        except Lost as error:
             self._news.put(error)
 
     def _update(self, rank: int, rate: float, gradient: torch.Tensor, number: int) -> int:
@@ -91,7 +91,12 @@ class Server:
                 raise Lost("the server is closing")
             stale = self._version - self._pulled[rank]
             self._loop.begins(number)
-            self._step(rate, gradient.to(self._model.device))
+            try:
+                self._step(rate, gradient.to(self._model.device))
+            except DivergedError as error:
+                self._closing = True
+                self._news.put(error)
+                raise Lost("the server is closing") from error
             self._version += 1
             self._pulled[rank] = self._version
             self._turn.notify_all()
@@ -112,6 +117,8 @@ class Server:
 
     def _give(self, rank: int, stale: int) -> None:
         with self._turn:
+            if self._closing:
+                raise Lost("the server is closing")
             self._pulled[rank] = self._version
             model = self._model.clone()
         self._group.send(torch.tensor([stale], dtype=torch.float64), rank).arrived()

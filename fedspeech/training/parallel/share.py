@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from fedspeech.config.data_parallel import ParallelTraining
 from fedspeech.config.model import FeatureSettings
-from fedspeech.errors import ConfigError
 from fedspeech.features import Utterance
 from fedspeech.seeding import Draws
 from fedspeech.training.course import Course, Spelling, Update, learning_rate
@@ -35,10 +34,7 @@ class Part(NamedTuple):
 
 
 class Share(Course):
-    """The course of many learners, part by part.
-
-    Raises ConfigError where there are more learners than utterances.
-    """
+    """The course of many learners, part by part; there are as many utterances at least."""
 
     def __init__(
         self,
@@ -49,10 +45,6 @@ class Share(Course):
         seed: int,
         learners: int,
     ) -> None:
-        if learners > len(utterances):
-            raise ConfigError(
-                f"parallel.learners: {learners} learners, but {len(utterances)} utterances to learn"
-            )
         joined = training.model_copy(update={"batch_size": training.batch_size * learners})
         super().__init__(joined, feature_settings, units, utterances, (seed, 0, "", PURPOSE))
         self.training, self.learners, self.seed = training, learners, seed

@@ -14,7 +14,7 @@ from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.corpus import statistics
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import train_and_test
-from fedspeech.errors import CorpusError
+from fedspeech.errors import ConfigError, CorpusError
 from fedspeech.evaluation import Counts
 from fedspeech.features import Utterance
 from fedspeech.models.description import ModelDescription
@@ -35,6 +35,7 @@ class Task:
         """`folder` is the cache of features. Raises ConfigError or CorpusError where settings and
         speech do not fit together.
         """
+        self._counted = settings.counted
         train, test = train_and_test(speech, settings.test)
         self.corpus = statistics.fingerprint(speech)
         self._sound = statistics.sound(train, folder)
@@ -54,12 +55,16 @@ class Task:
             return self.description.empty()
 
     def share(self, settings: DataParallelConfig, seed: int) -> Share:
-        """The training speech, cut among the learners."""
-        about = self.description
-        return Share(
-            *(settings.training, about.features, about.units, self.taught),
-            *(seed, settings.parallel.learners),
-        )
+        """The training speech, cut among the learners.
+
+        Raises ConfigError where there are more learners than utterances.
+        """
+        about, learners, spoken = self.description, settings.parallel.learners, len(self.taught)
+        if learners > spoken:
+            raise ConfigError(
+                f"{self._counted}: {learners} learners, but {spoken} utterances to learn"
+            )
+        return Share(settings.training, about.features, about.units, self.taught, seed, learners)
 
     def fingerprint(self, settings: DataParallelConfig, seed: int) -> str:
         """Of what all learners have to agree upon: speech, transcripts and settings."""

@@ -48,7 +48,8 @@ def test_simulated_seconds_stand_beside_measured_ones(rows, size):
             # As many utterances in a second as the other table has.
             heard = of(rows, TWO, size)[way]["utterances/s"]["median"] * measured
             assert heard == pytest.approx(6 * size)
-    assert all(row["simulated, s"] > 0 for row in found.values())
+    # Of a few short batches, so that no more can be said of it.
+    assert all(1 / 3 < row["simulated / measured"] < 3 for row in found.values())
 
 
 def test_a_straggler_stands_beside_the_same_learners_without_one(rows):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import time
 from types import SimpleNamespace
 
@@ -10,12 +11,13 @@ import ray
 import torch
 
 from fedspeech.config.data_parallel import DataParallelConfig
-from fedspeech.errors import DivergedError, FedSpeechError, RunError
+from fedspeech.errors import CorpusError, DivergedError, FedSpeechError, RunError
 from fedspeech.training import checkpoint
 from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel import crew as crews
 from fedspeech.training.parallel import generation as generations
 from fedspeech.training.parallel.cell import _Cell
+from fedspeech.training.parallel.cells import Cell, train_all
 from fedspeech.training.parallel.epochs import Epochs
 from fedspeech.training.parallel.learner import Ended, Learner, Report, Training
 from fedspeech.training.parallel.watch import Measured, Pace, Watch
@@ -288,8 +290,8 @@ def test_a_server_becomes_no_learner(tmp_path, monkeypatch):
 class Crew:
     """Learners that are there, or gone, when they are asked; `prepared` are those who begin."""
 
-    def __init__(self, gone: tuple[int, ...]) -> None:
-        self.gone, self.prepared, self.buried = gone, [], []
+    def __init__(self, gone: tuple[int, ...], unfit: dict[int, RunError]) -> None:
+        self.gone, self.unfit, self.prepared, self.buried = gone, unfit, [], []
 
     def actor(self, number):
         remote = SimpleNamespace(remote=lambda *_: number)
@@ -305,12 +307,14 @@ class Crew:
     def gotten(self, number):
         if number in self.gone:
             raise ray.exceptions.ActorDiedError()
+        if number in self.unfit:
+            raise self.unfit[number]
 
 
-def joined(tmp_path, monkeypatch, gone=(), ready=(2, 3), method="ad-psgd") -> _Cell:
+def joined(tmp_path, monkeypatch, gone=(), unfit=(), ready=(2, 3), method="ad-psgd") -> _Cell:
     """Learners 2 and 3 of four have died and others are to take their places."""
     one = cell(tmp_path, method, 1, {}, learners=4)
-    one.crew = Crew(gone)
+    one.crew = Crew(gone, unfit)
     one._members, one._joining = [0, 1], {2: 2, 3: 3}
     monkeypatch.setattr(cells, "gotten", one.crew.gotten)
     monkeypatch.setattr(cells, "_is_ready", lambda number: number in ready)
@@ -332,6 +336,22 @@ def test_who_dies_while_it_joins_is_counted_and_replaced(tmp_path, monkeypatch):
     one._recent = cells.MOST_DEATHS
     with pytest.raises(RunError, match="learner 2 died, the 4th time in one epoch"):
         one._mend(cells.Outcome(dead={}))
+
+
+def test_nobody_takes_the_place_of_who_cannot_begin_there_and_the_others_go_on(
+    tmp_path, monkeypatch, caplog
+):
+    """Ray has found a machine for it on which there is other speech."""
+    unfit = {2: RunError("learner 2 on there has another corpus")}
+    one = joined(tmp_path, monkeypatch, unfit=unfit)
+    assert one._members == [0, 1, 3] and one.crew.buried == [2] and one.crew.prepared == []
+    assert one.happened["deaths"] == 0 and not one._joining
+    assert "nobody takes the place of learner 2: learner 2 on there has another" in caplog.text
+    # All of them are asked for where all have to begin again.
+    one._members = []
+    monkeypatch.setattr(one, "_prepare", lambda numbers, again: one._members.extend(numbers))
+    one._mend(cells.Outcome(dead=dict.fromkeys((0, 1, 3), "killed")))
+    assert one._members == [0, 1, 2, 3]
 
 
 def test_half_a_node_waits_for_its_other_half_and_disturbs_nobody(tmp_path, monkeypatch):
@@ -427,6 +447,62 @@ def test_a_learner_is_there_before_it_reads_its_speech(tmp_path):
     learner.here()
     with pytest.raises(FedSpeechError, match="nowhere"):
         learner.prepare(Training(settings, 0, tmp_path, "one"), "agreed")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_a_machine_of_a_cluster_lacks_is_told_with_its_name(tmp_path, shared):
+    """The run's folder, or what only this one cannot read."""
+    corpus, engine = {"path": str(tmp_path / "nowhere")}, {"ray_address": "there:6379"}
+    settings = DataParallelConfig.model_validate({"corpus": corpus, "engine": engine})
+    if shared:
+        (tmp_path / "config.toml").write_text("")
+    told = f"{tmp_path}.*nowhere" if shared else f"{tmp_path} is not there; all machines need"
+    kind = CorpusError if shared else RunError
+    with pytest.raises(kind, match=rf"^learner 2 on {socket.gethostname()}: {told}"):
+        Learner(2, settings).prepare(Training(settings, 0, tmp_path, "one"), "agreed")
+
+
+def test_who_hangs_is_not_waited_for_long_where_what_another_one_says_ends_the_run(monkeypatch):
+    """It was to come back, and is ended instead."""
+    hangs, says = object(), iter(["an error"])
+    waited, buried = [], []
+
+    def wait(streams, timeout):
+        waited.append(timeout)
+        ready = [stream for stream in streams if stream is says]
+        return ready, []
+
+    def gotten(item):
+        raise RunError("there is no learner 1")
+
+    learn = lambda number: SimpleNamespace(remote=lambda order: [says, hangs][number])  # noqa: E731
+    crew = SimpleNamespace(
+        actor=lambda number: SimpleNamespace(
+            learn=SimpleNamespace(options=lambda num_returns: learn(number)),
+            stop=SimpleNamespace(remote=lambda name: None),
+        ),
+        bury=buried.append,
+        own_gpus=False,
+        address=("127.0.0.1", 1),
+    )
+    monkeypatch.setattr(generations.ray, "wait", wait)
+    monkeypatch.setattr(generations, "gotten", gotten)
+    with pytest.raises(RunError, match="there is no learner 1"):
+        generations.Generation(crew, "one/1", [0, 1], print).run(0, None, 1.0, [])
+    assert buried == [1]
+    assert waited == [None, *[generations.ERROR_SECONDS] * 2]
+    assert generations.ERROR_SECONDS < generations.STOP_SECONDS
+
+
+def test_what_a_finished_training_went_on_from_is_removed_when_the_run_goes_on(tmp_path):
+    """It was killed between the two."""
+    one = cell(tmp_path, "ring", 2, {0: [2], 1: [2]})
+    settings = one.training.settings
+    finished = Cell(settings, 0, "one")
+    run = SimpleNamespace(path=tmp_path)
+    (tmp_path / "cells" / "one.json").write_text('{"losses": []}')
+    train_all(TASK, settings, [finished], [], run, lambda: None)
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["one.json"]
 
 
 def test_what_a_learner_warns_of_comes_with_its_epoch_and_is_told_once(tmp_path, caplog):

@@ -2,13 +2,15 @@
 
 from types import SimpleNamespace
 
+import pytest
 import ray
 from nodes import Node, cluster
 from ray.util import placement_group_table
 
-from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.config.data_parallel import DataParallelConfig, ParallelSettings
+from fedspeech.errors import RunError
 from fedspeech.training.parallel import crew as crews
-from fedspeech.training.parallel.crew import Crew, gotten
+from fedspeech.training.parallel.crew import Crew, gotten, look
 
 
 def test_learners_of_a_node_are_on_one_machine_also_who_takes_the_place_of_another(monkeypatch):
@@ -33,8 +35,18 @@ def test_learners_of_a_node_are_on_one_machine_also_who_takes_the_place_of_anoth
         return [gotten(each, 100) for each in crew.prepare(training, "", numbers).values()]
 
     monkeypatch.setattr(crews, "Learner", Somewhere)
+
+    def nodes_of(size: int, learners: int) -> ParallelSettings:
+        return ParallelSettings(method="hierarchical", learners=learners, node_size=size)
+
     with cluster(Node(processors=2), Node(processors=2)) as nodes:
         engine = {"ray_address": nodes.address}
+        asked = DataParallelConfig.model_validate({"engine": engine})
+        look(asked, [ParallelSettings(learners=4), nodes_of(2, 4)])
+        told = r"^parallel\.node_size: 1 nodes of 3 learners each, Ray has room for 0: "
+        with pytest.raises(RunError, match=told):
+            look(asked, [ParallelSettings(learners=4), nodes_of(3, 3)])
+        assert not ray.is_initialized()
         ray.init(address=nodes.address, log_to_driver=False)
         crew = Crew(settings := DataParallelConfig.model_validate({"engine": engine}), 4)
         crew._settings = SimpleNamespace(engine=SimpleNamespace(**settings.engine.model_dump()))

@@ -178,15 +178,18 @@ def test_no_number_is_stopped_where_it_is(together, settings, where):
         {"method": "hierarchical", "learners": 2, "node_size": 1},
         {"method": "bmuf", "learners": 2, "block": 1},
         {"method": "parameter-server", "learners": 1},
+        {"method": "parameter-server", "learners": 3},
     ],
-    ids=lambda settings: f"{settings['method']}-{settings.get('partner', '')}",
+    ids=lambda settings: f"{settings['method']}-{settings.get('partner', settings['learners'])}",
 )
 def test_a_step_to_no_number_is_the_last_one(together, settings):
     """Its gradient was sound; what it made of the model reaches nobody."""
-    told = together(settings, leaps=1, **LONG)
-    assert re.match(diverged(1), told[1].error)
-    assert np.isfinite(told[0].models[-1]).all()
-    assert told[0].error.startswith("Lost: ")
+    last = settings["learners"] - (settings["method"] != "parameter-server")
+    *others, told = together(settings, leaps=last, **LONG)
+    assert re.match(diverged(last), told.error)
+    for other in others:
+        assert np.isfinite(other.models[-1]).all()
+        assert other.error.startswith("Lost: ")
 
 
 def test_a_loss_that_is_no_number_reaches_nobody(together):

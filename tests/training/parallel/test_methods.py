@@ -177,15 +177,17 @@ def test_ring_averages_with_neighbours_and_steps(together):
 
 
 def test_delay_by_one_steps_by_the_gradient_of_the_model_before(together):
-    settings = {"method": "ad-psgd", "partner": "delay-by-one", "learners": 3}
+    """Around a ring of four, where neighbours are not all."""
+    settings = {"method": "ad-psgd", "partner": "delay-by-one", "learners": 4}
     given = job(**settings)
     plain, chosen = Plain(given), parts(given)
-    before = models = np.stack([plain.start] * 3)
-    for first in range(0, len(chosen), 3):
+    before = models = np.stack([plain.start] * 4)
+    for first in range(0, len(chosen), 4):
         steps = [plain.gradient(x, part) for x, part in zip(before, chosen[first:], strict=False)]
-        mean = models.mean(0)
-        before, models = models, models.mean(0) - RATE * np.stack(steps)
-        np.testing.assert_allclose(models.mean(0), mean - RATE * np.mean(steps, 0))
+        left, right = np.roll(models, 1, 0), np.roll(models, -1, 0)
+        mean = models.mean(0) - RATE * np.mean(steps, 0)
+        before, models = models, (left + models + right) / 3 - RATE * np.stack(steps)
+        np.testing.assert_allclose(models.mean(0), mean)
     told = together(settings)
     for each, expected in zip(told, models, strict=True):
         np.testing.assert_allclose(each.models[-1], expected, rtol=0, atol=1e-12)
@@ -294,6 +296,86 @@ def test_ad_psgd_keeps_the_mean_and_brings_models_together(together, learners, p
     assert spread[1] < 0.1 * spread[0]
     everything = sorted(number for each in told for number in each.numbers)
     assert everything == list(range(len(parts(given[0]) * 12) * 24 // 12))
+
+
+def test_ad_psgd_steps_from_the_mean_by_the_gradient_of_the_model_before_it(together):
+    """The passive learner rests in its first part, while the active one takes all others."""
+    settings = {"method": "ad-psgd", "learners": 2}
+    active, passive = together(settings, apart=0.1, late=3.0)
+    given = [Job(0, "", rank, ParallelSettings(**settings), apart=0.1) for rank in (0, 1)]
+    plain, chosen = Plain(given[0]), parts(given[0])
+    mine, theirs = (Plain(each).start for each in given)
+    first = theirs
+    for number in active.numbers:
+        step = RATE * plain.gradient(mine, chosen[number])
+        theirs = (mine + theirs) / 2
+        mine = theirs - step
+    for number in passive.numbers:
+        theirs = theirs - RATE * plain.gradient(first, chosen[number])
+    np.testing.assert_allclose(active.models[-1], mine, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(passive.models[-1], theirs, rtol=0, atol=1e-12)
+    met, late = len(active.numbers), len(passive.numbers)
+    assert (met, late) == (len(chosen) - 1, 1)
+    # One averaging lies between each gradient of the active learner and its step.
+    assert (active.measured.staleness, active.measured.most_stale) == (met, 1)
+    assert (passive.measured.staleness, passive.measured.most_stale) == (met, met)
+    assert active.measured.bytes == passive.measured.bytes == met * first.nbytes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "ad-psgd", "learners": 2},
+        {"method": "ad-psgd", "learners": 4},
+        {"method": "ad-psgd", "learners": 4, "partner": "random"},
+        {"method": "hierarchical", "learners": 4, "node_size": 2},
+        NODES_OF_ONE | {"learners": 3},
+    ],
+)
+def test_no_step_is_lost_whoever_averages_when(together, settings):
+    """The mean of the models moves by the mean of all steps, and by nothing else."""
+    nodes = settings.get("node_size", 1)
+    apart = lambda rank: float(rank // nodes)  # noqa: E731
+    told = together(settings, apart=apart, utterances=24)
+    assert [each.error for each in told] == [None] * len(told)
+    given = ParallelSettings(**settings)
+    start = [
+        Plain(Job(0, "", r - r % nodes, given, apart=apart(r))).start for r in range(len(told))
+    ]
+    steps = [RATE * np.sum(each.gradients, 0) for each in told]
+    end = np.mean([each.models[-1] for each in told], 0)
+    np.testing.assert_allclose(end, np.mean(start, 0) - np.mean(steps, 0), rtol=0, atol=1e-12)
+    assert np.abs(np.mean(steps, 0)).max() > 1e-3
+    every = range(len(parts(replace(job(**settings), utterances=24))))
+    assert sorted(number for each in told for number in each.numbers) == [*every]
+
+
+def test_what_each_method_sends(together):
+    """Models and gradients of so many bytes, to each neighbour, in each step or block."""
+    whole = Plain(job(learners=4)).start.nbytes
+    steps = len(parts(job(learners=4))) // 4
+    for settings in ({"method": "ring"}, {"method": "ad-psgd", "partner": "delay-by-one"}):
+        told = together(settings | {"learners": 4})
+        assert {each.measured.bytes for each in told} == {steps * 2 * whole}
+    told = together({"method": "bmuf", "learners": 4, "block": 2})
+    # Three quarters of the model go twice where a ring sums it.
+    assert {each.measured.bytes for each in told} == {-(-steps // 2) * 2 * 3 * whole // 4}
+    *learners, server = together({"method": "parameter-server", "learners": 3})
+    pushes = [len(each.numbers) for each in learners]
+    # Two numbers of eight bytes go with each push and four more; with each model one comes back.
+    sent = [pushed * whole + (pushed + 4) * 16 for pushed in pushes]
+    assert [each.measured.bytes for each in learners] == sent
+    assert server.measured.bytes == sum(pushed + 2 for pushed in pushes) * (whole + 8)
+
+
+@pytest.mark.parametrize("method", ["allreduce", "ring", "bmuf"])
+def test_who_waits_for_a_slow_learner_computes_no_longer(together, method):
+    slow = lambda rank: 20.0 if rank == 1 else 1.0  # noqa: E731
+    settings = {"method": method, "learners": 2} | ({"block": 2} if method == "bmuf" else {})
+    one, other = (each.measured for each in together(settings, slowed=slow, utterances=24))
+    assert one.computing < 0.3 * other.computing
+    assert one.waiting > 0.5 * other.computing
+    assert other.waiting < 0.3 * one.waiting
 
 
 @pytest.mark.parametrize("settings", [{"method": "ad-psgd"}, NODES_OF_ONE])

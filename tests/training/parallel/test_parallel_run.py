@@ -242,6 +242,9 @@ def test_a_learner_that_is_killed_ends_no_run(train, table, tmp_path, method):
     (cell,) = json.loads((out / "timing.json").read_text())["cells"]
     assert (cell["deaths"], cell["restarts"]) == (1, int(begins_again))
     assert begins_again or cell["rejoins"]
+    if method in ("allreduce", "ad-psgd"):
+        apart = [epoch["consensus"] > 0 for epoch in cell["epochs"][:-1]]
+        assert set(apart) == {method == "ad-psgd"}
     assert len(cell["epochs"]) == epochs
     assert "learner " in said and " died" in said and "Learners that died" in said
     utterances = [epoch["utterances"] for epoch in cell["epochs"]]
@@ -293,17 +296,17 @@ def test_learners_on_two_nodes(undisturbed, train, table, tones, tmp_path):
         assert not any(node.dead_processes() for node in nodes.list_all_nodes())
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"learners": 37}, "parallel.learners: 37 learners, but 36 utterances to learn"),
-    ],
-)
-def test_what_cannot_be_is_told_before_anything_starts(table, tmp_path, changed, message):
+@pytest.mark.parametrize(("called", "section"), [("train", "parallel"), ("run", "comparison")])
+def test_more_learners_than_utterances_are_told_before_anything_starts(
+    table, tmp_path, called, section
+):
     file = tmp_path / "small.toml"
-    file.write_text(tomli_w.dumps(table(**changed)))
-    done = CliRunner().invoke(app, ["train", str(file), "--out", str(tmp_path / "run")])
-    assert message in str(done.exception)
+    what = table({"batch_size": 37}, learners=37 if called == "train" else 2)
+    compared = {"ways": ["ring"], "learners": [1, 37], "closer": []}
+    file.write_text(tomli_w.dumps(what | {"comparison": compared}))
+    done = CliRunner().invoke(app, [called, str(file), "--out", str(tmp_path / "run")])
+    told = rf"{re.escape(str(file))}:\d+: {section}\.learners: 37 learners, but 36 utterances to "
+    assert re.match(told, str(done.exception))
     assert not (tmp_path / "run").exists()
 
 

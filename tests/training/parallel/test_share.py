@@ -5,7 +5,6 @@ import pytest
 import torch
 from learners import FEATURES, Letters, spoken, training
 
-from fedspeech.errors import ConfigError
 from fedspeech.training.course import Course
 from fedspeech.training.parallel.share import Share
 
@@ -78,8 +77,3 @@ def test_the_rate_rises_to_the_scaled_one_and_decays_from_there():
     np.testing.assert_allclose([made.rate(x) for x in done], expected, rtol=1e-12)
     plain = Course(training(**changed), FEATURES, Letters(), spoken(12), (0, 0, "", ""))
     assert [share(12, 2, **changed).rate(x) for x in done] == [plain.rate(x) for x in done]
-
-
-def test_more_learners_than_utterances_are_refused():
-    with pytest.raises(ConfigError, match=r"parallel.learners: 5 learners, but 4 utterances"):
-        share(4, 5)
