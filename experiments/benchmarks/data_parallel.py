@@ -82,7 +82,7 @@ class Plan:
 FULL = Plan(
     large="tdnn",
     small="tdnn-tiny",
-    two=((16, 24), (64, 12)),
+    two=((16, 48), (64, 36)),
     batch_size=16,
     held=64,
     epochs=3,
