@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -22,6 +23,10 @@ from fedspeech.config.engine import EngineSettings
 from fedspeech.errors import FedSpeechError, RunError
 from fedspeech.tensors import write_whole
 
+log = logging.getLogger("fedspeech")
+
+MAY_DIFFER = ("versions", "git", "machine")
+"""Of environment.json: what changes no setting, but may change what is computed."""
 FREE = {
     "name",
     "rows",
@@ -180,7 +185,7 @@ class RunFolder:
         """Another device would go on to other numbers, and so would bfloat16."""
         if not self.environment.exists():
             return
-        (_, before), now = self._began_with(), _computes(here)
+        before, now = self._began_with()["machine"], _computes(here)
         said = {WORKERS: "workers of that run compute {}, here they would {}"}
         # G, too, is trained in this process, wherever clients are.
         if any(map(_trains_in_sight, (there, here))) or self.checkpoint.exists():
@@ -212,43 +217,65 @@ class RunFolder:
     def write_environment(self, seed: int, corpus_fingerprint: str) -> None:
         """Write what else the figures depend on: versions, machine, git state, corpus.
 
-        Raises RunError where the run that is resumed had another corpus.
+        Of a run that is resumed with other versions, another machine or other code those before are
+        kept as well (`earlier`), and other versions are warned of. Raises RunError where it had
+        another corpus.
         """
-        if self.environment.exists():
-            self._check_corpus(corpus_fingerprint)
         settings = tomllib.loads(self.config.read_text(encoding="utf-8"))
-        self.write_json(
-            self.environment.name,
-            {
-                "versions": {"python": platform.python_version(), **_versions()},
-                "seed": seed,
-                "git": _git_state(),
-                "machine": {
-                    "system": platform.platform(),
-                    "processor": processor(),
-                    **_computes(settings),
-                },
-                "corpus": corpus_fingerprint,
-                "command": sys.argv[1:],
+        here = {
+            "versions": {"python": platform.python_version(), **_versions()},
+            "seed": seed,
+            "git": _git_state(),
+            "machine": {
+                "system": platform.platform(),
+                "processor": processor(),
+                **_computes(settings),
             },
-        )
+            "corpus": corpus_fingerprint,
+            "command": sys.argv[1:],
+        }
+        if self.environment.exists():
+            there = self._began_with()
+            self._check_corpus(there["corpus"], corpus_fingerprint)
+            if earlier := self._earlier(there, here):
+                here["earlier"] = earlier
+        self.write_json(self.environment.name, here)
 
-    def _check_corpus(self, fingerprint: str) -> None:
-        before, _ = self._began_with()
+    def _check_corpus(self, before: str, fingerprint: str) -> None:
         if before != fingerprint:
             raise RunError(
                 f"{self.path}: the corpus is not the one that this run began with "
                 f"(fingerprint {before[:12]} there, {fingerprint[:12]} here)"
             )
 
-    def _began_with(self) -> tuple[str, Mapping[str, str]]:
-        """The corpus of the run that is resumed, and what is known of its machine.
+    def _earlier(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Any]:
+        """What finished parts of the run were computed with, where that was not this."""
+        earlier = list(there.get("earlier", []))
+        told = {key: there[key] for key in MAY_DIFFER if key in there}
+        if all(here[key] == value for key, value in told.items()):
+            return earlier
+        self._warn_of_versions(there["versions"], here["versions"])
+        return [*earlier, told]
+
+    def _warn_of_versions(self, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+        other = [name for name in now if before.get(name, now[name]) != now[name]]
+        if other:
+            log.warning(
+                "%s: began with %s, goes on with %s: what comes now may differ from what it would "
+                "have been",
+                self.path,
+                *(" and ".join(f"{name} {each[name]}" for name in other) for each in (before, now)),
+            )
+
+    def _began_with(self) -> dict[str, Any]:
+        """What is known of the run that is resumed: its corpus, its machine and more.
 
         Raises RunError where environment.json is damaged.
         """
         try:
-            there = json.loads(self.environment.read_text(encoding="utf-8"))
-            return str(there["corpus"]), dict(there.get("machine", {}))
+            there = dict(json.loads(self.environment.read_text(encoding="utf-8")))
+            known = {"corpus": str(there["corpus"]), "machine": dict(there.get("machine", {}))}
+            return there | known | {"versions": dict(there.get("versions", {}))}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{self.environment}: damaged, cannot be resumed: {error!r}") from None
 

@@ -213,6 +213,24 @@ def test_a_training_goes_on_where_it_computes_alike(
     reopened(run, settings, resume=True).close()
 
 
+def test_a_run_that_goes_on_with_other_versions_keeps_both_and_says_so(tmp_path, caplog):
+    def earlier(torch: str) -> list[dict]:
+        there = json.loads(run.environment.read_text(encoding="utf-8"))
+        there["versions"]["torch"] = torch
+        run.environment.write_text(json.dumps(there), encoding="utf-8")
+        again = reopened(run, SETTINGS, resume=True)
+        again.write_environment(0, "abc")
+        again.close()
+        return json.loads(run.environment.read_text(encoding="utf-8")).get("earlier", [])
+
+    run, now = begun(tmp_path, SETTINGS), version("torch")
+    assert earlier(now) == [] and not caplog.messages
+    assert [one["versions"]["torch"] for one in earlier("2.0.1")] == ["2.0.1"]
+    assert f"began with torch 2.0.1, goes on with torch {now}: what comes now may" in caplog.text
+    assert [one["versions"]["torch"] for one in earlier("2.0.2")] == ["2.0.1", "2.0.2"]
+    assert len(earlier(now)) == 2  # those of before stay
+
+
 def test_what_a_machine_could_compute_in_is_nothing_to_settings_that_say_it(tmp_path, monkeypatch):
     machine(monkeypatch, gpu=False, bf16=True)
     settings = DistillationConfig.model_validate({"training": {"precision": "fp32"}})

@@ -88,9 +88,13 @@ class ReplacingSettings(Settings):
 
     @property
     def replaces(self) -> bool:
-        """Whether a module of the teacher's is ever heard: else the student only begins with what
-        the teacher hands down."""
+        """Whether a module of the teacher's is ever heard."""
         return self.rate < 1
+
+    @property
+    def inherits(self) -> bool:
+        """Whether the student only begins with what a teacher that was trained before hands down."""
+        return not self.replaces and self.strategy == 2
 
     @model_validator(mode="after")
     def _reaches_one(self) -> "ReplacingSettings":

@@ -90,8 +90,9 @@ def train_and_test(
 ) -> tuple[list[MonoCut], list[MonoCut]]:
     """What trains and what tests, by speaker, each in the corpus's order; nobody is in both.
 
-    Raises ConfigError where a speaker is named twice or is not in the corpus, CorpusError where a
-    part has no speech, a speaker is in both, or an utterance lacks the field that decides.
+    Raises ConfigError where a speaker is named twice or is not in the corpus or no utterance has a
+    value that was asked for, CorpusError where a part has no speech, a speaker is in both, or an
+    utterance lacks the field that decides.
     """
     speech = by_speaker(corpus)
     every = [cut for cuts in speech.values() for cut in cuts]
@@ -99,8 +100,7 @@ def train_and_test(
         chosen = set(_choose("test.speakers", settings.speakers, sorted(speech), last=True))
         tests = [speaker_of(cut) in chosen for cut in every]
     else:
-        field = settings.field or ""
-        tests = [field_of(cut, field, "test.field") in settings.values for cut in every]
+        tests = _with_values(every, settings.field or "", settings.values)
     train = [cut for cut, test in zip(every, tests, strict=True) if not test]
     test = [cut for cut, test in zip(every, tests, strict=True) if test]
     if both := sorted({speaker_of(cut) for cut in train} & {speaker_of(cut) for cut in test}):
@@ -108,6 +108,17 @@ def train_and_test(
     if not train or not test:
         raise CorpusError(f"test: {len(train)} utterances train and {len(test)} test")
     return train, test
+
+
+def _with_values(cuts: Sequence[MonoCut], field: str, values: Sequence[Any]) -> list[bool]:
+    """Which utterances have one of the values there."""
+    found = [field_of(cut, field, "test.field") for cut in cuts]
+    if missing := [value for value in values if value not in found]:
+        there = ", ".join(sorted({repr(value) for value in found}))
+        raise ConfigError(
+            f"test.values: no utterance has {field} = {missing[0]!r}; there are {there}"
+        )
+    return [value in values for value in found]
 
 
 def by_speaker(corpus: Iterable[MonoCut]) -> dict[str, list[MonoCut]]:

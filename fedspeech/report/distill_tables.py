@@ -1,6 +1,7 @@
 """The tables of a run of kind `distillation`, as data."""
 
 from fedspeech.report.distill_results import TEACHER, DistillResults, Row
+from fedspeech.report.results import Wer
 from fedspeech.report.tables import Estimate, Table, skipped
 
 
@@ -11,7 +12,8 @@ def every(results: DistillResults) -> list[Table]:
 
 def errors(results: DistillResults) -> Table:
     """Every row: its size, its errors on all that tests and on each set, and those of each seed."""
-    columns = ("model", "parameters", "WER %", *results.sets, "pooled %", "with each seed")
+    sets = [column for name in results.sets for column in (name, f"{name}, pooled")]
+    columns = ("model", "parameters", "WER %", *sets, "pooled %", "with each seed")
     rows = tuple(_row(results, row) for row in results.table)
     return Table("Errors", columns, rows, notes=_notes(results))
 
@@ -21,10 +23,14 @@ def _row(results: DistillResults, row: Row) -> tuple[str | Estimate, ...]:
         row.row,
         millions(row.parameters),
         Estimate.of(row),
-        *(Estimate.of(row.sets[name]) for name in results.sets),
+        *(cell for name in results.sets for cell in _of_set(row.sets[name])),
         f"{row.pooled:.2f}",
         ", ".join(f"{rate:.2f}" for rate in row.seeds),
     )
+
+
+def _of_set(rate: Wer) -> tuple[Estimate, str]:
+    return Estimate.of(rate), f"{rate.pooled:.2f}"
 
 
 def _notes(results: DistillResults) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fedspeech import evaluation, models, seeding
+from fedspeech import accelerator, evaluation, models, seeding
 from fedspeech.config import Config
 from fedspeech.corpus.cuts import text_of
 from fedspeech.corpus.partition import Partition
@@ -23,6 +23,10 @@ from fedspeech.units import learn
 log = logging.getLogger("fedspeech")
 
 PURPOSE = "generic"
+TOO_LARGE = (
+    "G does not fit the memory of this machine: a smaller generic.batch_size takes less, and so do "
+    "shorter utterances"
+)
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,19 @@ def train(
 
     After every epoch a checkpoint is written to `kept`; where there is one, training goes on from
     it and gives the same G as if it had never stopped. Raises RunError where the loss or the model
-    is no number any more, CorpusError where no utterance can be learned from.
+    is no number any more, or the memory runs out, CorpusError where no utterance can be learned
+    from.
     """
     settings = config.generic
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        run = _Run.start(partition, config, features_folder)
-        run.resume(kept)
-        while not run.finished():
-            report(run.next_epoch())
-            run.save(kept)
+        with accelerator.within_memory(TOO_LARGE):
+            run = _Run.start(partition, config, features_folder)
+            run.resume(kept)
+            while not run.finished():
+                report(run.next_epoch())
+                run.save(kept)
     finally:
         torch.set_num_threads(before)
     return Trained(run.best, run.description, run.epochs, models.parameters(run.loop.model))

@@ -189,6 +189,14 @@ def test_a_field_of_the_manifest_says_what_tests(spoken):
     assert (speakers(train), speakers(test)) == (["a", "c"], ["b"])
 
 
+@pytest.mark.parametrize("wrong", ["z", 1])
+def test_a_value_that_no_utterance_has_lets_nothing_train_that_was_to_test(spoken, wrong):
+    cuts = [spoken(speaker, 0, 1.0, part=part) for speaker, part in zip("abc", "xy1", strict=True)]
+    told = rf"^test\.values: no utterance has part = {wrong!r}; there are '1', 'x', 'y'$"
+    with pytest.raises(ConfigError, match=told):
+        train_and_test(cuts, HeldOut(field="part", values=("y", wrong)))
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [

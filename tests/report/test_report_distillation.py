@@ -63,11 +63,13 @@ def results(made_up) -> DistillResults:
 
 def test_errors_have_every_row_with_its_size_and_each_set(results):
     table = distill_tables.errors(results)
-    assert table.columns[2:5] == ("WER %", "clean", "other")
+    sets = ("clean", "clean, pooled", "other", "other, pooled")
+    assert table.columns[2:7] == ("WER %", *sets)
     found = {one[0]: one[1:] for one in table.rows}
     assert list(found) == list(MEANS)
     assert found["kd"] == (
-        *("21.71 M", Estimate(19, 17, 22), Estimate(15, 13, 18), Estimate(23, 21, 26)),
+        *("21.71 M", Estimate(19, 17, 22)),
+        *(Estimate(15, 13, 18), "15.00", Estimate(23, 21, 26), "23.00"),
         *("19.50", "18.00, 20.00"),
     )
     skipped, ships = table.notes

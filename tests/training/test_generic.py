@@ -172,3 +172,14 @@ def test_the_number_of_threads_is_set_back(train, settings):
     finally:
         hook.remove()
     assert set(seen) == {2} and torch.get_num_threads() == before
+
+
+def test_memory_that_runs_out_while_g_is_trained_is_told(train, settings, monkeypatch):
+    def next_epoch(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generic._Run, "next_epoch", next_epoch)
+    with pytest.raises(
+        RunError, match=r"^G does not fit the memory .+ smaller generic\.batch_size"
+    ):
+        train(settings())

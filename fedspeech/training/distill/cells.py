@@ -42,8 +42,10 @@ def is_taught(settings: DistillationConfig, row: str) -> bool:
 
 def shipped(settings: DistillationConfig) -> Cell | None:
     """The student that becomes generation 0: of the first seed, the first with modules replaced;
-    without one, that of `kd`, or the student alone. None where no student is asked for.
+    without one, that of `kd`, one that only inherits, or the student alone. None where no student
+    is asked for.
     """
-    replaced = [row for row in settings.rows if row in settings.replacing]
-    rows = [*replaced, *(row for row in (KD, STUDENT) if row in settings.rows)]
+    ways = [row for row in settings.rows if row in settings.replacing]
+    replaced = [row for row in ways if settings.replacing[row].replaces]
+    rows = [*replaced, *(row for row in (KD, *ways, STUDENT) if row in settings.rows)]
     return Cell(settings.seed, rows[0], is_taught(settings, rows[0])) if rows else None

@@ -89,7 +89,7 @@ def assemble(
 
     `minus` is a row's rate minus those of the baselines, paired; of two baselines the later has it.
     """
-    inheriting = [name for name, way in settings.replacing.items() if not way.replaces]
+    inheriting = [name for name, way in settings.replacing.items() if way.inherits]
     rows = Rows(figures, settings.seeds, inheriting)
     sets = {value: rows.of_set(speakers) for value, speakers in task.sets.items()}
     table = [rows.row(name, sets, settings.replacing.get(name)) for name in rows.names]

@@ -2,7 +2,12 @@
 
 from fedspeech.training.distill.cells import Cell, plan, shipped
 
-WAYS = {"lcmr": {}, "together": {"strategy": 1}, "constant": {"schedule": "constant"}}
+WAYS = {
+    "lcmr": {},
+    "together": {"strategy": 1},
+    "constant": {"schedule": "constant"},
+    "inherited": {"rate": 1.0},
+}
 
 
 def test_the_teacher_comes_before_those_who_learn_from_it(settings):
@@ -31,6 +36,9 @@ def test_the_first_student_with_modules_replaced_ships(settings):
         return found and found.row
 
     assert row("teacher", "student", "kd", "constant", "lcmr") == "constant"
+    assert row("teacher", "inherited", "constant") == "constant"
+    assert row("teacher", "student", "kd", "inherited") == "kd"
+    assert row("teacher", "student", "inherited") == "inherited"
     assert row("teacher", "student", "kd") == "kd"
     assert row("student", "teacher") == "student"
     assert row("teacher") is None

@@ -12,7 +12,8 @@ from fedspeech.decoding import beam
 from fedspeech.errors import ConfigError, CorpusError, ModelError, RunError
 from fedspeech.tensors import sha256, state, write
 from fedspeech.training import checkpoint
-from fedspeech.training.distill import learner, schedules
+from fedspeech.training.criteria import rnnt
+from fedspeech.training.distill import lattice, learner, schedules
 from fedspeech.training.distill.cells import Cell
 from fedspeech.training.distill.hybrid import Hybrid
 from fedspeech.training.distill.task import check
@@ -193,6 +194,43 @@ def test_rows_and_seeds_differ(found, config, teacher, tmp_path):
     other = learner.learn(found, config, Cell(1, "lcmr", True), teacher, tmp_path / "other")
     hashes = {sha256(state(model)) for model in [*models.values(), other.model]}
     assert len(hashes) == len(ROWS) + 1
+
+
+def test_kd_has_the_teacher_hear_the_speech_itself(found, config, teacher, loops, tmp_path):
+    kd = config.model_copy(update={"kd": config.kd.model_copy(update={"alpha": 1.0})})
+    student = learn(found, kd, "kd", teacher, tmp_path).model.eval()
+    (loop,) = loops
+    taught = found.model("teacher", 0)
+    taught.load_state_dict(teacher)
+    update = found.course(0).update([0, 1, 2], 0)
+    speech = update.batch.features, update.batch.lengths
+    (mine, lengths), (its, _) = student(*speech), taught.eval()(*speech)
+    own, every = rnnt.loss(student, mine, lengths, update.references), []
+    for heard in (its, mine):
+        told = lattice.loss(student, taught, 1.0, (mine, heard), lengths, update.references)
+        every.append(told - own)
+    torch.testing.assert_close(loop.losses(update) - own, every[0])
+    assert (every[0] - every[1]).abs().min() > 1e-4
+
+
+def test_modules_are_chosen_anew_in_each_epoch_with_each_seed_and_for_each_row(
+    settings, task, teacher, tmp_path, monkeypatch
+):
+    half = {"schedule": "constant", "rate": 0.5, "phase": 0.9}
+    config = settings(rows=["teacher", "one", "other"], replacing={"one": half, "other": half})
+    found, choose, chosen = task(config), Hybrid.choose, []
+
+    def watched(self, rate, draw):
+        choose(self, rate, draw)
+        chosen.append([ours for some in self._ours.values() for ours in some])
+
+    monkeypatch.setattr(Hybrid, "choose", watched)
+    for one in (Cell(0, "one", True), Cell(1, "one", True), Cell(0, "other", True)):
+        learner.learn(found, config, one, teacher, tmp_path / one.name)
+    # Five minibatches of three modules; the last epoch ends with the student alone.
+    epochs = [str(chosen[first : first + 5]) for first in range(0, len(chosen), 5)]
+    assert len(epochs) == 9 and len(set(epochs)) == 9
+    assert {len(each) for each in chosen} == {3}
 
 
 def test_a_model_is_judged_by_the_beam_that_is_asked_for(settings, task):

@@ -1,12 +1,15 @@
 """The table, by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from fedspeech import evaluation
+from fedspeech.config import DistillationConfig
 from fedspeech.config.distillation import ReplacingSettings
 from fedspeech.training.distill.cells import Cell
-from fedspeech.training.distill.results import Rows
+from fedspeech.training.distill.results import Rows, assemble
 
 ERRORS = {
     # (row, seed) -> speaker -> errors of two utterances; 4 and 6 words of a, 5 and 5 of b.
@@ -113,3 +116,26 @@ def test_each_test_set_has_its_own_rates(rows):
     assert row["replacing"]["rate"] == 0.25
     assert (found["clean"]["mean"], found["other"]["mean"]) == (20.0, 35.0)
     assert found["clean"]["pooled"] == 20.0
+
+
+def test_results_tell_of_what_was_left_out_and_of_ways_that_only_inherit():
+    """One of strategy 1 inherits nothing."""
+    ways = {"lcmr": {}, "inherited": {"rate": 1.0}, "apart": {"rate": 1.0, "strategy": 1}}
+    settings = DistillationConfig.model_validate(
+        {"seeds": [0, 1], "rows": ["teacher", "student", *ways], "replacing": ways}
+    )
+    figures = {
+        Cell(seed, row, row in ("lcmr", "inherited")): {
+            "errors": {"a": [1, 0]},
+            "words": {"a": [4, 6]},
+            "parameters": 200,
+            "losses": [1.0],
+        }
+        for row in settings.rows
+        for seed in (0, 1)
+    }
+    found = assemble(settings, SimpleNamespace(skipped=3, sets={}), figures)
+    assert (found["skipped"], found["shipped"]) == (3, "lcmr")
+    beside = {row["row"]: list(row["minus"]) for row in found["table"]}
+    assert beside["lcmr"] == beside["apart"] == ["student", "inherited"]
+    assert beside["inherited"] == ["student"]
