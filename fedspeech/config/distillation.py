@@ -93,7 +93,7 @@ class ReplacingSettings(Settings):
 
     @property
     def inherits(self) -> bool:
-        """Whether the student only begins with what a teacher that was trained before hands down."""
+        """Whether the student only begins with what its teacher, trained before, hands down."""
         return not self.replaces and self.strategy == 2
 
     @model_validator(mode="after")
