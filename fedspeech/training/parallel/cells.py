@@ -62,11 +62,6 @@ def _is_timed(each: Cell, run: RunFolder) -> bool:
     return False
 
 
-def most_learners(cells: list[Cell]) -> int:
-    """That one of the cells has."""
-    return max(each.settings.parallel.learners for each in cells)
-
-
 def train_all(
     task: Task,
     settings: DataParallelConfig,
@@ -88,7 +83,7 @@ def train_all(
                 for _ in range(each.settings.training.epochs):
                     shown.skip()
         if left:
-            crew = Crew(settings, most_learners(left))
+            crew = Crew(settings, max(each.settings.parallel.learners for each in left))
             try:
                 for each in left:
                     finish(crew, task, each, run, shown)

@@ -117,7 +117,7 @@ class Learner:
             own = self._task.fingerprint(settings, training.seed)
         if own != agreed:
             raise RunError(
-                f"{self._here()} has another corpus or other settings than the run: fingerprint "
+                f"{self._named} has another corpus or other settings than the run: fingerprint "
                 f"{own[:12]} there, {agreed[:12]} here"
             )
         parallel = settings.parallel
@@ -140,7 +140,7 @@ class Learner:
         """
         torch.set_num_threads(self._threads)  # of this thread
         too_large = (
-            f"{self._training.name} does not fit the memory of {self._here()}: a smaller "
+            f"{self._training.name} does not fit the memory of {self._named}: a smaller "
             "training.batch_size takes less"
         )
         with warned.kept(self._warned), within_memory(too_large), self._said_where():
@@ -237,9 +237,10 @@ class Learner:
             raise self._lacks(run)
 
     def _lacks(self, path: Path) -> RunError:
-        return RunError(f"{self._here()}: {path} is not there; all machines need the run's folder")
+        return RunError(f"{self._named}: {path} is not there; all machines need the run's folder")
 
-    def _here(self) -> str:
+    @property
+    def _named(self) -> str:
         return f"learner {self._number} on {socket.gethostname()}"
 
     @contextmanager
@@ -250,7 +251,7 @@ class Learner:
         except (CorpusError, DiskError) as error:
             if self._of_run.engine.ray_address is None:
                 raise
-            raise type(error)(f"{self._here()}: {error}") from None
+            raise type(error)(f"{self._named}: {error}") from None
 
     def _agree(self, group: Group) -> None:
         """Raise RunError where this learner computes in another way than the first one to come."""
@@ -260,7 +261,7 @@ class Learner:
         theirs = group.store.compare_set("computes", "", own).decode()
         if own != theirs:
             raise RunError(
-                f"{self._here()} computes {own}, another one {theirs}; training.precision says it "
+                f"{self._named} computes {own}, another one {theirs}; training.precision says it "
                 "for all, engine.gpus_per_worker where"
             )
 

@@ -87,20 +87,24 @@ class Server:
         """Take the step of a part's gradient when its turn has come; how stale it was."""
         with self._turn:
             self._turn.wait_for(lambda: self._closing or self._may(rank))
-            if self._closing:
-                raise Lost("the server is closing")
+            self._check_open()
             stale = self._version - self._pulled[rank]
             self._loop.begins(number)
             try:
                 self._step(rate, gradient.to(self._model.device))
             except DivergedError as error:
+                # Nobody gets this model, nor is anything else told of before it.
                 self._closing = True
                 self._news.put(error)
-                raise Lost("the server is closing") from error
+                self._check_open()
             self._version += 1
             self._pulled[rank] = self._version
             self._turn.notify_all()
             return stale
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Lost("the server is closing")
 
     def _may(self, rank: int) -> bool:
         others = {other: at for other, at in self._pulled.items() if other != rank}
@@ -117,8 +121,7 @@ class Server:
 
     def _give(self, rank: int, stale: int) -> None:
         with self._turn:
-            if self._closing:
-                raise Lost("the server is closing")
+            self._check_open()
             self._pulled[rank] = self._version
             model = self._model.clone()
         self._group.send(torch.tensor([stale], dtype=torch.float64), rank).arrived()

@@ -41,14 +41,14 @@ def test_learners_of_a_node_are_on_one_machine_also_who_takes_the_place_of_anoth
 
     with cluster(Node(processors=2), Node(processors=2)) as nodes:
         engine = {"ray_address": nodes.address}
-        asked = DataParallelConfig.model_validate({"engine": engine})
-        look(asked, [ParallelSettings(learners=4), nodes_of(2, 4)])
+        settings = DataParallelConfig.model_validate({"engine": engine})
+        look(settings, [ParallelSettings(learners=4), nodes_of(2, 4)])
         told = r"^parallel\.node_size: 1 nodes of 3 learners each, Ray has room for 0: "
         with pytest.raises(RunError, match=told):
-            look(asked, [ParallelSettings(learners=4), nodes_of(3, 3)])
+            look(settings, [ParallelSettings(learners=4), nodes_of(3, 3)])
         assert not ray.is_initialized()
         ray.init(address=nodes.address, log_to_driver=False)
-        crew = Crew(settings := DataParallelConfig.model_validate({"engine": engine}), 4)
+        crew = Crew(settings, 4)
         crew._settings = SimpleNamespace(engine=SimpleNamespace(**settings.engine.model_dump()))
         try:
             anywhere = machines(training("ring", 4), 0, 1, 2, 3)
