@@ -82,9 +82,9 @@ def speed_up(results: ParallelResults, went: Went) -> Plot | None:
         return None
     found = []
     for place, (name, rows) in enumerate(_by_way(results).items(), 1):
-        points = [(row.learners, pace / one) for row in rows if (pace := went.pace(row))]
-        if points:
-            learners, ratios = zip(*[(1, 1.0), *points], strict=True)
+        points = {1: 1.0} | {row.learners: p / one for row in rows if (p := went.pace(row))}
+        if len(points) > 1:
+            learners, ratios = zip(*points.items(), strict=True)
             found.append(Line(name, learners, ratios, place, "o"))
     most = max((row.learners for row in results.base), default=1)
     ideal = Line("one for each", (1, most), (1, most), 0, "", ":")
@@ -159,19 +159,20 @@ class Placed(NamedTuple):
 def _panels(results: ParallelResults) -> dict[str, list[Placed]]:
     """By the number of learners: one learner, and all methods with so many at the base batch."""
     one = [Placed(results.one, results.one.label, 0)] if results.one else []
-    found: dict[str, list[Placed]] = {}
+    found: dict[int, list[Placed]] = {}
     for place, rows in enumerate(_by_way(results).values(), 1):
         for row in rows:
-            some = found.setdefault(f"{row.learners} learners", [*one])
-            some.append(Placed(row, row.way, place))
-    return found or {"": one}
+            found.setdefault(row.learners, [*one]).append(Placed(row, row.way, place))
+    titled = {f"{n} learner{'s' * (n > 1)}": some for n, some in sorted(found.items())}
+    return titled or {"": one}
 
 
 def _by_way(results: ParallelResults) -> dict[str, list[Row]]:
-    """The rows of several learners at the base batch size, by their number."""
-    found: dict[str, list[Row]] = {}
+    """The rows at the base batch size by their number of learners, but for what all are compared
+    with."""
+    found: dict[str, list[Row]] = {row.way: [] for row in results.base if row.learners > 1}
     for row in sorted(results.base, key=lambda row: row.learners):
-        if row.learners > 1:
+        if row is not results.one:
             found.setdefault(row.way, []).append(row)
     return found
 

@@ -12,10 +12,11 @@ HOW_TO_READ = (
     "allreduce: gradients are averaged in every step. parameter-server: learners take the model "
     "from a server and bring it gradients, each when it is ready. ring: in every step all average "
     "their models with both neighbours. ad-psgd ring, ad-psgd random: a learner that is ready "
-    "averages its model with that of one neighbour, or of anyone. ad-psgd delay-by-one: as ring, "
-    "but gradients are of the model one step before. hierarchical: allreduce inside a node, "
-    "ad-psgd ring between nodes. bmuf: blocks of steps alone, then an average with momentum. "
-    "Numbers beside a method are its learners; batches are of all of them together.",
+    "averages its model with that of one neighbour, or of any in the other half. ad-psgd "
+    "delay-by-one: as ring, but gradients are of the model one step before. hierarchical: "
+    "allreduce inside a node, ad-psgd ring between nodes. bmuf: blocks of steps alone, then an "
+    "average with momentum. Numbers beside a method are its learners; batches are of all of them "
+    "together.",
     f"{INTERVALS} Differences are paired.",
     "allreduce, ring, ad-psgd delay-by-one and bmuf give the same errors whenever they are run "
     "again, ring and delay-by-one if no learner dies. The others do not: who averages with whom, "

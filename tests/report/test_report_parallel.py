@@ -72,6 +72,12 @@ def test_one_learner_whose_gradients_are_late_has_its_own_name_and_line(made_up,
     found = by_first(parallel_tables.pace(results, times))
     assert found["ad-psgd delay-by-one, 1"][4] == "1.00"
     assert parallel_figures.many(results, times) is not None
+    for figure in (
+        parallel_figures.loss_by_epoch(results),
+        parallel_figures.loss_by_time(results, times),
+    ):
+        titles = [figure.svg.count(f">{n} learner{'s' * (n > 1)}<") for n in (1, 2, 4)]
+        assert titles == [1, 1, 1] and figure.svg.count(">ad-psgd delay-by-one<") == 1
 
 
 def test_the_pace_is_without_first_epochs_and_without_what_is_slowed(results, times):
