@@ -21,6 +21,12 @@ def place() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def synchronize() -> None:
+    """Wait until a GPU has done all that it was asked to: NCCL and kernels are only queued."""
+    if place().type == "cuda":
+        torch.cuda.synchronize()
+
+
 def trains_on_gpu(engine: EngineSettings) -> bool:
     """Whether what trains clients sees a GPU, which need not be what this process sees.
 

@@ -720,6 +720,16 @@ PARALLEL = "kind = 'data-parallel'\n[parallel]\n"
             "mine.toml:2: parallel: node_size: 3 learners make no whole nodes of 2",
         ),
         (
+            "learners = 20000",
+            "mine.toml:3: parallel.learners: Input should be less than or equal to 10000, found "
+            "20000",
+        ),
+        (
+            "form_seconds = 1e14",
+            "mine.toml:3: parallel.form_seconds: Input should be less than or equal to 10000000, "
+            "found 100000000000000.0",
+        ),
+        (
             "method = 'ring'\nblock_momentum = 0.5",
             "mine.toml:4: settings: parallel.block_momentum: is for bmuf, found method 'ring'",
         ),

@@ -189,6 +189,7 @@ def _two(bench: _Bench, plan: Plan, size: int) -> Iterator[Row]:
     many side by side as learn together.
     """
     from fedspeech.training.parallel.computing import (
+        Batch,
         Measured,
         piece_of,
         places,
@@ -198,11 +199,11 @@ def _two(bench: _Bench, plan: Plan, size: int) -> Iterator[Row]:
     from fedspeech.training.parallel.loopback import measured_link
 
     found: dict[str, list[Epoch]] = {name: [] for name in CONTESTANTS}
-    beside: dict[int, list[float]] = {n: [] for n in (1, min(2, places(bench.settings)))}
+    beside: dict[int, list[Batch]] = {n: [] for n in (1, min(2, places(bench.settings)))}
     for repeat in range(plan.repeats):
         say(f"two learners, batches of {size}, repetition {repeat}")
-        for count, seconds in beside.items():
-            seconds += side_by_side(bench.settings, [size], count)[size]
+        for count, batches in beside.items():
+            batches += side_by_side(bench.settings, [size], count)[size]
         for name, (method, learners, hook) in CONTESTANTS.items():
             found[name].append(bench.epoch(method, learners, hook=hook))
     kept = written(bench.settings, bench.folder)
@@ -247,10 +248,12 @@ def _simulated(bench: _Bench, contestant: Contestant, fed: "Measured") -> float:
 
     model = bench.task.model(bench.settings.seed)
     training, method = bench.settings.training, contestant.method
+    batches = fed.alone(training.batch_size)
     case = Case(
         method=method if method == "allreduce" else f"{method} ring",
         learners=contestant.learners,
-        seconds=fed.alone(training.batch_size),
+        seconds=[batch.seconds for batch in batches],
+        frames=[batch.frames for batch in batches],
         batches=len(bench.task.taught) / training.batch_size,
         size=FLOAT_BYTES * models.parameters(model),
         network=Network(fed.here),

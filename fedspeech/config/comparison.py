@@ -4,6 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
+from fedspeech.config.engine import Processes
 from fedspeech.config.values import NonNegative, Positive, PositiveFloat, Settings, Share, each_once
 
 Way = Literal[
@@ -32,7 +33,7 @@ class LinkSettings(Settings):
 class SimulatedSettings(Settings):
     """For which learners and on which network the seconds of an epoch are simulated."""
 
-    learners: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64, 128)
+    learners: Annotated[tuple[Processes, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64, 128)
     network: LinkSettings = LinkSettings(bandwidth=1.25e9, latency=5e-5)
     """Of these learners, each with a processor of its own: Ethernet of 10 Gbit/s."""
 
@@ -48,7 +49,7 @@ class ComparisonSettings(Settings):
 
     ways: Ways = get_args(Way)
     """Compared at the base batch size with every number of learners."""
-    learners: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4)
+    learners: Annotated[tuple[Processes, ...], Field(min_length=1)] = (1, 2, 4)
     """One learner is the same whatever the method, and a single row; but with `ad-psgd
     delay-by-one` its gradients are a step late as well, and it has a row of its own."""
     closer: tuple[Way, ...] = ("allreduce", "ad-psgd ring")

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedspeech.config.comparison import ComparisonSettings
 from fedspeech.config.corpus import CorpusSettings, HeldOut
-from fedspeech.config.engine import RaySettings
+from fedspeech.config.engine import Patience, Processes, RaySettings
 from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
 from fedspeech.config.training import TrainingOfG
 from fedspeech.config.values import (
@@ -53,7 +53,7 @@ class ParallelSettings(Settings):
     `ring` (synchronous, with both neighbours), `ad-psgd` (asynchronous, decentralized),
     `hierarchical` (allreduce inside a node, ad-psgd between nodes) or `bmuf` (blocks of steps of
     its own, with block momentum)."""
-    learners: Positive = 2
+    learners: Processes = 2
     hook: Literal["none", "fp16", "powersgd"] = "none"
     """How `allreduce` packs gradients: as they are, in half the bits, or as matrices of rank 2
     (Vogels et al. 2019), whose error feedback begins anew where a run is gone on with."""
@@ -61,8 +61,9 @@ class ParallelSettings(Settings):
     """The most updates by others between a learner's pull from the parameter server and its push;
     None: as many as there are. At least learners - 1: so many there are if all take turns."""
     partner: Literal["ring", "random", "delay-by-one"] = "ring"
-    """With whom an `ad-psgd` learner averages: its neighbours by turns, anyone, or both neighbours
-    while it computes the gradient of its model one step before (Cui et al. 2021)."""
+    """With whom an `ad-psgd` learner averages, of which those with even numbers ask and the others
+    are asked: its neighbours by turns, or any that is asked; or with both neighbours, while it
+    computes the gradient of its model one step before (Cui et al. 2021)."""
     node_size: Positive = 2
     """Learners in a node of `hierarchical`; with `engine.ray_address` they are on one machine."""
     block: Positive = 8
@@ -74,7 +75,7 @@ class ParallelSettings(Settings):
     processor: Share | None = None
     """The most of one processor that a learner takes, also while others wait; None: what there is.
     Where learners share processors, only so is one that waits of no use to the others."""
-    form_seconds: PositiveFloat = 120.0
+    form_seconds: Patience = 120.0
     """How long the process group may take to form."""
 
     @model_validator(mode="after")

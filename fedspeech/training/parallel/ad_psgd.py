@@ -18,7 +18,7 @@ import torch
 
 from fedspeech import seeding
 from fedspeech.config.data_parallel import ParallelSettings
-from fedspeech.training.parallel.group import Group, Lost, Message
+from fedspeech.training.parallel.group import Group, Message
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.method import FirstCome, flat
 from fedspeech.training.parallel.share import Part
@@ -129,15 +129,18 @@ class Passive:
         self._lock = threading.Lock()
         self._mixings = 0
         self._closing = False
-        self._lost: Lost | None = None
+        self._wrong: Exception | None = None
         for rank in actives:
             threading.Thread(target=self._answer, args=(rank,), daemon=True).start()
 
     @contextmanager
     def held(self, model: torch.Tensor) -> Iterator[int]:
-        """The shared model goes into `model` and, changed, back; how often others changed it."""
-        if self._lost is not None:
-            raise self._lost
+        """The shared model goes into `model` and, changed, back; how often others changed it.
+
+        Raises what went wrong with answering them.
+        """
+        if self._wrong is not None:
+            raise self._wrong
         with self._group.watch.waits():
             self._lock.acquire()
         try:
@@ -156,8 +159,8 @@ class Passive:
 
     def _answer(self, rank: int) -> None:
         """Average with one active learner as often as it asks, until the group is gone."""
-        spare = torch.empty_like(self._shared)
         try:
+            spare = torch.empty_like(self._shared)
             while True:
                 came = self._group.receive(spare, rank).arrived()
                 with self._lock:
@@ -168,6 +171,6 @@ class Passive:
                     self._mixings += 1
                 self._group.send(mine, rank).arrived()
                 spare = mine
-        except Lost as lost:
+        except Exception as error:
             if not self._closing:
-                self._lost = lost
+                self._wrong = error

@@ -24,6 +24,7 @@ from fedspeech import corpus, machine
 from fedspeech.accelerator import trains_on_gpu, within_memory
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.config.engine import EngineSettings
+from fedspeech.errors import RunError
 from fedspeech.models.tdnn import MaskedBatchNorm
 from fedspeech.progress import stage
 from fedspeech.run_folder import cache_folder, read_json
@@ -33,6 +34,7 @@ from fedspeech.training.parallel.ad_psgd import ADPSGD
 from fedspeech.training.parallel.group import LOOPBACK, Group, join, serve
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.loopback import measured_link
+from fedspeech.training.parallel.share import Share
 from fedspeech.training.parallel.simulated_world import Checkpoint, Link
 from fedspeech.training.parallel.task import Task
 from fedspeech.training.parallel.watch import Watch
@@ -46,23 +48,30 @@ HARDLY = 1e-12
 
 
 class Batch(NamedTuple):
-    """Of a learner: seconds of the machine's clock."""
+    """Of a learner; `began` and `ended` are seconds of the machine's clock."""
 
     began: float
     ended: float
+    frames: int
+    """Of its utterances, all as long as the longest."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return round(self.ended - self.began, 6)
 
 
 class Measured(NamedTuple):
     """What simulations are fed with."""
 
-    batches: Mapping[int, Mapping[int, Sequence[float]]]
-    """Seconds of each, by the utterances in a batch and by the learners side by side."""
+    batches: Mapping[int, Mapping[int, Sequence[Batch]]]
+    """By the utterances in a batch and by the learners side by side."""
     here: Link
     """Between two learners on this machine."""
     checkpoint: Checkpoint
 
-    def alone(self, size: int) -> Sequence[float]:
-        """Seconds of batches of so many utterances, where a learner has the machine for itself."""
+    def alone(self, size: int) -> Sequence[Batch]:
+        """Batches of so many utterances, where a learner has the machine for itself."""
         return self.batches[size][1]
 
     def together(self, size: int, places: int) -> list[float]:
@@ -72,7 +81,7 @@ class Measured(NamedTuple):
         Between those that were measured each takes as much longer as a straight line says, and
         more of them take as long as the most that were measured.
         """
-        seconds = {n: statistics.fmean(each) for n, each in sorted(self.batches[size].items())}
+        seconds = {n: mean_seconds(each) for n, each in sorted(self.batches[size].items())}
         numbers = np.arange(1, places + 1)
         each = np.interp(numbers, list(seconds), list(seconds.values()))
         return (numbers * seconds[1] / each).tolist()  # type: ignore[no-any-return]
@@ -91,17 +100,28 @@ def measured(
         text = json.dumps(found._asdict()) + "\n"
         write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     kept = read_json(path)
-    batches = {
-        int(size): {int(learners): each for learners, each in of_size.items()}
-        for size, of_size in kept["batches"].items()
-    }
-    return Measured(batches, Link(*kept["here"]), Checkpoint(*kept["checkpoint"]))
+    try:
+        batches = {
+            int(size): {int(n): [Batch(*each) for each in some] for n, some in of_size.items()}
+            for size, of_size in kept["batches"].items()
+        }
+        return Measured(batches, Link(*kept["here"]), Checkpoint(*kept["checkpoint"]))
+    except (KeyError, TypeError):
+        raise RunError(
+            f"{path}: not what this version of fedspeech measures; remove it, and go on with "
+            "--resume: it is measured again"
+        ) from None
+
+
+def mean_seconds(batches: Iterable[Batch]) -> float:
+    """Of a batch."""
+    return statistics.fmean(batch.seconds for batch in batches)
 
 
 def side_by_side(
     settings: DataParallelConfig, sizes: Sequence[int], learners: int
-) -> dict[int, list[float]]:
-    """Seconds of batches of so many utterances, for each size, while all of these learners compute.
+) -> dict[int, list[Batch]]:
+    """Batches of so many utterances, for each size, computed while all of these learners compute.
 
     They are processes that share nothing but the machine, with the threads of one learner each.
     Raises RunError where one of them dies.
@@ -122,8 +142,8 @@ def side_by_side(
     return {size: while_all([own[i] for own in found]) for i, size in enumerate(sizes)}
 
 
-def while_all(learners: Sequence[Sequence[Batch]]) -> list[float]:
-    """Seconds of the batches that began and ended while each learner had one to compute.
+def while_all(learners: Sequence[Sequence[Batch]]) -> list[Batch]:
+    """The batches that began and ended while each learner had one to compute.
 
     All of them where there are none. Without each one's first, which is slow: memory is asked for,
     and code is loaded.
@@ -132,7 +152,7 @@ def while_all(learners: Sequence[Sequence[Batch]]) -> list[float]:
     until = min(own[-1].ended for own in learners)
     every = [batch for own in learners for batch in own[1:]]
     found = [batch for batch in every if since <= batch.began and batch.ended <= until]
-    return [round(batch.ended - batch.began, 6) for batch in found or every]
+    return found or every
 
 
 def learned(task: Task, settings: DataParallelConfig, batch_size: int) -> list[Batch]:
@@ -142,13 +162,23 @@ def learned(task: Task, settings: DataParallelConfig, batch_size: int) -> list[B
     """
     loop, method = _alone(task, settings, batch_size)
     first = loop.share.parts_per_epoch * (loop.settings.epochs // 2)
-    found: list[Batch] = []
+    numbers: list[int] = []
+    times: list[tuple[float, float]] = []
     until = time.monotonic() + SECONDS
-    while len(found) < 3 or (len(found) <= STEPS and time.monotonic() < until):
+    while len(times) < 3 or (len(times) <= STEPS and time.monotonic() < until):
+        numbers.append((first + len(times)) % loop.share.parts)
         began = time.monotonic()
-        loop.learn(method, (first + len(found)) % loop.share.parts)
-        found.append(Batch(began, time.monotonic()))
-    return found
+        loop.learn(method, numbers[-1])
+        times.append((began, time.monotonic()))
+    frames = [_frames(loop.share, number) for number in numbers]
+    return [Batch(*when, size) for when, size in zip(times, frames, strict=True)]
+
+
+def _frames(share: Share, number: int) -> int:
+    """What a part has, in the same variation as it was learned."""
+    with share.drawn(number).taken_up():
+        features = share.minibatch(share.part(number)).batch.features
+    return features.shape[0] * features.shape[1]
 
 
 def written(settings: DataParallelConfig, folder: Path) -> Checkpoint:
@@ -185,9 +215,9 @@ def statistics_of(model: torch.nn.Module) -> int:
     return 2 * sum(isinstance(module, MaskedBatchNorm) for module in model.modules())
 
 
-def piece_of(task: Task, settings: DataParallelConfig, seconds: Sequence[float]) -> float:
-    """Seconds that a batch computes between two of these gatherings, of those of batches."""
-    return statistics.fmean(seconds) / (1 + statistics_of(task.model(settings.seed)))
+def piece_of(task: Task, settings: DataParallelConfig, batches: Iterable[Batch]) -> float:
+    """Seconds that a batch computes between two of these gatherings."""
+    return mean_seconds(batches) / (1 + statistics_of(task.model(settings.seed)))
 
 
 def places(settings: DataParallelConfig) -> int:
@@ -204,14 +234,14 @@ def _measured(
     for row in rows:
         for learners in (1, min(row.parallel.learners, most)):
             wanted.setdefault(learners, set()).add(row.training.batch_size)
-    batches: dict[int, dict[int, list[float]]] = {}
+    batches: dict[int, dict[int, list[Batch]]] = {}
     with stage(len(wanted)) as shown:
         shown.start("batches of learners that know nothing of each other")
         for learners, sizes in sorted(wanted.items()):
             found = side_by_side(settings, sorted(sizes), learners)
-            for size, seconds in found.items():
-                batches.setdefault(size, {})[learners] = seconds
-            means = (f"{statistics.fmean(each):.4f} s for {n}" for n, each in found.items())
+            for size, each in found.items():
+                batches.setdefault(size, {})[learners] = each
+            means = (f"{mean_seconds(each):.4f} s for {n}" for n, each in found.items())
             shown.advance(f"{learners} side by side: {', '.join(means)} utterances")
     piece = piece_of(_task(settings), settings, batches[settings.training.batch_size][1])
     return Measured(batches, measured_link(piece), written(settings, folder))

@@ -52,9 +52,10 @@ class DelayByOne(Method):
         return {"latest": self._latest.clone()}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on a step behind it."""
+        """Go on a step behind it, where the model is; it is not where only the group is another."""
         if state:
             self._latest.copy_(state["latest"])
+            self._steps = int(not torch.equal(self._latest, self._before))
 
     def _point_to(self, model: torch.Tensor) -> None:
         torch.nn.utils.vector_to_parameters(model, self.loop.model.parameters())

@@ -25,7 +25,10 @@ class Epochs:
     def take(self, report: Report) -> None:
         """One more report, of an epoch that is over."""
         self._underway.pop(report.learner, None)
-        self._open.setdefault(report.epoch, {})[report.learner] = report
+        found = self._open.setdefault(report.epoch, {})
+        # Who takes the place of a dead learner may come to an epoch that this one has told of.
+        if report.measured.updates or report.learner not in found:
+            found[report.learner] = report
         self._latest[report.learner] = report.epoch
 
     def comes_on(self, report: Report, learners: Sequence[int], seconds: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import distributed_c10d
 
-from fedspeech.accelerator import place
+from fedspeech.accelerator import place, synchronize
 from fedspeech.errors import RunError
 from fedspeech.training.parallel.watch import Watch
 
@@ -122,6 +122,7 @@ class Message(NamedTuple):
     work: dist.Work | None
     tensor: torch.Tensor
     other: int
+    group: dist.ProcessGroup | None
 
     def arrived(self) -> torch.Tensor:
         """The tensor, when it is there, or has gone. Raises Lost where it never will.
@@ -138,7 +139,7 @@ class Message(NamedTuple):
             seconds *= 2
             if waits.is_alive():
                 with losing():
-                    never(self.other)
+                    never(self.other, self.group)
         if raised:
             with losing():
                 raise raised[0]
@@ -162,6 +163,8 @@ class Group:
     watch: Watch = field(default_factory=Watch)
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set where the run's process wants the learners back."""
+    everybody: dist.ProcessGroup | None = None
+    """PyTorch's; None: the process's own. A thread that is late must not talk in the next one."""
     _parts: list[tuple[dist.ProcessGroup, Sequence[int]]] = field(default_factory=list)
 
     def check(self) -> None:
@@ -174,18 +177,21 @@ class Group:
         """In the block this learner waits for others. Raises Lost where one of them is gone."""
         with self.watch.waits(), losing():
             yield
+            synchronize()
 
     def send(self, tensor: torch.Tensor, to: int, tag: int = 0) -> "Message":
         """Begin to send a tensor, which has to stay as it is until that is done."""
         self.watch.sent(tensor.numel() * tensor.element_size())
         there = tensor.cpu()
         with losing():
-            return Message(dist.isend(there, to, tag=tag), there, to)
+            work = dist.isend(there, to, self.everybody, tag)
+            return Message(work, there, to, self.everybody)
 
     def receive(self, into: torch.Tensor, of: int, tag: int = 0) -> "Message":
         """Begin to receive a tensor on the processor."""
         with losing():
-            return Message(dist.irecv(into, of, tag=tag), into, of)
+            work = dist.irecv(into, of, self.everybody, tag)
+            return Message(work, into, of, self.everybody)
 
     def sum(self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> None:
         """Make a tensor the sum of all learners', or of those of a group."""
@@ -243,8 +249,7 @@ class Group:
 
         Gloo does that where a message does not come in time.
         """
-        parts: list[tuple[dist.ProcessGroup | None, Sequence[int]]] = [(None, range(self.size))]
-        for group, ranks in [*parts, *self._parts]:
+        for group, ranks in [(self.everybody, range(self.size)), *self._parts]:
             for other in ranks:
                 if other != self.rank:
                     with suppress(RuntimeError):  # also where that one is gone already
@@ -276,7 +281,7 @@ def form(store: Store, seat: Seat, watch: Watch, stopped: threading.Event) -> Gr
             f"{str(error).splitlines()[0]}"
         ) from error
     distributed_c10d._set_pg_timeout(PATIENCE)
-    return Group(rank, size, own, watch, stopped)
+    return Group(rank, size, own, watch, stopped, dist.group.WORLD)
 
 
 def _meet(store: Store, seat: Seat, stopped: threading.Event) -> None:

@@ -39,18 +39,17 @@ def pair(learners: int, one: int, other: int) -> Matrix:
 
 
 def pairs(learners: int, anyone: bool) -> Matrix:
-    """The mean over the averagings of two that AD-PSGD may do next, each as likely.
+    """The mean over the averagings of two that AD-PSGD may do next.
 
-    One of the two has an even place and the other an odd one, beside it on the ring unless
-    `anyone` will do.
+    Who asks has an even place, one as likely as another, and whom it asks an odd one: beside it on
+    the ring unless `anyone` will do, each of these as likely. At an end of a ring of odd length
+    there is only one.
     """
-    met = [
-        (even, odd)
-        for even in range(0, learners, 2)
-        for odd in range(1, learners, 2)
-        if anyone or (even - odd) % learners in (1, learners - 1)
-    ]
-    found = [pair(learners, *two) for two in met]
+    found = []
+    for even in range(0, learners, 2):
+        odd = range(1, learners, 2)
+        met = [other for other in odd if anyone or (even - other) % learners in (1, learners - 1)]
+        found += [np.mean([pair(learners, even, other) for other in met], axis=0)] if met else []
     return np.mean(found, axis=0) if found else np.eye(learners)
 
 

@@ -88,11 +88,12 @@ class Predictions:
         return self._case(name, learners, self._settings.training.batch_size, link)
 
     def _case(self, name: str, learners: int, batch_size: int, link: Link) -> Case:
-        parallel = self._settings.parallel
+        parallel, batches = self._settings.parallel, self._measured.alone(batch_size)
         return Case(
             method=name,
             learners=learners,
-            seconds=self._measured.alone(batch_size),
+            seconds=[batch.seconds for batch in batches],
+            frames=[batch.frames for batch in batches],
             batches=self._utterances / batch_size,
             size=self._bytes,
             network=Network(link),

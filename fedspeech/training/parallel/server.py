@@ -30,7 +30,8 @@ class Server:
         self._turn = threading.Condition()
         self._version = 0
         self._pulled: dict[int, int] = {}
-        self._news: queue.Queue[int | Lost | DivergedError] = queue.Queue()
+        self._news: queue.Queue[int | Exception] = queue.Queue()
+        self._diverged: DivergedError | None = None
         self._closing = False
 
     def pushed(self) -> Iterator[int]:
@@ -51,13 +52,16 @@ class Server:
                 left -= news == BYE
                 if news >= 0:
                     with self._turn:
+                        # Parts before it may be news still, but the model is not theirs any more.
+                        if self._diverged is not None:
+                            raise self._diverged
                         yield news
         finally:
             with self._turn:
                 self._closing = True
                 self._turn.notify_all()
 
-    def _next(self) -> int | Lost | DivergedError:
+    def _next(self) -> int | Exception:
         try:
             return self._news.get(timeout=LOOK_SECONDS)
         except queue.Empty:
@@ -65,10 +69,10 @@ class Server:
 
     def _answer(self, rank: int) -> None:
         """Do what a learner says until it says goodbye."""
-        header = torch.empty(2, dtype=torch.float64)
-        gradient = torch.empty_like(self._model, device="cpu")
         number = PULL
         try:
+            header = torch.empty(2, dtype=torch.float64)
+            gradient = torch.empty_like(self._model, device="cpu")
             while number != BYE:
                 rate, said = self._group.receive(header, rank).arrived().tolist()
                 number, stale = int(said), 0
@@ -80,7 +84,8 @@ class Server:
                 else:
                     self._give(rank, stale)
                 self._news.put(number)
-        except Lost as error:
+        except Exception as error:
+            # Whatever it is, whoever asks for news has to know: else all would wait for ever.
             self._news.put(error)
 
     def _update(self, rank: int, rate: float, gradient: torch.Tensor, number: int) -> int:
@@ -94,7 +99,7 @@ class Server:
                 self._step(rate, gradient.to(self._model.device))
             except DivergedError as error:
                 # Nobody gets this model, nor is anything else told of before it.
-                self._closing = True
+                self._closing, self._diverged = True, error
                 self._news.put(error)
                 self._check_open()
             self._version += 1

@@ -70,7 +70,8 @@ class Share(Course):
     def largest_batch(self) -> tuple[int, int]:
         """The most utterances and frames that a part can have."""
         joined, frames = super().largest_batch
-        return -(-joined // self.learners), frames
+        rest = len(self.utterances) % joined
+        return -(-(joined + rest * (rest < self.learners)) // self.learners), frames
 
     def batches(self) -> list[list[int]]:
         """The utterances of each joined batch of an epoch, by PyTorch's generator."""

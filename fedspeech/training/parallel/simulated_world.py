@@ -68,12 +68,14 @@ class Case:
     learners: int
     seconds: Sequence[float]
     """Measured, of one learner's batches where it has the machine for itself; each simulated batch
-    takes one of them by chance."""
+    takes one of them by chance, as `World.batches` says."""
     batches: float
     """In an epoch, of all learners together."""
     size: float
     """Bytes of a model, or of a gradient."""
     network: Network
+    frames: Sequence[int] = ()
+    """Of each of these batches; none: all have as many."""
     slowed: Sequence[float] = ()
     """How many times slower each learner is; none: all as measured."""
     together: Sequence[float] = ()
@@ -110,6 +112,9 @@ class World:
         self._begun = [0] * case.learners
         self._writing: dict[int, Signal] = {}
         self.batches = [self._drawn(learner) for learner in every]
+        """Seconds of each learner's batches. The parts of a joined batch are of like lengths: what
+        a batch takes for its frames is drawn once for all learners, and for each by itself what it
+        takes longer, or less, than others with as many."""
         self._free = [0.0] * case.learners
         self._shares: dict[tuple[int, int], bool] = {}
         self._arrivals: dict[Hashable, Signal] = defaultdict(Signal)
@@ -221,6 +226,23 @@ class World:
         return seeding.generator(self.case.seed, 0, f"learner {me}", f"simulated {purpose}")
 
     def _drawn(self, me: int) -> Iterator[float]:
-        draws = self.draws(me, "computing")
+        for_frames, beside = for_its_frames(self.case.seconds, self.case.frames)
+        joined = seeding.generator(self.case.seed, 0, "", "simulated joined batches")
+        own = self.draws(me, "computing")
         while True:
-            yield from draws.choice(np.asarray(self.case.seconds, dtype=np.float64), 256).tolist()
+            found = joined.choice(for_frames, 256) + own.choice(beside, 256)
+            yield from np.maximum(found, min(self.case.seconds)).tolist()
+
+
+def for_its_frames(
+    seconds: Sequence[float], frames: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each batch takes for its frames, by a straight line (least squares), and what it takes
+    besides, float64 (batches,). All is besides where frames do not differ.
+    """
+    taken = np.asarray(seconds, dtype=np.float64)
+    if len(set(frames)) < 2:
+        return np.zeros(len(taken)), taken
+    line = np.polynomial.Polynomial.fit(frames, taken, 1)
+    expected = line(np.asarray(frames, dtype=np.float64))
+    return expected, taken - expected

@@ -449,6 +449,26 @@ def test_a_learner_is_there_before_it_reads_its_speech(tmp_path):
         learner.prepare(Training(settings, 0, tmp_path, "one"), "agreed")
 
 
+def test_a_learner_with_another_corpus_or_other_settings_is_named(tmp_path, tone_corpus):
+    """Its own fingerprint and the run's are told."""
+    table = {
+        "corpus": {"path": str(tone_corpus(tmp_path / "tones", 2, rounds=1, per_round=3))},
+        "test": {"speakers": 1},
+        "features": {"kind": "log-mel", "dimension": 8},
+        "model": {"name": "tdnn-tiny"},
+        "units": {"kind": "words"},
+        "training": {"augmentation": {"speeds": [1.0]}},
+    }
+    settings = DataParallelConfig.model_validate(table)
+    learner = Learner(1, settings)
+    other = settings.model_copy(update={"training": settings.training.model_copy()})
+    own = learner._task.fingerprint(settings, 0)
+    learner.prepare(Training(other, 0, tmp_path, "one"), own)
+    told = f"another corpus or other settings than the run: fingerprint {own[:12]} there, 0{{12}} "
+    with pytest.raises(RunError, match=rf"^learner 1 on {socket.gethostname()} has {told}here$"):
+        learner.prepare(Training(settings, 0, tmp_path, "one"), 64 * "0")
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_what_a_machine_of_a_cluster_lacks_is_told_with_its_name(tmp_path, shared):
     """The run's folder, or what only this one cannot read."""

@@ -1,5 +1,6 @@
 """Comparing the ways to train: which rows there are, what is made of them, what is simulated."""
 
+import itertools
 import json
 import os
 import signal
@@ -214,14 +215,24 @@ def test_rows_are_judged_over_all_seeds_beside_one_learner(settings):
 NO_TIME = Checkpoint(0.0, 0.0, 0.0)
 
 
+def took(*seconds: float) -> list[Batch]:
+    """Batches of as many frames each."""
+    return [Batch(0.0, each, 100) for each in seconds]
+
+
 def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
-    batches = {4: {1: [0.1], 2: [0.1]}, 8: {1: [0.2], 2: [0.25]}, 16: {1: [0.4], 2: [0.4]}}
+    batches = {
+        4: {1: took(0.1), 2: took(0.1)},
+        8: {1: took(0.2), 2: took(0.25)},
+        16: {1: [Batch(3.0, 3.4, 50)], 2: took(0.4)},
+    }
     model = build("tdnn-tiny", 16, 5)
     found = Predictions(settings, Measured(batches, Link(1e9, 0.0), NO_TIME), 80, model)
     every = rows(settings)
     case = found.of_row(every["ad-psgd-random.2.batch-4x"])
-    assert (case.method, case.learners, case.seconds) == ("ad-psgd random", 2, [0.4])
+    assert (case.method, case.learners) == ("ad-psgd random", 2)
+    assert (case.seconds, case.frames) == ([0.4], [50])
     assert case.batches == 5 and case.together == [1.0, 2.0]
     assert found.of_row(every["ad-psgd-random.2.batch-2x"]).together == pytest.approx([1.0, 1.6])
     assert case.checkpoint == NO_TIME and not case.one_writes
@@ -249,7 +260,7 @@ def test_a_hierarchy_is_simulated_with_whole_nodes_only(settings):
     asked = about.simulated.model_copy(update={"learners": (1, 2, 4, 6, 8)})
     about = about.model_copy(update={"simulated": asked})
     changed = settings.model_copy(update={"parallel": parallel, "comparison": about})
-    measured = Measured({8: {1: [0.2]}}, Link(1e9, 0.0), NO_TIME)
+    measured = Measured({8: {1: took(0.2)}}, Link(1e9, 0.0), NO_TIME)
     found = Predictions(changed, measured, 80, build("tdnn-tiny", 16, 5)).table({})["curves"]
     counts = {way: [p["learners"] for p in found if p["way"] == way] for way in about.ways}
     assert counts == {"hierarchical": [1, 2, 4, 8], "ring": [1, 2, 4, 6, 8]}
@@ -298,21 +309,28 @@ def task(table, tmp_path_factory):
 
 def test_batches_count_that_are_computed_while_all_compute():
     """The first of each is slow, and the second learner begins late and ends early."""
-    one = [Batch(0, 5), Batch(5, 6), Batch(6, 8), Batch(8, 11), Batch(11, 15)]
-    other = [Batch(0, 5.5), Batch(5.5, 9), Batch(9, 11.5)]
-    assert while_all([one]) == [1, 2, 3, 4]
-    assert while_all([one, other]) == [2, 3, 3.5, 2.5]
+
+    def of(*times: float) -> list[Batch]:
+        return [Batch(*each, 100) for each in itertools.pairwise(times)]
+
+    def seconds(*learners: list[Batch]) -> list[float]:
+        return [batch.seconds for batch in while_all(learners)]
+
+    one, other = of(0, 5, 6, 8, 11, 15), of(0, 5.5, 9, 11.5)
+    assert seconds(one) == [1, 2, 3, 4]
+    assert seconds(one, other) == [2, 3, 3.5, 2.5]
     # Nothing of one learner lies within the other's: then all there is.
-    assert while_all([[Batch(0, 1), Batch(1, 2)], [Batch(0, 5), Batch(5, 6)]]) == [1, 1]
+    assert seconds(of(0, 1, 2), of(0, 5, 6)) == [1, 1]
 
 
 def test_what_learners_do_together_follows_from_what_each_takes():
-    found = Measured({8: {4: [0.5], 1: [0.1, 0.3], 2: [0.3]}}, Link(1, 0), NO_TIME)
+    batches = {4: took(0.5), 1: took(0.1, 0.3), 2: took(0.3)}
+    found = Measured({8: batches}, Link(1, 0), NO_TIME)
     # Three take 0.4 s, five to six as long as four.
     expected = [1, 2 / 1.5, 3 / 2, 4 / 2.5, 5 / 2.5, 6 / 2.5]
     assert found.together(8, 6) == pytest.approx(expected)
     assert found.together(8, 2) == pytest.approx(expected[:2])
-    alone = Measured({8: {1: [0.2]}}, Link(1, 0), NO_TIME)
+    alone = Measured({8: {1: took(0.2)}}, Link(1, 0), NO_TIME)
     assert alone.together(8, 3) == pytest.approx([1, 2, 3])
 
 
@@ -323,7 +341,7 @@ def test_all_that_rows_need_is_measured_once(settings, tmp_path, monkeypatch):
 
     def beside(given, sizes, learners):
         asked.append((learners, sizes))
-        return {size: [size / 10 * learners] for size in sizes}
+        return {size: took(size / 10 * learners) for size in sizes}
 
     monkeypatch.setattr(computing, "side_by_side", beside)
     pieces = []
@@ -332,20 +350,39 @@ def test_all_that_rows_need_is_measured_once(settings, tmp_path, monkeypatch):
     every = rows(settings).values()
     found = computing.measured(settings, every, tmp_path)
     assert asked == [(1, [4, 8, 16]), (2, [4, 8, 16])]
-    assert found.batches[16] == {1: [1.6], 2: [3.2]} and found.here == link
+    assert found.batches[16] == {1: took(1.6), 2: took(3.2)} and found.here == link
     # A batch of 8 takes 0.8 s, with a sum forward and backward in each of seven normalizations.
     assert pieces == [pytest.approx(0.8 / 15)]
     copying, work, seconds = found.checkpoint
     assert copying > 0 and 0 < work <= seconds
     assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]
     assert computing.measured(settings, every, tmp_path) == found and len(asked) == 2
+    kept = json.loads((tmp_path / "measured.json").read_text())
+    for other in ({"batches": {"4": {"1": [0.1]}}}, {"batches": {}}):
+        (tmp_path / "measured.json").write_text(json.dumps({**kept, "here": None} | other))
+        with pytest.raises(RunError, match=r"measured\.json: not what this version .* remove it"):
+            computing.measured(settings, every, tmp_path)
 
 
 def test_learners_side_by_side_compute_at_the_same_time(settings):
     alone = computing.side_by_side(settings, [4, 8], 1)
     assert {size: len(each) for size, each in alone.items()} == {4: 24, 8: 24}
     two = computing.side_by_side(settings, [4], 2)[4]
-    assert 1 <= len(two) <= 48 and all(0 < seconds < 60 for seconds in two)
+    assert 1 <= len(two) <= 48 and all(0 < batch.seconds < 60 for batch in two)
+
+
+def test_a_batch_has_as_many_frames_as_its_longest_utterance_for_each(settings, task):
+    training = settings.training.model_copy(update={"batch_size": 4})
+    parallel = settings.parallel.model_copy(update={"learners": 1})
+    changed = settings.model_copy(update={"training": training, "parallel": parallel})
+    share = task.share(changed, settings.seed)
+    first = share.parts_per_epoch * (training.epochs // 2)
+    found = computing.learned(task, settings, 4)
+    for number, batch in enumerate(found, first):
+        chosen = share.part(number % share.parts).chosen
+        lengths = [len(share.utterances[i].log_mel[1.0]) for i in chosen]
+        assert batch.frames == len(chosen) * max(lengths)
+    assert len(found) == computing.STEPS + 1
 
 
 def test_a_learner_that_fails_side_by_side_ends_those_that_wait_for_it(settings, monkeypatch):

@@ -138,9 +138,10 @@ def test_who_waits_for_one_that_has_gone_without_a_word_can_be_cut_off(monkeypat
     del store
 
 
-def test_messages_may_come_later_than_a_group_forms(together):
+@pytest.mark.parametrize("method", ["ring", "allreduce", "bmuf"])
+def test_messages_may_come_later_than_a_group_forms(together, method):
     """Forming has two seconds, and the slow learner takes longer for a part."""
-    told = together({"method": "ring", "learners": 2}, seconds=2.0, late=5.0, utterances=6)
+    told = together({"method": method, "learners": 2}, seconds=2.0, late=5.0, utterances=6)
     assert [each.error for each in told] == [None, None]
 
 

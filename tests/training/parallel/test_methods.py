@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from commands import until
 from learners import (
     FEATURES,
     Job,
@@ -21,14 +22,15 @@ from learners import (
 from torch._C._distributed_c10d import HashStore
 
 from fedspeech.config.data_parallel import ParallelSettings
+from fedspeech.errors import DivergedError
 from fedspeech.features import batch
 from fedspeech.training.criteria import rnnt, triplet
-from fedspeech.training.parallel.ad_psgd import ADPSGD
+from fedspeech.training.parallel.ad_psgd import ADPSGD, Passive
 from fedspeech.training.parallel.bmuf import BMUF
 from fedspeech.training.parallel.delay_by_one import DelayByOne
 from fedspeech.training.parallel.group import Group
 from fedspeech.training.parallel.loop import ParallelLoop
-from fedspeech.training.parallel.server import leaves_time
+from fedspeech.training.parallel.server import PULL, Server, leaves_time
 from fedspeech.training.parallel.watch import Watch
 
 RATE = 0.05
@@ -259,7 +261,7 @@ def test_delay_by_one_goes_on_to_the_same_bits():
     def begun(given: Job) -> tuple[ParallelLoop, DelayByOne]:
         loop = ParallelLoop(first_model(given), shared(given), Watch(), "one")
         loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=0.0)
-        return loop, DelayByOne(loop, Group(0, 1, HashStore()), given.parallel)
+        return loop, DelayByOne(loop, Group(0, 1, HashStore(), loop.watch), given.parallel)
 
     def ended(loop: ParallelLoop, method: DelayByOne, first: int) -> np.ndarray:
         for number in range(first, loop.share.parts):
@@ -278,6 +280,9 @@ def test_delay_by_one_goes_on_to_the_same_bits():
         loop, method = begun(given)
         method.resume(state)
         assert np.array_equal(ended(loop, method, middle), whole) == same
+        # Without that state the first gradient is of the latest model.
+        late = loop.watch.measured.staleness
+        assert late == loop.share.parts - middle - (not same)
 
 
 @pytest.mark.parametrize("partner", ["ring", "random"])
@@ -435,6 +440,75 @@ def test_a_parameter_server_takes_the_steps_in_their_order(together):
     assert sum(each.measured.updates for each in learners) == 48
     for each in learners:
         np.testing.assert_array_equal(each.models[-1], server.models[-1])
+
+
+class _Breaks:
+    """A group of two in which nothing can be received."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.watch = Watch()
+
+    def check(self) -> None: ...
+
+    def receive(self, *_: object) -> None:
+        raise MemoryError("no memory for what comes")
+
+
+def test_what_goes_wrong_in_a_thread_that_answers_is_told():
+    """Else who waits for an answer would wait for ever."""
+    server = Server(None, _Breaks(), torch.zeros(3), None)
+    with pytest.raises(MemoryError, match="no memory for what comes"):
+        next(server.pushed())
+
+    model = torch.zeros(3)
+    passive = Passive(_Breaks(), model, [0])
+    until(lambda: passive._wrong, 20)
+    with pytest.raises(MemoryError, match="no memory for what comes"), passive.held(model):
+        pass
+
+
+class _Pushes:
+    """A group of a learner that pushes some parts, and its server."""
+
+    size = 2
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = iter((PULL, *numbers))
+
+    def check(self) -> None: ...
+
+    def receive(self, into: torch.Tensor, of: int) -> SimpleNamespace:
+        if into.dtype == torch.float64:
+            into.copy_(torch.tensor([0.1, next(self._numbers)]))
+        return SimpleNamespace(arrived=lambda: into)
+
+    def send(self, tensor: torch.Tensor, to: int) -> SimpleNamespace:
+        return SimpleNamespace(arrived=lambda: tensor)
+
+
+def test_nothing_is_kept_of_a_model_that_has_become_no_number():
+    """Part 0 is news yet when the step of part 1 leads to no number; who asks would save it."""
+    steps = iter((None, DivergedError("no number")))
+
+    def step() -> None:
+        if error := next(steps):
+            raise error
+
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loop = SimpleNamespace(model=model, optimizer=optimizer, step=step, begins=lambda number: None)
+    server = Server(loop, _Pushes(0, 1), torch.zeros(3), None)
+    following = server._next
+
+    def late() -> int | Exception:
+        until(lambda: server._diverged, 20)
+        return following()
+
+    server._next = late
+    with pytest.raises(DivergedError, match="no number"):
+        print("kept after part", next(server.pushed()))
 
 
 @pytest.mark.parametrize("bound", [2, None])

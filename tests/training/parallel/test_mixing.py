@@ -109,6 +109,10 @@ def test_the_averagings_of_ad_psgd_by_hand():
     assert np.allclose(mixing.pairs(4, anyone=True), mixing.pairs(4, anyone=False))
     # On a ring of three the ends, which both ask, do not meet.
     assert np.allclose(6 * mixing.pairs(3, anyone=False)[0], [4.5, 1.5, 0])
+    # Of five each end has one partner, whom it always asks; the one in the middle has two.
+    asked = {(0, 1): 2, (2, 1): 1, (2, 3): 1, (4, 3): 2}
+    mean = sum(times * mixing.pair(5, *two) for two, times in asked.items()) / 6
+    assert np.allclose(mixing.pairs(5, anyone=False), mean)
     # Of eight, two pairs and no more are beside each place, and four may meet it.
     assert (mixing.pairs(8, anyone=False)[0] > 0).sum() == 3
     assert (mixing.pairs(8, anyone=True)[0] > 0).sum() == 5

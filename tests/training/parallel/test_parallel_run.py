@@ -216,6 +216,34 @@ def test_stopped_and_killed_and_gone_on_with(
     assert_same(out, undisturbed(method))
 
 
+@slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("parallel", "checkpoints"),
+    [
+        ({"method": "ad-psgd"}, 2),
+        ({"method": "ad-psgd", "partner": "delay-by-one"}, 2),
+        ({"method": "parameter-server"}, 3),
+        ({"method": "hierarchical", "learners": 4}, 4),
+    ],
+    ids=lambda given: str(given),
+)
+def test_others_that_are_killed_go_on_with_the_epoch_that_was_not_over(
+    start, train, table, tmp_path, parallel, checkpoints
+):
+    """And hear as much in each as if nothing had happened."""
+    out, run = train(table(**parallel), tmp_path)
+    until(lambda: kept(out, 1, checkpoints) or run.poll(), 400)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    first = told(out)[0]
+    assert not (out / "results.json").exists()
+    finished(start([*command("train", tmp_path / "small.toml", out), "--resume"]))
+    assert told(out)[0] == first
+    assert [epoch["utterances"] for epoch in told(out)] == [36, 36, 36]
+    assert not [*out.glob("cells/*.checkpoint"), *out.glob("cells/*.epochs.json")]
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def test_every_utterance_is_heard_once_in_an_epoch(utterances, learners, batch):
         parts = [made.part(first + n) for n in range(made.parts_per_epoch)]
         assert sorted(i for part in parts for i in part.chosen) == list(range(utterances))
         assert all(1 <= len(part.chosen) <= batch + 1 for part in parts)
+        assert max(len(part.chosen) for part in parts) == made.largest_batch[0]
         for together in (parts[i : i + learners] for i in range(0, len(parts), learners)):
             assert {part.joined for part in together} == {sum(len(p.chosen) for p in together)}
     assert made.parts == 2 * made.parts_per_epoch

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedspeech.training.parallel.simulated import PROCESSES, Case, Link, Network, predict
-from fedspeech.training.parallel.simulated_world import Checkpoint, World
+from fedspeech.training.parallel.simulated_world import Checkpoint, World, for_its_frames
 
 SIZE, BANDWIDTH, LATENCY = 4e6, 1e7, 0.002
 NETWORK = Network(Link(BANDWIDTH, LATENCY))
@@ -58,6 +58,32 @@ def test_allreduce_waits_for_the_slowest_of_each_step():
     # Those that are ready earlier have sent their first chunks by then.
     assert 0.99 * expected < found <= expected + 1e-9
     assert len(set(predict(one).computing)) == learners and 0.5 * 20 < slowest.sum() < 0.9 * 20
+
+
+def test_parts_of_a_joined_batch_have_like_lengths_and_so_like_times():
+    """Where frames explain all, nobody waits; half a second to either side is each one's own."""
+    seconds, frames = (1.0, 5.0, 9.0), (10, 50, 90)
+    alike = predict(case("allreduce", 8, seconds=seconds, frames=frames, network=INSTANT))
+    assert len(set(alike.computing)) == 1
+    assert alike.waiting == pytest.approx(8 * [0.0], abs=1e-9)
+    assert alike.seconds == pytest.approx(20 * 5.0, rel=0.3)
+    assert predict(case("allreduce", 8, seconds=seconds, network=INSTANT)).seconds > 20 * 8
+    more = {"seconds": (1.0, 1.5, 4.5, 5.0), "frames": (10, 10, 50, 50), "network": INSTANT}
+    found = predict(case("allreduce", 16, **more))
+    # Of 16 one nearly always takes the longer of two: 0.25 s more than the mean of 3.
+    slowest = found.seconds / 20 - np.mean(found.computing) / 20
+    assert slowest == pytest.approx(0.25, abs=0.06)
+
+
+def test_what_a_batch_takes_for_its_frames_is_a_straight_line():
+    frames, seconds = (10, 20, 40, 90), (1.1, 1.8, 4.3, 8.9)
+    expected = np.poly1d(np.polyfit(frames, seconds, 1))(frames)
+    line, beside = for_its_frames(seconds, frames)
+    np.testing.assert_allclose(line, expected)
+    np.testing.assert_allclose(line + beside, seconds)
+    for alike in ((), (7, 7, 7, 7)):
+        line, beside = for_its_frames(seconds, alike)
+        assert line.tolist() == [0] * 4 and beside.tolist() == list(seconds)
 
 
 def test_allreduce_between_nodes_goes_as_fast_as_the_slowest_link():

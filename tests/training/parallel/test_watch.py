@@ -144,6 +144,17 @@ def test_who_joins_holds_up_no_epoch_that_the_others_are_beyond():
     assert epochs.close([0, 1, 2], 3.0) is not None
 
 
+def test_who_takes_the_place_of_a_dead_learner_takes_nothing_of_what_that_one_told():
+    """Learner 1 tells of the first epoch and dies; who comes begins where slow learner 0 is."""
+    epochs = Epochs()
+    epochs.take(report(1, 0, [0.0], utterances=8, updates=2, loss=4.0, bytes=10))
+    epochs.join(1, 0)
+    epochs.take(report(1, 0, [0.0], waiting=0.5))
+    epochs.take(report(0, 0, [0.0], utterances=2, updates=1, loss=1.0, bytes=1))
+    told = epochs.close([0, 1], 1.0)
+    assert (told["utterances"], told["bytes"], told["loss"]) == (10, 11, 0.5)
+
+
 def test_who_joins_before_anybody_has_told_of_an_epoch_is_waited_for():
     epochs = Epochs()
     epochs.join(1, 0)
