@@ -111,6 +111,7 @@ class World:
         self._cores = Shared(self.clock, self._together)
         self._begun = [0] * case.learners
         self._writing: dict[int, Signal] = {}
+        self._for_frames, self._beside = for_its_frames(case.seconds, case.frames)
         self.batches = [self._drawn(learner) for learner in every]
         """Seconds of each learner's batches. The parts of a joined batch are of like lengths: what
         a batch takes for its frames is drawn once for all learners, and for each by itself what it
@@ -226,19 +227,18 @@ class World:
         return seeding.generator(self.case.seed, 0, f"learner {me}", f"simulated {purpose}")
 
     def _drawn(self, me: int) -> Iterator[float]:
-        for_frames, beside = for_its_frames(self.case.seconds, self.case.frames)
         joined = seeding.generator(self.case.seed, 0, "", "simulated joined batches")
         own = self.draws(me, "computing")
         while True:
-            found = joined.choice(for_frames, 256) + own.choice(beside, 256)
+            found = joined.choice(self._for_frames, 256) + own.choice(self._beside, 256)
             yield from np.maximum(found, min(self.case.seconds)).tolist()
 
 
 def for_its_frames(
     seconds: Sequence[float], frames: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What each batch takes for its frames, by a straight line (least squares), and what it takes
-    besides, float64 (batches,). All is besides where frames do not differ.
+    """Seconds that each batch takes for its frames, by a straight line (least squares), and those
+    that it takes besides, float64 (batches,). All are besides where frames do not differ.
     """
     taken = np.asarray(seconds, dtype=np.float64)
     if len(set(frames)) < 2:

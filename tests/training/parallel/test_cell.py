@@ -461,9 +461,8 @@ def test_a_learner_with_another_corpus_or_other_settings_is_named(tmp_path, tone
     }
     settings = DataParallelConfig.model_validate(table)
     learner = Learner(1, settings)
-    other = settings.model_copy(update={"training": settings.training.model_copy()})
     own = learner._task.fingerprint(settings, 0)
-    learner.prepare(Training(other, 0, tmp_path, "one"), own)
+    learner.prepare(Training(settings, 0, tmp_path, "one"), own)
     told = f"another corpus or other settings than the run: fingerprint {own[:12]} there, 0{{12}} "
     with pytest.raises(RunError, match=rf"^learner 1 on {socket.gethostname()} has {told}here$"):
         learner.prepare(Training(settings, 0, tmp_path, "one"), 64 * "0")

@@ -508,7 +508,7 @@ def test_nothing_is_kept_of_a_model_that_has_become_no_number():
 
     server._next = late
     with pytest.raises(DivergedError, match="no number"):
-        print("kept after part", next(server.pushed()))
+        next(server.pushed())
 
 
 @pytest.mark.parametrize("bound", [2, None])

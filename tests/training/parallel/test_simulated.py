@@ -61,7 +61,7 @@ def test_allreduce_waits_for_the_slowest_of_each_step():
 
 
 def test_parts_of_a_joined_batch_have_like_lengths_and_so_like_times():
-    """Where frames explain all, nobody waits; half a second to either side is each one's own."""
+    """Where frames explain all, nobody waits; what is each one's own is waited for."""
     seconds, frames = (1.0, 5.0, 9.0), (10, 50, 90)
     alike = predict(case("allreduce", 8, seconds=seconds, frames=frames, network=INSTANT))
     assert len(set(alike.computing)) == 1
