@@ -82,7 +82,7 @@ class Plan:
 FULL = Plan(
     large="tdnn",
     small="tdnn-tiny",
-    two=((16, 48), (64, 36)),
+    two=((16, 48), (64, 36), (128, 18)),
     batch_size=16,
     held=64,
     epochs=3,
