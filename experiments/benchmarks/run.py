@@ -41,6 +41,7 @@ BENCHMARKS = {
         "deployment",
         "distillation",
         "data_parallel",
+        "simulation",
     )
 }
 """Modules by name: `rows`, `FULL` and `QUICK` plans, `LIMIT` in seconds, `PANELS`."""

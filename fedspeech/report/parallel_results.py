@@ -95,6 +95,8 @@ class Epoch(Record):
     waiting: tuple[float, ...]
     staleness: float
     most_stale: int
+    gap: float | None = None
+    """An epoch of an earlier version has none."""
     consensus: float
 
 

@@ -98,6 +98,7 @@ def talk(results: ParallelResults, went: Went) -> Table:
     for row in (row for row in _free(results, went) if row.learners > 1):
         epochs = went.steady(row)
         apart = [epoch.consensus for each in went.of(row) for epoch in each.between]
+        gaps = [epoch.gap for epoch in epochs if epoch.gap is not None]
         rows.append(
             (
                 row.label,
@@ -105,16 +106,22 @@ def talk(results: ParallelResults, went: Went) -> Table:
                 size(round(sum(epoch.bytes for epoch in epochs) / len(epochs))),
                 f"{sum(epoch.staleness for epoch in epochs) / len(epochs):.2f}",
                 str(max(epoch.most_stale for epoch in epochs)),
+                f"{sum(gaps) / len(gaps):.3g}" if gaps else NOT_MEASURED,
                 f"{sum(apart) / len(apart):.3g}",
                 NOT_MEASURED if row.left_apart is None else f"{row.left_apart:.2f}",
             )
         )
-    columns = ("method, learners", "batch", "sent", "staleness", "most", "apart", "eigenvalue")
+    columns = (
+        *("method, learners", "batch", "sent", "staleness", "most"),
+        *("gap", "apart", "eigenvalue"),
+    )
     notes = (
         "sent: by all learners, and a parameter server, in an epoch. staleness: how often a model "
         "had changed when the gradient of it came: by steps for others (parameter-server), by "
         "averagings (ad-psgd, hierarchical), by the learner's own last step (delay-by-one); what "
-        "ring averages in each step is not counted. apart: root mean square of the learners' "
+        "ring averages in each step is not counted. gap: from a learner's model to that with which "
+        "it is averaged, before it is, in every step (bmuf: to the average; parameter-server: to "
+        "the model that it takes after it). apart: root mean square of the learners' "
         f"distances from their average, {SAMPLED}; the mean over all epochs but the last, after "
         "which some methods make learners alike. eigenvalue: the second one of the "
         "mixing matrix, which is what an averaging leaves of such a distance, or more than it does "

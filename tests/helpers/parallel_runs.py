@@ -46,6 +46,7 @@ def cell(name: str, seed: int) -> dict[str, Any]:
             **{"loss": 4.0 / (number + 1), "seconds": seconds, "utterances": 400, "updates": 16},
             **{"bytes": 10**6 * learners, "staleness": 1.5, "most_stale": 3 + number},
             **{"computing": [3.0] * learners, "waiting": [0.5] * (learners - 1) + [1.5]},
+            "gap": number * 0.5 if name.startswith("ad") else 0.0,
             "consensus": number * 0.25 if name.startswith("ad") else 0.0,
         }
 

@@ -110,9 +110,19 @@ def test_an_epoch_after_a_training_was_gone_on_with_is_no_part_of_its_pace(resul
 def test_what_was_sent_and_how_far_learners_are_apart(results, times):
     found = by_first(parallel_tables.talk(results, times))
     assert "one learner" not in found
-    # The mean of 0 and 0.25: not the last epoch, after which some methods make learners alike.
-    assert found["ad-psgd <random>, 4"] == ("32", "4.0 MB", "1.50", "5", "0.125", "0.75")
-    assert found["allreduce, 2"][-2:] == ("0", "0.00")
+    # Apart: the mean of 0 and 0.25, and not the last epoch, after which some methods make learners
+    # alike. The gap is of all that count for a pace, of 0.5 and 1.
+    gap, apart = "0.75", "0.125"
+    assert found["ad-psgd <random>, 4"] == ("32", "4.0 MB", "1.50", "5", gap, apart, "0.75")
+    assert found["allreduce, 2"][-3:] == ("0", "0", "0.00")
+
+
+def test_an_earlier_version_measured_no_gap(results, timing):
+    for each in timing["cells"]:
+        for epoch in each["epochs"]:
+            del epoch["gap"]
+    found = by_first(parallel_tables.talk(results, went(timing)))
+    assert found["ad-psgd <random>, 4"][-3:] == ("–", "0.125", "0.75")
 
 
 def test_the_largest_batch_is_told_of_what_was_tried_with_several(results):

@@ -18,10 +18,11 @@ import torch
 
 from fedspeech import seeding
 from fedspeech.config.data_parallel import ParallelSettings
-from fedspeech.training.parallel.group import Group, Message
+from fedspeech.training.parallel.group import Group, Message, all_arrived
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.method import FirstCome, flat
 from fedspeech.training.parallel.share import Part
+from fedspeech.training.parallel.watch import sampled
 
 
 class ADPSGD(FirstCome):
@@ -76,9 +77,9 @@ class ADPSGD(FirstCome):
                 yield
             return
         with self.group.talks():
-            for message in self._messages:
-                message.arrived()
+            all_arrived(self._messages)
         if self._messages:
+            self.group.watch.met(sampled(self.model), sampled(self._came))
             self.model.lerp_(self._came.to(self.model.device), 0.5)
             self.mixed_with(1)
         self._messages = []

@@ -19,6 +19,7 @@ from fedspeech.training.parallel.group import Group
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.method import Method, flat
 from fedspeech.training.parallel.share import Part
+from fedspeech.training.parallel.watch import sampled
 
 
 class BMUF(Method):
@@ -64,8 +65,10 @@ class BMUF(Method):
             self._steps = state["steps"]
 
     def _end_block(self) -> None:
+        own = sampled(self._model)
         self.group.sum(self._model)
         self._model.div_(self.group.size)
+        self.group.watch.met(own, sampled(self._model))
         self._change.mul_(self.settings.momentum).add_(self._model).sub_(self._global)
         self._global.add_(self._change)
         self._model.copy_(self._global)

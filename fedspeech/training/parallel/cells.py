@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from fedspeech.run_folder import RunFolder
 from fedspeech.tensors import write_whole
 from fedspeech.training.over_seeds import counted
 from fedspeech.training.parallel import cell
+from fedspeech.training.parallel.comparison import named
 from fedspeech.training.parallel.crew import Crew
 from fedspeech.training.parallel.learner import Training
 from fedspeech.training.parallel.task import Task
@@ -48,6 +49,21 @@ class Cell(NamedTuple):
     def timing(self, run: RunFolder) -> Path:
         """Where it says how its epochs went."""
         return run.path / "cells" / f"{self.name}.timing.json"
+
+
+def in_turns(rows: Mapping[str, DataParallelConfig]) -> list[Cell]:
+    """All rows with their first seed, then with their second one, and so on.
+
+    A machine's pace goes up and down: so it does for all rows of a seed, and not for all seeds of
+    a row.
+    """
+    first, most = next(iter(rows)), max(len(row.seeds) for row in rows.values())
+    return [
+        Cell(row, row.seeds[turn], named(name, row.seeds[turn]), compared=name != first)
+        for turn in range(most)
+        for name, row in rows.items()
+        if turn < len(row.seeds)
+    ]
 
 
 def unfinished(cells: list[Cell], run: RunFolder) -> list[Cell]:

@@ -21,6 +21,12 @@ def way(parallel: ParallelSettings) -> str:
     return f"{parallel.method}{partner}{hook}"
 
 
+def of_way(name: str) -> dict[str, str]:
+    """What `[parallel]` says of a method that has its partner in its name, but no hook."""
+    method, _, partner = name.partition(" ")
+    return {"method": method, "partner": partner or "ring"}
+
+
 def left_apart(parallel: ParallelSettings) -> float | None:
     """The second eigenvalue of a row's mixing matrix: what one averaging leaves, or less, of the
     models' distance from their mean. Where pairs are averaged, as in `ad-psgd` with one partner at
@@ -90,12 +96,10 @@ def _row(
     processor: float | None = None,
     slowed: float = 1.0,
 ) -> tuple[str, DataParallelConfig]:
-    method, _, partner = name.partition(" ")
     table: dict[str, Any] = settings.model_dump(mode="json", exclude={"comparison"})
     table["parallel"] |= {
-        "method": method,
+        **of_way(name),
         "learners": learners,
-        "partner": partner or "ring",
         "hook": "none",
         "staleness": None,
         "processor": processor,

@@ -8,6 +8,7 @@ All of it is measured on the machine of the run's own process, also where learne
 (`engine.ray_address`), and messages are gloo's, also where learners on GPUs talk by NCCL.
 """
 
+import itertools
 import json
 import statistics
 import time
@@ -43,6 +44,7 @@ from fedspeech.training.workers import see_gpus, working
 STEPS, SECONDS = 24, 20.0
 """Batches that are measured at most, and for how long at most; at least two are."""
 CHECKPOINTS = 3
+OPTIMIZER_STEPS = 9
 HARDLY = 1e-12
 """Learning rate: at that of a training a model that is just drawn may diverge."""
 
@@ -69,6 +71,8 @@ class Measured(NamedTuple):
     here: Link
     """Between two learners on this machine."""
     checkpoint: Checkpoint
+    step: float
+    """Seconds of the optimizer's step, which are in those of a batch."""
 
     def alone(self, size: int) -> Sequence[Batch]:
         """Batches of so many utterances, where a learner has the machine for itself."""
@@ -105,7 +109,7 @@ def measured(
             int(size): {int(n): [Batch(*each) for each in some] for n, some in of_size.items()}
             for size, of_size in kept["batches"].items()
         }
-        return Measured(batches, Link(*kept["here"]), Checkpoint(*kept["checkpoint"]))
+        return Measured(batches, Link(*kept["here"]), Checkpoint(*kept["checkpoint"]), kept["step"])
     except (KeyError, TypeError):
         raise RunError(
             f"{path}: not what this version of fedspeech measures; remove it, and go on with "
@@ -181,21 +185,34 @@ def _frames(share: Share, number: int) -> int:
     return features.shape[0] * features.shape[1]
 
 
-def written(settings: DataParallelConfig, folder: Path) -> Checkpoint:
-    """What a checkpoint of the model takes in a folder; the median of a few.
+def checkpoint_and_step(settings: DataParallelConfig, folder: Path) -> tuple[Checkpoint, float]:
+    """What a checkpoint of the model takes in a folder, and the seconds of its optimizer's step;
+    medians of a few.
 
-    It is written by a process as a learner is. Raises RunError where that one dies.
+    Both are those of a process as a learner is. Raises RunError where that one dies.
     """
     died = "the learner whose checkpoint was measured died; there may be too little memory for it"
     with working(1, died, see_gpus, _on_gpu(settings)) as pool:
-        return pool.submit(_written, settings, folder).result()
+        return pool.submit(_kept_and_stepped, settings, folder).result()
 
 
-def _written(settings: DataParallelConfig, folder: Path) -> Checkpoint:
+def _kept_and_stepped(settings: DataParallelConfig, folder: Path) -> tuple[Checkpoint, float]:
     torch.set_num_threads(settings.engine.cpus_per_worker)
     loop, method = _alone(_task(settings), settings, settings.training.batch_size)
     loop.learn(method, 0)  # so that the optimizer has moments
-    path, writer, found = folder / "measured.checkpoint", Writer(), []
+    return _kept(loop, folder / "measured.checkpoint"), _stepped(loop)
+
+
+def _stepped(loop: ParallelLoop) -> float:
+    times = [time.monotonic()]
+    for _ in range(OPTIMIZER_STEPS):
+        loop.step()
+        times.append(time.monotonic())
+    return round(statistics.median(end - began for began, end in itertools.pairwise(times)), 6)
+
+
+def _kept(loop: ParallelLoop, path: Path) -> Checkpoint:
+    writer, found = Writer(), []
     for _ in range(CHECKPOINTS):
         began, worked = time.monotonic(), time.process_time()
         writer.save(path, loop, method={})
@@ -244,7 +261,7 @@ def _measured(
             means = (f"{mean_seconds(each):.4f} s for {n}" for n, each in found.items())
             shown.advance(f"{learners} side by side: {', '.join(means)} utterances")
     piece = piece_of(_task(settings), settings, batches[settings.training.batch_size][1])
-    return Measured(batches, measured_link(piece), written(settings, folder))
+    return Measured(batches, measured_link(piece), *checkpoint_and_step(settings, folder))
 
 
 def _on_gpu(settings: DataParallelConfig) -> bool:

@@ -1,5 +1,6 @@
 """How the epochs of a training went, from what its learners report."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -7,6 +8,7 @@ from typing import Any
 
 from fedspeech.training.parallel import mixing
 from fedspeech.training.parallel.learner import Report
+from fedspeech.training.parallel.watch import Measured
 
 SUMS = ("utterances", "updates", "bytes")
 DIGITS = 4
@@ -79,8 +81,15 @@ def _summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
         "waiting": [round(each.waiting, DIGITS) for each in measured],
         "staleness": round(sum(each.staleness for each in measured) / updates, DIGITS),
         "most_stale": max(each.most_stale for each in measured),
+        "gap": _gap(measured),
         "consensus": _consensus(reports),
     }
+
+
+def _gap(measured: Sequence[Measured]) -> float:
+    """Root mean square, over all steps in which they met, of the distance of two models."""
+    met = sum(each.met for each in measured)
+    return round(math.sqrt(sum(each.square for each in measured) / max(1, met)), 6)
 
 
 def _consensus(reports: Sequence[Report]) -> float:
@@ -106,5 +115,5 @@ def so_far(epoch: Mapping[str, Any]) -> str:
     return (
         f"loss {epoch['loss']:.3f}, {pace:.0f} utterances/s, {computing:.1f} s computing, "
         f"{waiting:.1f} s waiting, {epoch['bytes'] / 1e6:.1f} MB, "
-        f"staleness {epoch['staleness']:.2g}"
+        f"staleness {epoch['staleness']:.2g}, gap {epoch['gap']:.2g}"
     )

@@ -125,32 +125,43 @@ class Message(NamedTuple):
     group: dist.ProcessGroup | None
 
     def arrived(self) -> torch.Tensor:
-        """The tensor, when it is there, or has gone. Raises Lost where it never will.
-
-        Gloo tells nobody who waits for what it is about to send as the connection is closed. So
-        another thread waits, and this one asks now and then whether the connection is still there.
-        """
-        raised: list[RuntimeError] = []
-        waits = threading.Thread(target=self._wait, args=(raised,), daemon=True)
-        waits.start()
-        seconds = DOUBT_SECONDS
-        while waits.is_alive():
-            waits.join(seconds)
-            seconds *= 2
-            if waits.is_alive():
-                with losing():
-                    never(self.other, self.group)
-        if raised:
-            with losing():
-                raise raised[0]
+        """The tensor, when it is there, or has gone. Raises Lost where it never will."""
+        all_arrived([self])
         return self.tensor
 
-    def _wait(self, raised: list[RuntimeError]) -> None:
-        assert self.work is not None
-        try:
-            self.work.wait(PATIENCE)
-        except RuntimeError as error:
-            raised.append(error)
+
+def all_arrived(messages: Sequence[Message]) -> None:
+    """Wait until all are there, or have gone. Raises Lost where one never will.
+
+    Gloo tells nobody who waits for what it is about to send as the connection is closed. So another
+    thread waits, and this one asks now and then whether the connection is still there.
+    """
+    left, raised = list(messages), list[RuntimeError]()
+    if not left:
+        return
+    waits = threading.Thread(target=_wait, args=(left, raised), daemon=True)
+    waits.start()
+    seconds = DOUBT_SECONDS
+    while waits.is_alive():
+        waits.join(seconds)
+        seconds *= 2
+        if waits.is_alive():
+            with losing():
+                for message in left[:1]:
+                    never(message.other, message.group)
+    if raised:
+        with losing():
+            raise raised[0]
+
+
+def _wait(left: list[Message], raised: list[RuntimeError]) -> None:
+    try:
+        while left:
+            assert left[0].work is not None
+            left[0].work.wait(PATIENCE)
+            left.pop(0)
+    except RuntimeError as error:
+        raised.append(error)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from fedspeech import cluster, corpus, tensors
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.run_folder import RunFolder, cache_folder, read_json
 from fedspeech.training.parallel import results
-from fedspeech.training.parallel.comparison import named, rows
+from fedspeech.training.parallel.comparison import rows
 from fedspeech.training.parallel.computing import measured
 from fedspeech.training.parallel.predicted import Predictions
 from fedspeech.training.parallel.task import Task, check
@@ -32,17 +32,12 @@ def launch(settings: DataParallelConfig, folder: Path, resume: bool) -> None:
 
 
 def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
-    from fedspeech.training.parallel.cells import Cell, train_all, unfinished
+    from fedspeech.training.parallel.cells import in_turns, train_all, unfinished
     from fedspeech.training.parallel.crew import look
 
     spent = Spent(run)
     every = rows(settings)
-    first = next(iter(every))
-    cells = [
-        Cell(row, seed, named(name, seed), compared=name != first)
-        for name, row in every.items()
-        for seed in row.seeds
-    ]
+    cells = in_turns(every)
     if left := unfinished(cells, run):
         look(settings, [each.settings.parallel for each in left])
     task = _task(settings, every, run)

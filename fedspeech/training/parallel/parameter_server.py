@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fedspeech.config.data_parallel import ParallelSettings
-from fedspeech.training.parallel.group import Group
+from fedspeech.training.parallel.group import Group, Message, all_arrived
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.method import FirstCome, flat
-from fedspeech.training.parallel.server import BYE, DONE, PULL, Server
+from fedspeech.training.parallel.server import BYE, DONE, PULL, SAID, SENT, Server
 from fedspeech.training.parallel.share import Part
+from fedspeech.training.parallel.watch import sampled
 
 
 class ParameterServer(FirstCome):
@@ -43,8 +44,7 @@ class ParameterServer(FirstCome):
         if self.serves:
             yield from Server(self.loop, self.group, self._model, self.settings.staleness).pushed()
         else:
-            self._say(PULL)
-            self._pull()
+            self._pull(PULL)
             yield from super().parts(first)
 
     def exchange(self, part: Part) -> None:
@@ -53,32 +53,40 @@ class ParameterServer(FirstCome):
         gradients = [
             torch.zeros_like(p) if p.grad is None else p.grad for p in self.loop.model.parameters()
         ]
+        before = sampled(self._model)
         pushed = torch.nn.utils.parameters_to_vector(gradients)
-        self._say(part.number)
-        with self.group.talks():
-            self.group.send(pushed, self._server).arrived()
-        self.group.watch.stale(self._pull())
+        self.group.watch.stale(self._pull(part.number, pushed))
+        self.group.watch.met(before, sampled(self._model))
 
     def finish(self) -> None:
         """All leave with the last model."""
         if not self.serves:
             self._say(DONE)
             self.group.wait_for_all("pushed", self._server)
-            self._say(PULL)
-            self._pull()
+            self._pull(PULL)
             self._say(BYE)
         super().finish()
 
     def _say(self, number: int) -> None:
-        header = torch.tensor([self.loop.rate, float(number)], dtype=torch.float64)
         with self.group.talks():
-            self.group.send(header, self._server).arrived()
+            self._header(number).arrived()
 
-    def _pull(self) -> int:
-        """Take the server's model; how stale was what was pushed."""
+    def _pull(self, number: int, *pushed: torch.Tensor) -> int:
+        """Take the server's model, with a part's number after its gradient was pushed; how stale
+        that was. What is sent and what comes back is waited for at once.
+        """
         stale = torch.empty(1, dtype=torch.float64)
         with self.group.talks():
-            self.group.receive(stale, self._server).arrived()
-            self.group.receive(self._came, self._server).arrived()
+            messages = [
+                self._header(number),
+                *(self.group.send(gradient, self._server, SENT) for gradient in pushed),
+                self.group.receive(stale, self._server, SAID),
+                self.group.receive(self._came, self._server, SENT),
+            ]
+            all_arrived(messages)
         self._model.copy_(self._came)
         return int(stale)
+
+    def _header(self, number: int) -> Message:
+        header = torch.tensor([self.loop.rate, float(number)], dtype=torch.float64)
+        return self.group.send(header, self._server, SAID)

@@ -36,8 +36,7 @@ class Predictions:
         utterances: int,
         model: torch.nn.Module,
     ) -> None:
-        assert settings.comparison is not None
-        self._settings, self._about = settings, settings.comparison
+        self._settings = settings
         self._measured, self._utterances = measured, utterances
         self._places = places(settings)
         self._bytes = FLOAT_BYTES * models.parameters(model)
@@ -49,22 +48,25 @@ class Predictions:
         `rows` has the seconds of an epoch for each row as it was measured, on this machine's
         processors; `curves` those of many learners with batches as large as one learner's.
         """
-        size = self._settings.parallel.node_size
+        size, about = self._settings.parallel.node_size, self._settings.comparison
+        assert about is not None
+        network = about.simulated.network
+        link = Link(network.bandwidth, network.latency)
         many = [
             (name, count)
-            for name, count in itertools.product(self._about.ways, self._about.simulated.learners)
+            for name, count in itertools.product(about.ways, about.simulated.learners)
             if name != "hierarchical" or count < size or count % size == 0  # nodes are whole
         ]
         return {
             "processors": machine.cores(),
             "batch_size": self._settings.training.batch_size,
             "bytes": self._bytes,
-            "network": self._about.simulated.network.model_dump(),
+            "network": network.model_dump(),
             "here": self._measured.here._asdict(),
             "rows": {name: _seconds(self.of_row(row)) for name, row in rows.items()},
             "curves": [
-                {"way": each, "learners": count, "seconds": _seconds(self.of_many(each, count))}
-                for each, count in many
+                {"way": each, "learners": n, "seconds": _seconds(self.of_many(each, n, link))}
+                for each, n in many
             ],
         }
 
@@ -81,10 +83,8 @@ class Predictions:
             together=() if parallel.processor else self._measured.together(size, self._places),
         )
 
-    def of_many(self, name: str, learners: int) -> Case:
+    def of_many(self, name: str, learners: int, link: Link) -> Case:
         """Learners with batches as large as one learner's, and a processor each."""
-        network = self._about.simulated.network
-        link = Link(network.bandwidth, network.latency)
         return self._case(name, learners, self._settings.training.batch_size, link)
 
     def _case(self, name: str, learners: int, batch_size: int, link: Link) -> Case:
@@ -100,6 +100,7 @@ class Predictions:
             statistics=self._statistics,
             checkpoint=self._measured.checkpoint,
             one_writes=name in ALIKE,
+            step=self._measured.step,
             node_size=min(learners, parallel.node_size),
             block=parallel.block,
             epochs=EPOCHS,

@@ -8,10 +8,11 @@ import torch
 
 from fedspeech.config.data_parallel import ParallelSettings
 from fedspeech.training.parallel import mixing
-from fedspeech.training.parallel.group import Group, Message
+from fedspeech.training.parallel.group import Group, Message, all_arrived
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.method import Method, flat
 from fedspeech.training.parallel.share import Part
+from fedspeech.training.parallel.watch import sampled
 
 
 class Ring(Method):
@@ -52,8 +53,10 @@ class Neighbours:
         """The weighted average of the model and what came, when all of it has come."""
         self._group.check()
         with self._group.talks():
-            for message in self._messages:
-                message.arrived()
+            all_arrived(self._messages)
+        own = sampled(model)
+        for _, came in self._buffers.values():
+            self._group.watch.met(own, sampled(came))
         torch.mul(model, self._own, out=out)
         for weight, came in self._buffers.values():
             out.add_(came.to(out.device), alpha=weight)

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from fedspeech.errors import DivergedError
-from fedspeech.training.parallel.group import Group, Lost
+from fedspeech.training.parallel.group import Group, Lost, all_arrived
 from fedspeech.training.parallel.loop import ParallelLoop
 
 PULL, DONE, BYE = -1, -2, -3
 """Said instead of the number of a part: `DONE` that no other push comes."""
+SAID, SENT = 0, 1
+"""Tags of a few numbers, and of a gradient or a model: both are on their way at a time."""
 LOOK_SECONDS = 0.1
 
 
@@ -74,10 +76,10 @@ class Server:
             header = torch.empty(2, dtype=torch.float64)
             gradient = torch.empty_like(self._model, device="cpu")
             while number != BYE:
-                rate, said = self._group.receive(header, rank).arrived().tolist()
+                rate, said = self._group.receive(header, rank, SAID).arrived().tolist()
                 number, stale = int(said), 0
                 if number >= 0:
-                    self._group.receive(gradient, rank).arrived()
+                    self._group.receive(gradient, rank, SENT).arrived()
                     stale = self._update(rank, rate, gradient, number)
                 if number in (DONE, BYE):
                     self._forget(rank)
@@ -129,8 +131,8 @@ class Server:
             self._check_open()
             self._pulled[rank] = self._version
             model = self._model.clone()
-        self._group.send(torch.tensor([stale], dtype=torch.float64), rank).arrived()
-        self._group.send(model, rank).arrived()
+        told = torch.tensor([stale], dtype=torch.float64)
+        all_arrived([self._group.send(told, rank, SAID), self._group.send(model, rank, SENT)])
 
     def _forget(self, rank: int) -> None:
         """A learner that pushes no more leaves time to all others."""

@@ -93,14 +93,17 @@ def _ring(world: World, me: int) -> Process:
 
 
 def _parameter_server(world: World, me: int) -> Process:
-    """Pull, compute, push, without a bound for staleness; who is alone has the model itself."""
+    """Pull, compute, push, and wait for the server's step, without a bound for staleness; who is
+    alone has the model itself.
+    """
     alone = world.case.learners == 1
     while world.take():
         if not alone:
             yield from world.pull()
-        yield from world.compute(me)
+        yield from world.compute(me, steps=alone)
         if not alone:
             yield from world.push()
+            yield from world.step()
 
 
 def _fixed_ring(world: World, me: int) -> Process:

@@ -85,6 +85,9 @@ class Case:
     checkpoint: Checkpoint | None = None
     one_writes: bool = False
     """Whether the first learner alone keeps checkpoints."""
+    step: float = 0.0
+    """Processor seconds of an optimizer's step, which are in those of a batch. A parameter server
+    takes it for its learners."""
     statistics: int = 0
     """Small tensors gathered in a step of `allreduce`, and inside nodes: for batch statistics."""
     node_size: int = 2
@@ -107,6 +110,7 @@ class World:
         # The server has one link, which carries as much each way.
         self._pulls = Shared(self.clock, lambda _: case.network.outside.bandwidth)
         self._pushes = Shared(self.clock, lambda _: case.network.outside.bandwidth)
+        self._last_step: Signal | None = None
         self.left = max(LEAST * case.learners, round(case.batches * case.epochs))
         self._cores = Shared(self.clock, self._together)
         self._begun = [0] * case.learners
@@ -148,11 +152,14 @@ class World:
         self.clock.start(whole())
         return ended
 
-    def compute(self, me: int) -> Process:
-        """A batch; who is slowed rests after it, which counts as computing."""
+    def compute(self, me: int, steps: bool = True) -> Process:
+        """A batch, with the optimizer's step or without; who is slowed rests after it, which counts
+        as computing.
+        """
         yield from self._keep(me)
         started = self.clock.now
-        yield self._cores.work(next(self.batches[me]))
+        work = next(self.batches[me])
+        yield self._cores.work(work if steps else max(0.0, work - self.case.step))
         slowed = self.case.slowed[me] if self.case.slowed else 1.0
         yield self.clock.after((slowed - 1) * (self.clock.now - started))
         self.computing[me] += self.clock.now - started
@@ -209,6 +216,15 @@ class World:
     def push(self) -> Process:
         """A gradient to the server."""
         return self._with_server(self._pushes)
+
+    def step(self) -> Process:
+        """The server's for one gradient, after those for gradients that came before."""
+        before, mine = self._last_step, Signal()
+        self._last_step = mine
+        if before is not None:
+            yield before
+        yield self._cores.work(self.case.step)
+        mine.happen()
 
     def _with_server(self, way: Shared) -> Process:
         link = self.case.network.outside

@@ -1,14 +1,22 @@
-"""What a learner measures of itself, step by step: computing, waiting, bytes, staleness; its pace.
+"""What a learner measures of itself, step by step: computing, waiting, bytes, staleness, how far
+other models are from its own; its pace.
 
 A learner can be made slower, and held to its share of a processor, so that a straggler and many
 learners on few processors behave as they would on machines of their own.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
+
+SAMPLES = 2**14
+"""Values of a model by which it is told how far another one is: all of them would take as long as
+averaging them."""
 
 
 @dataclass
@@ -28,6 +36,9 @@ class Measured:
     staleness: int = 0
     """Summed over its updates: how often others had changed the model in between."""
     most_stale: int = 0
+    square: float = 0.0
+    """Of the distance between its model and one that it met, summed over these."""
+    met: int = 0
 
 
 class Pace:
@@ -117,3 +128,17 @@ class Watch:
         """The model was changed so often by others before a gradient of it counted."""
         self.measured.staleness += updates
         self.measured.most_stale = max(self.measured.most_stale, updates)
+
+    def met(self, own: torch.Tensor, other: torch.Tensor) -> None:
+        """Samples of this learner's model, and of one that it averages with or that it takes."""
+        self.measured.square += float(torch.dist(own, other)) ** 2
+        self.measured.met += 1
+
+
+def sampled(model: torch.Tensor) -> torch.Tensor:
+    """Values of a model (parameters,), evenly spaced: at least `SAMPLES` of them, if it has so
+    many, and less than twice as many. On the processor, and so large that the distance between two
+    samples is about that between the models.
+    """
+    values = model.detach()[:: max(1, len(model) // SAMPLES)]
+    return values.cpu() * math.sqrt(len(model) / len(values))

@@ -562,13 +562,13 @@ def test_how_an_epoch_comes_on_is_shown_and_counts_for_nothing(tmp_path, monkeyp
     one._told(Report(1, 1, Measured(5, 10.0, 1), None, over=False))
     assert told == [
         "one: epoch 1, so far loss 2.000, 1 utterances/s, 2.0 s computing, 0.5 s waiting, 1.0 MB, "
-        "staleness 1",
+        "staleness 1, gap 0",
         "one: epoch 1, so far loss 1.000, 4 utterances/s, 4.0 s computing, 1.0 s waiting, 2.0 MB, "
-        "staleness 1",
+        "staleness 1, gap 0",
         "one: loss 0.500, 8 utterances/s, 0.0 s computing, 0.0 s waiting, 0.0 MB, staleness 0, "
-        "consensus 0",
+        "gap 0, consensus 0",
         "one: epoch 2, so far loss 2.000, 0 utterances/s, 0.0 s computing, 0.0 s waiting, 0.0 MB, "
-        "staleness 0",
+        "staleness 0, gap 0",
     ]
 
 

@@ -170,6 +170,16 @@ def test_so_are_those_that_make_none_in_a_closer_comparison(table, tmp_path, lea
     assert "hierarchical" in {row.parallel.method for row in rows(load(file)).values()}
 
 
+def test_rows_are_trained_in_turns_of_their_seeds(settings):
+    every = rows(settings)
+    found = cells_of.in_turns(every)
+    seeds = [each.seed for each in found]
+    assert seeds == sorted(seeds) and set(seeds) == {0, 1}
+    names = [named(name, seed) for seed in (0, 1) for name in every if seed in every[name].seeds]
+    assert [each.name for each in found] == names
+    assert [each.name for each in found if not each.compared] == [names[0], names[len(every)]]
+
+
 def figures(errors: list[int], losses: list[float], **more) -> dict:
     return {
         "parameters": 7,
@@ -220,6 +230,10 @@ def took(*seconds: float) -> list[Batch]:
     return [Batch(0.0, each, 100) for each in seconds]
 
 
+def fed(batches: dict[int, dict[int, list[Batch]]]) -> Measured:
+    return Measured(batches, Link(1e9, 0.0), NO_TIME, 0.01)
+
+
 def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
     batches = {
@@ -228,7 +242,7 @@ def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings, monkeyp
         16: {1: [Batch(3.0, 3.4, 50)], 2: took(0.4)},
     }
     model = build("tdnn-tiny", 16, 5)
-    found = Predictions(settings, Measured(batches, Link(1e9, 0.0), NO_TIME), 80, model)
+    found = Predictions(settings, fed(batches), 80, model)
     every = rows(settings)
     case = found.of_row(every["ad-psgd-random.2.batch-4x"])
     assert (case.method, case.learners) == ("ad-psgd random", 2)
@@ -236,15 +250,16 @@ def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings, monkeyp
     assert case.batches == 5 and case.together == [1.0, 2.0]
     assert found.of_row(every["ad-psgd-random.2.batch-2x"]).together == pytest.approx([1.0, 1.6])
     assert case.checkpoint == NO_TIME and not case.one_writes
-    assert found.of_row(every["allreduce.2"]).one_writes
+    assert found.of_row(every["allreduce.2"]).one_writes and case.step == 0.01
     assert case.size == 4 * sum(p.numel() for p in model.parameters())
     held = found.of_row(every["ad-psgd-random.2.capped.straggler"])
     assert held.seconds == [0.25] and held.slowed == (1.0, 3.0) and not held.together
     threads = settings.model_copy(update={"engine": RaySettings(cpus_per_worker=2)})
     assert found.of_row(rows(threads)["ad-psgd-random.2.capped"]).seconds == [0.5]
     assert found.of_row(rows(threads)["allreduce.2"]).seconds == [0.1]
-    many = found.of_many("ring", 128)
+    many = found.of_many("ring", 128, Link(1e6, 0.5))
     assert many.seconds == [0.2] and many.batches == 10 and not many.together
+    assert many.network.link(0, 127) == Link(1e6, 0.5)
     told = found.table(every)
     # Ten batches of 0.2 s; 20 of 0.1 s by a learner of 0.4 of a processor, thrice as slow, and one.
     assert told["rows"]["allreduce.1"] == pytest.approx(2.0)
@@ -260,9 +275,9 @@ def test_a_hierarchy_is_simulated_with_whole_nodes_only(settings):
     asked = about.simulated.model_copy(update={"learners": (1, 2, 4, 6, 8)})
     about = about.model_copy(update={"simulated": asked})
     changed = settings.model_copy(update={"parallel": parallel, "comparison": about})
-    measured = Measured({8: {1: took(0.2)}}, Link(1e9, 0.0), NO_TIME)
-    found = Predictions(changed, measured, 80, build("tdnn-tiny", 16, 5)).table({})["curves"]
-    counts = {way: [p["learners"] for p in found if p["way"] == way] for way in about.ways}
+    found = Predictions(changed, fed({8: {1: took(0.2)}}), 80, build("tdnn-tiny", 16, 5))
+    curves = found.table({})["curves"]
+    counts = {way: [p["learners"] for p in curves if p["way"] == way] for way in about.ways}
     assert counts == {"hierarchical": [1, 2, 4, 8], "ring": [1, 2, 4, 6, 8]}
 
 
@@ -325,12 +340,12 @@ def test_batches_count_that_are_computed_while_all_compute():
 
 def test_what_learners_do_together_follows_from_what_each_takes():
     batches = {4: took(0.5), 1: took(0.1, 0.3), 2: took(0.3)}
-    found = Measured({8: batches}, Link(1, 0), NO_TIME)
+    found = fed({8: batches})
     # Three take 0.4 s, five to six as long as four.
     expected = [1, 2 / 1.5, 3 / 2, 4 / 2.5, 5 / 2.5, 6 / 2.5]
     assert found.together(8, 6) == pytest.approx(expected)
     assert found.together(8, 2) == pytest.approx(expected[:2])
-    alone = Measured({8: {1: took(0.2)}}, Link(1, 0), NO_TIME)
+    alone = fed({8: {1: took(0.2)}})
     assert alone.together(8, 3) == pytest.approx([1, 2, 3])
 
 
@@ -354,7 +369,7 @@ def test_all_that_rows_need_is_measured_once(settings, tmp_path, monkeypatch):
     # A batch of 8 takes 0.8 s, with a sum forward and backward in each of seven normalizations.
     assert pieces == [pytest.approx(0.8 / 15)]
     copying, work, seconds = found.checkpoint
-    assert copying > 0 and 0 < work <= seconds
+    assert copying > 0 and 0 < work <= seconds and 0 < found.step < 1
     assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]
     assert computing.measured(settings, every, tmp_path) == found and len(asked) == 2
     kept = json.loads((tmp_path / "measured.json").read_text())
@@ -409,12 +424,12 @@ def test_who_measures_sees_a_gpu_only_where_learners_do(table, tmp_path, monkeyp
     """Ray hides the machine's from learners that ask for none."""
     settings = DataParallelConfig.model_validate(table | {"engine": engine})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    for name in ("_beside", "_written"):
+    for name in ("_beside", "_kept_and_stepped"):
         monkeypatch.setattr(computing, name, tells_its_gpus)
     with pytest.raises(RunError, match=f"^GPUs: {seen}$"):
         computing.side_by_side(settings, [4], 1)
     with pytest.raises(RunError, match=f"^GPUs: {seen}$"):
-        computing.written(settings, tmp_path)
+        computing.checkpoint_and_step(settings, tmp_path)
 
 
 BATCHES = """

@@ -28,7 +28,7 @@ from fedspeech.training.criteria import rnnt, triplet
 from fedspeech.training.parallel.ad_psgd import ADPSGD, Passive
 from fedspeech.training.parallel.bmuf import BMUF
 from fedspeech.training.parallel.delay_by_one import DelayByOne
-from fedspeech.training.parallel.group import Group
+from fedspeech.training.parallel.group import Group, Message
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.server import PULL, Server, leaves_time
 from fedspeech.training.parallel.watch import Watch
@@ -139,7 +139,7 @@ def test_phrases_and_what_a_transducer_hears_are_learned_by_every_method(
     assert {each.error for each in told} == {None}
     start, taught = vector(fresh()), [each for each in told if each.measured.updates]
     assert len(taught) == way.get("learners", 2)
-    assert all(np.abs(each.models[-1] - start).max() > 1e-3 for each in taught)
+    assert all(np.abs(each.models[-1] - start).max() > 1e-4 for each in taught)
 
 
 def test_half_precision_is_nearly_that(together):
@@ -170,12 +170,16 @@ def test_ring_averages_with_neighbours_and_steps(together):
     given = job(**settings)
     plain, chosen = Plain(given), parts(given)
     models = np.stack([plain.start] * 4)
+    squares = np.zeros(4)
     for first in range(0, len(chosen), 4):
         steps = [plain.gradient(x, part) for x, part in zip(models, chosen[first:], strict=False)]
         left, right = np.roll(models, 1, 0), np.roll(models, -1, 0)
+        squares += sum(np.square(models - other).sum(1) for other in (left, right))
         models = (left + models + right) / 3 - RATE * np.stack(steps)
-    for each, expected in zip(together(settings), models, strict=True):
+    for each, expected, square in zip(together(settings), models, squares, strict=True):
         np.testing.assert_allclose(each.models[-1], expected, rtol=0, atol=1e-12)
+        assert each.measured.square == pytest.approx(square) and square > 0
+        assert each.measured.met == 2 * len(chosen) // 4
 
 
 def test_delay_by_one_steps_by_the_gradient_of_the_model_before(together):
@@ -203,16 +207,19 @@ def test_bmuf_filters_the_mean_of_each_block(together):
     plain, chosen = Plain(given), parts(given)
     models = np.stack([plain.start] * 2)
     center, change = plain.start, np.zeros_like(plain.start)
-    turns = len(chosen) // 2
+    turns, squares = len(chosen) // 2, np.zeros(2)
     for turn in range(turns):
         pair = zip(models, chosen[2 * turn :], strict=False)
         models = models - RATE * np.stack([plain.gradient(x, part) for x, part in pair])
         if turn % 2 or turn == turns - 1:
+            squares += np.square(models - models.mean(0)).sum(1)
             change = 0.6 * change + models.mean(0) - center
             center = center + change
             models = np.stack([center] * 2)
-    for each in together(settings, utterances=18):
+    for each, square in zip(together(settings, utterances=18), squares, strict=True):
         np.testing.assert_allclose(each.models[-1], center, rtol=0, atol=1e-12)
+        assert each.measured.square == pytest.approx(square) and square > 0
+        assert each.measured.met == -(-turns // 2)
 
 
 def test_bmuf_with_blocks_of_one_step_and_no_momentum_is_averaging(together):
@@ -230,7 +237,7 @@ def test_bmuf_with_blocks_of_one_step_and_no_momentum_is_averaging(together):
 class _Alone:
     """A group of one learner."""
 
-    rank, size = 0, 1
+    rank, size, watch = 0, 1, Watch()
 
     def check(self) -> None: ...
 
@@ -310,8 +317,9 @@ def test_ad_psgd_steps_from_the_mean_by_the_gradient_of_the_model_before_it(toge
     given = [Job(0, "", rank, ParallelSettings(**settings), apart=0.1) for rank in (0, 1)]
     plain, chosen = Plain(given[0]), parts(given[0])
     mine, theirs = (Plain(each).start for each in given)
-    first = theirs
+    first, square = theirs, 0.0
     for number in active.numbers:
+        square += np.square(mine - theirs).sum()
         step = RATE * plain.gradient(mine, chosen[number])
         theirs = (mine + theirs) / 2
         mine = theirs - step
@@ -325,6 +333,8 @@ def test_ad_psgd_steps_from_the_mean_by_the_gradient_of_the_model_before_it(toge
     assert (active.measured.staleness, active.measured.most_stale) == (met, 1)
     assert (passive.measured.staleness, passive.measured.most_stale) == (met, met)
     assert active.measured.bytes == passive.measured.bytes == met * first.nbytes
+    assert active.measured.square == pytest.approx(square) and square > 0
+    assert (active.measured.met, passive.measured.met) == (met, 0)
 
 
 @pytest.mark.parametrize(
@@ -424,10 +434,12 @@ def test_a_parameter_server_takes_the_steps_in_their_order(together):
     settings = {"method": "parameter-server", "learners": 1}
     given = job(**settings)
     plain = Plain(given)
-    model = plain.start
+    model, square = plain.start, 0.0
     for part in parts(given):
-        model = model - RATE * plain.gradient(model, part)
+        step = RATE * plain.gradient(model, part)
+        model, square = model - step, square + np.square(step).sum()
     learner, server = together(settings)
+    assert learner.measured.square == pytest.approx(square) and square > 0
     np.testing.assert_allclose(learner.models[-1], model, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(server.models[-1], learner.models[-1])
     assert learner.measured.most_stale == 0
@@ -479,13 +491,13 @@ class _Pushes:
 
     def check(self) -> None: ...
 
-    def receive(self, into: torch.Tensor, of: int) -> SimpleNamespace:
+    def receive(self, into: torch.Tensor, of: int, tag: int) -> Message:
         if into.dtype == torch.float64:
             into.copy_(torch.tensor([0.1, next(self._numbers)]))
-        return SimpleNamespace(arrived=lambda: into)
+        return self.send(into, of, tag)
 
-    def send(self, tensor: torch.Tensor, to: int) -> SimpleNamespace:
-        return SimpleNamespace(arrived=lambda: tensor)
+    def send(self, tensor: torch.Tensor, to: int, tag: int) -> Message:
+        return Message(SimpleNamespace(wait=lambda patience: None), tensor, to, None)
 
 
 def test_nothing_is_kept_of_a_model_that_has_become_no_number():

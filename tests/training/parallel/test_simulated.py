@@ -141,6 +141,37 @@ def test_a_parameter_server_saturates_where_its_link_is_full():
     assert found.seconds == pytest.approx(20 * (0.5 + 2 * (2 * SIZE / BANDWIDTH + LATENCY)))
 
 
+def test_a_parameter_server_takes_its_learners_steps_one_after_the_other():
+    more = {"network": INSTANT, "step": 0.1}
+    # Two begin together: once the second one waits for the first one's step, and then never.
+    found = predict(case("parameter-server", 2, batches=200, **more))
+    assert found.seconds == pytest.approx(100 * 0.5 + 0.1)
+    assert found.computing == pytest.approx(2 * [100 * 0.4])
+    # As many as computing leaves time for, and with 64 of them one step after the other.
+    for learners, pace in ((4, 4 / 0.5), (64, 1 / 0.1)):
+        found = predict(case("parameter-server", learners, batches=100 * learners, **more))
+        assert 100 * learners / found.seconds == pytest.approx(pace, rel=0.02)
+    # Who is alone steps as part of a batch, and so does everybody with any other method.
+    for method, learners in (("parameter-server", 1), ("ring", 2), ("allreduce", 2)):
+        assert predict(case(method, learners, **more)).seconds == pytest.approx(20 * 0.5)
+
+
+def test_a_parameter_server_steps_on_a_processor_of_its_learners():
+    """Of 0.5 s of a batch 0.1 s are the server's, on the one processor that there is."""
+    more = {"network": INSTANT, "together": (1.0,), "step": 0.1}
+    found = predict(case("parameter-server", 4, **more))
+    assert found.seconds == pytest.approx(4 * 20 * 0.5, rel=0.01)
+
+
+def test_a_straggler_does_not_slow_the_server():
+    more = {"network": INSTANT, "step": 0.4, "slowed": (1.0, 10.0)}
+    found = predict(case("parameter-server", 2, batches=2000, **more))
+    seconds = found.seconds / np.array(found.batches)
+    # Each now and then waits for the other's step, the straggler less often than it is passed.
+    assert seconds[1] == pytest.approx(10 * 0.1 + 0.4, rel=0.3)
+    assert found.computing == pytest.approx((0.1 * found.batches[0], 1.0 * found.batches[1]))
+
+
 @pytest.mark.parametrize(
     ("ways", "models"), [(("pull",), 1), (("pull", "push"), 1), (("push", "push"), 2)]
 )

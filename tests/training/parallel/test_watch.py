@@ -8,7 +8,7 @@ from fedspeech.training.parallel import watch
 from fedspeech.training.parallel.epochs import Epochs
 from fedspeech.training.parallel.group import summed_bytes
 from fedspeech.training.parallel.learner import Report
-from fedspeech.training.parallel.watch import Measured, Pace, Watch
+from fedspeech.training.parallel.watch import SAMPLES, Measured, Pace, Watch, sampled
 
 
 @pytest.fixture
@@ -81,6 +81,25 @@ def test_what_a_step_takes_is_rested_after_the_next_gradient(clock):
     assert seen.take().computing == 20.0
 
 
+def test_how_far_models_are_that_meet():
+    watch = Watch()
+    watch.met(sampled(torch.tensor([3.0, 0.0])), sampled(torch.tensor([0.0, 4.0])))
+    watch.met(torch.zeros(2), torch.zeros(2))
+    found = watch.take()
+    assert (found.square, found.met) == (25.0, 2)
+
+
+@pytest.mark.parametrize("size", [5, SAMPLES, SAMPLES + 1, 40 * SAMPLES + 7])
+def test_a_sample_is_about_as_far_from_another_one_as_the_models(size):
+    draws = torch.Generator().manual_seed(size)
+    one, other = (torch.randn(size, generator=draws) for _ in range(2))
+    samples = [sampled(model) for model in (one, other)]
+    assert min(size, SAMPLES) <= len(samples[0]) < 2 * SAMPLES
+    tolerance = 1e-5 if size < 2 * SAMPLES else 0.03
+    expected = float(torch.dist(one, other))
+    assert float(torch.dist(*samples)) == pytest.approx(expected, rel=tolerance)
+
+
 def test_bytes_of_a_sum_are_those_of_a_ring():
     """Each of four learners sends three quarters of it twice: 2 x 3/4 x 400 bytes."""
     assert summed_bytes(torch.zeros(100), 4) == 600
@@ -98,7 +117,11 @@ def test_an_epoch_is_told_when_all_who_are_there_are_beyond_it():
     epochs.add_bytes(0, 7)  # a parameter server's, which is ahead
     epochs.add_bytes(1, 100)
     epochs.take(
-        report(1, 0, [-1.0, 0.0], utterances=2, loss=12.0, updates=2, staleness=4, most_stale=3)
+        report(
+            *(1, 0, [-1.0, 0.0]),
+            **{"utterances": 2, "loss": 12.0, "updates": 2, "staleness": 4, "most_stale": 3},
+            **{"square": 50.0, "met": 2},
+        )
     )
     assert epochs.close([0, 1, 2], 2.0) is None
     epochs.take(report(2, 1, [0.0, 0.0]))
@@ -113,6 +136,7 @@ def test_an_epoch_is_told_when_all_who_are_there_are_beyond_it():
         "waiting": [0.0, 0.0],
         "staleness": 1.0,
         "most_stale": 3,
+        "gap": 5.0,
         "consensus": 1.0,
     }
     assert epochs.losses == [3.0] and epochs.close([0, 1, 2], 2.0) is None
