@@ -67,7 +67,7 @@ class Plan:
 FULL = Plan(
     large="tdnn",
     small="tdnn-tiny",
-    two=((16, 48), (64, 36), (128, 18)),
+    two=((16, 48), (64, 36)),
     batch_size=16,
     held=64,
     epochs=3,

@@ -41,8 +41,11 @@ from fedspeech.training.parallel.task import Task
 from fedspeech.training.parallel.watch import Watch
 from fedspeech.training.workers import see_gpus, working
 
-STEPS, SECONDS = 24, 20.0
-"""Batches that are measured at most, and for how long at most; at least two are."""
+SETTLING = 3.0
+"""Seconds in which no batch is measured, and one in any case: memory is asked for, and code and
+speech are loaded."""
+STEPS, LEAST_SECONDS, MOST_SECONDS = 24, 2.0, 20.0
+"""Batches that are measured then, and for how long at least and at most; two in any case."""
 CHECKPOINTS = 3
 OPTIMIZER_STEPS = 9
 HARDLY = 1e-12
@@ -149,12 +152,11 @@ def side_by_side(
 def while_all(learners: Sequence[Sequence[Batch]]) -> list[Batch]:
     """The batches that began and ended while each learner had one to compute.
 
-    All of them where there are none. Without each one's first, which is slow: memory is asked for,
-    and code is loaded.
+    All of them where there are none.
     """
-    since = max(own[1].began for own in learners)
+    since = max(own[0].began for own in learners)
     until = min(own[-1].ended for own in learners)
-    every = [batch for own in learners for batch in own[1:]]
+    every = [batch for own in learners for batch in own]
     found = [batch for batch in every if since <= batch.began and batch.ended <= until]
     return found or every
 
@@ -166,16 +168,27 @@ def learned(task: Task, settings: DataParallelConfig, batch_size: int) -> list[B
     """
     loop, method = _alone(task, settings, batch_size)
     first = loop.share.parts_per_epoch * (loop.settings.epochs // 2)
-    numbers: list[int] = []
-    times: list[tuple[float, float]] = []
-    until = time.monotonic() + SECONDS
-    while len(times) < 3 or (len(times) <= STEPS and time.monotonic() < until):
-        numbers.append((first + len(times)) % loop.share.parts)
-        began = time.monotonic()
-        loop.learn(method, numbers[-1])
-        times.append((began, time.monotonic()))
-    frames = [_frames(loop.share, number) for number in numbers]
-    return [Batch(*when, size) for when, size in zip(times, frames, strict=True)]
+    numbers = ((first + i) % loop.share.parts for i in itertools.count())
+    began, seconds = time.monotonic(), 0.0
+    while seconds == 0.0 or seconds < SETTLING:
+        loop.learn(method, next(numbers))
+        seconds = time.monotonic() - began
+    learned: list[int] = []
+    times = [time.monotonic()]
+    while _measures_on(len(learned), times[-1] - times[0]):
+        learned.append(next(numbers))
+        loop.learn(method, learned[-1])
+        times.append(time.monotonic())
+    frames = [_frames(loop.share, number) for number in learned]
+    return [
+        Batch(*when, size) for when, size in zip(itertools.pairwise(times), frames, strict=True)
+    ]
+
+
+def _measures_on(batches: int, seconds: float) -> bool:
+    """Whether there is another batch after so many, which took so long."""
+    few = batches < STEPS or seconds < LEAST_SECONDS
+    return batches < 2 or (few and seconds < MOST_SECONDS)
 
 
 def _frames(share: Share, number: int) -> int:

@@ -323,7 +323,7 @@ def task(table, tmp_path_factory):
 
 
 def test_batches_count_that_are_computed_while_all_compute():
-    """The first of each is slow, and the second learner begins late and ends early."""
+    """The second learner begins late and ends early."""
 
     def of(*times: float) -> list[Batch]:
         return [Batch(*each, 100) for each in itertools.pairwise(times)]
@@ -331,11 +331,11 @@ def test_batches_count_that_are_computed_while_all_compute():
     def seconds(*learners: list[Batch]) -> list[float]:
         return [batch.seconds for batch in while_all(learners)]
 
-    one, other = of(0, 5, 6, 8, 11, 15), of(0, 5.5, 9, 11.5)
+    one, other = of(5, 6, 8, 11, 15), of(5.5, 9, 11.5)
     assert seconds(one) == [1, 2, 3, 4]
     assert seconds(one, other) == [2, 3, 3.5, 2.5]
     # Nothing of one learner lies within the other's: then all there is.
-    assert seconds(of(0, 1, 2), of(0, 5, 6)) == [1, 1]
+    assert seconds(of(1, 2), of(5, 6)) == [1, 1]
 
 
 def test_what_learners_do_together_follows_from_what_each_takes():
@@ -381,23 +381,34 @@ def test_all_that_rows_need_is_measured_once(settings, tmp_path, monkeypatch):
 
 def test_learners_side_by_side_compute_at_the_same_time(settings):
     alone = computing.side_by_side(settings, [4, 8], 1)
-    assert {size: len(each) for size, each in alone.items()} == {4: 24, 8: 24}
+    for batches in alone.values():
+        assert len(batches) >= 24 and sum(batch.seconds for batch in batches) > 1.9
     two = computing.side_by_side(settings, [4], 2)[4]
-    assert 1 <= len(two) <= 48 and all(0 < batch.seconds < 60 for batch in two)
+    assert len(two) >= 1 and all(0 < batch.seconds < 60 for batch in two)
 
 
-def test_a_batch_has_as_many_frames_as_its_longest_utterance_for_each(settings, task):
+@pytest.mark.parametrize(
+    ("batches", "seconds", "on"),
+    [(1, 90.0, True), (2, 90.0, False), (2, 19.0, True), (24, 1.9, True), (24, 2.1, False)],
+)
+def test_how_many_batches_are_measured(batches, seconds, on):
+    """Two of the slowest; of others 24, or as many as take two seconds."""
+    assert computing._measures_on(batches, seconds) is on
+
+
+def test_a_batch_has_as_many_frames_as_its_longest_utterance_for_each(settings, task, monkeypatch):
+    monkeypatch.setattr(computing, "SETTLING", 0.0)
     training = settings.training.model_copy(update={"batch_size": 4})
     parallel = settings.parallel.model_copy(update={"learners": 1})
     changed = settings.model_copy(update={"training": training, "parallel": parallel})
     share = task.share(changed, settings.seed)
     first = share.parts_per_epoch * (training.epochs // 2)
     found = computing.learned(task, settings, 4)
-    for number, batch in enumerate(found, first):
+    for number, batch in enumerate(found, first + 1):  # after the one that settles
         chosen = share.part(number % share.parts).chosen
         lengths = [len(share.utterances[i].log_mel[1.0]) for i in chosen]
         assert batch.frames == len(chosen) * max(lengths)
-    assert len(found) == computing.STEPS + 1
+    assert len(found) >= computing.STEPS
 
 
 def test_a_learner_that_fails_side_by_side_ends_those_that_wait_for_it(settings, monkeypatch):
