@@ -41,6 +41,7 @@ BENCHMARKS = {
         "deployment",
         "distillation",
         "data_parallel",
+        "straggler",
         "simulation",
     )
 }

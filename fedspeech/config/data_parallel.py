@@ -71,9 +71,11 @@ class ParallelSettings(Settings):
     block_momentum: Momentum | None = None
     """Of `bmuf`; None: 1 - 1 / learners (Chen & Huo 2016)."""
     slowed: tuple[Slowness, ...] = ()
-    """How many times slower each learner is made; (1.0, 10.0): the second one ten times."""
+    """How many times slower each learner computes; (1.0, 10.0): the second one ten times. Talking
+    is not slowed."""
     processor: Share | None = None
-    """The most of one processor that a learner takes, also while others wait; None: what there is.
+    """The most of one processor that a learner takes for all it does, also while others wait; None:
+    what there is.
     Where learners share processors, only so is one that waits of no use to the others."""
     form_seconds: Patience = 120.0
     """How long the process group may take to form."""

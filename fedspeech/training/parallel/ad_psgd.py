@@ -130,18 +130,12 @@ class Passive:
         self._lock = threading.Lock()
         self._mixings = 0
         self._closing = False
-        self._wrong: Exception | None = None
         for rank in actives:
             threading.Thread(target=self._answer, args=(rank,), daemon=True).start()
 
     @contextmanager
     def held(self, model: torch.Tensor) -> Iterator[int]:
-        """The shared model goes into `model` and, changed, back; how often others changed it.
-
-        Raises what went wrong with answering them.
-        """
-        if self._wrong is not None:
-            raise self._wrong
+        """The shared model goes into `model` and, changed, back; how often others changed it."""
         with self._group.watch.waits():
             self._lock.acquire()
         try:
@@ -173,5 +167,6 @@ class Passive:
                 self._group.send(mine, rank).arrived()
                 spare = mine
         except Exception as error:
+            # Whatever it is, this learner has to know, wherever it looks.
             if not self._closing:
-                self._wrong = error
+                self._group.wrong = error

@@ -12,7 +12,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +48,9 @@ STEPS, LEAST_SECONDS, MOST_SECONDS = 24, 2.0, 20.0
 """Batches that are measured then, and for how long at least and at most; two in any case."""
 CHECKPOINTS = 3
 OPTIMIZER_STEPS = 9
+TOO_LARGE = (
+    "{} too little memory for a batch of {} utterances; a smaller training.batch_size takes less"
+)
 HARDLY = 1e-12
 """Learning rate: at that of a training a model that is just drawn may diverge."""
 
@@ -113,7 +116,7 @@ def measured(
             for size, of_size in kept["batches"].items()
         }
         return Measured(batches, Link(*kept["here"]), Checkpoint(*kept["checkpoint"]), kept["step"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise RunError(
             f"{path}: not what this version of fedspeech measures; remove it, and go on with "
             "--resume: it is measured again"
@@ -128,7 +131,8 @@ def mean_seconds(batches: Iterable[Batch]) -> float:
 def side_by_side(
     settings: DataParallelConfig, sizes: Sequence[int], learners: int
 ) -> dict[int, list[Batch]]:
-    """Batches of so many utterances, for each size, computed while all of these learners compute.
+    """Batches of so many utterances, for each size, computed while all of these learners compute;
+    of one learner after the other.
 
     They are processes that share nothing but the machine, with the threads of one learner each.
     Raises RunError where one of them dies.
@@ -146,43 +150,41 @@ def side_by_side(
             learner.result()  # of the first one that fails, which others may wait for
         found = [learner.result() for learner in each]
     del store
-    return {size: while_all([own[i] for own in found]) for i, size in enumerate(sizes)}
+    return {size: [each for own in found for each in own[i]] for i, size in enumerate(sizes)}
 
 
-def while_all(learners: Sequence[Sequence[Batch]]) -> list[Batch]:
-    """The batches that began and ended while each learner had one to compute.
+def learned(task: Task, settings: DataParallelConfig, batch_size: int, group: Group) -> list[Batch]:
+    """What a learner of a group computes for some batches of so many utterances, in their order.
 
-    All of them where there are none.
-    """
-    since = max(own[0].began for own in learners)
-    until = min(own[-1].ended for own in learners)
-    every = [batch for own in learners for batch in own]
-    found = [batch for batch in every if since <= batch.began and batch.ended <= until]
-    return found or every
-
-
-def learned(task: Task, settings: DataParallelConfig, batch_size: int) -> list[Batch]:
-    """What a learner alone computes for some batches of so many utterances, in their order.
-
-    They are those of the middle of a training.
+    They are those of the middle of a training, and the learner has nobody to talk to. None is
+    measured before all have settled, and all compute until each has measured its own.
     """
     loop, method = _alone(task, settings, batch_size)
     first = loop.share.parts_per_epoch * (loop.settings.epochs // 2)
     numbers = ((first + i) % loop.share.parts for i in itertools.count())
-    began, seconds = time.monotonic(), 0.0
-    while seconds == 0.0 or seconds < SETTLING:
-        loop.learn(method, next(numbers))
-        seconds = time.monotonic() - began
+    _settle(lambda: loop.learn(method, next(numbers)))
+    group.wait_for_all(f"settled with {batch_size}")
     learned: list[int] = []
     times = [time.monotonic()]
     while _measures_on(len(learned), times[-1] - times[0]):
         learned.append(next(numbers))
         loop.learn(method, learned[-1])
         times.append(time.monotonic())
+    measured, done = f"measured with {batch_size}", 1
+    while int(group.store.add(measured, done)) < group.size:
+        loop.learn(method, next(numbers))
+        done = 0
     frames = [_frames(loop.share, number) for number in learned]
     return [
         Batch(*when, size) for when, size in zip(itertools.pairwise(times), frames, strict=True)
     ]
+
+
+def _settle(learn: Callable[[], None]) -> None:
+    until = time.monotonic() + SETTLING
+    learn()
+    while time.monotonic() < until:
+        learn()
 
 
 def _measures_on(batches: int, seconds: float) -> bool:
@@ -211,9 +213,11 @@ def checkpoint_and_step(settings: DataParallelConfig, folder: Path) -> tuple[Che
 
 def _kept_and_stepped(settings: DataParallelConfig, folder: Path) -> tuple[Checkpoint, float]:
     torch.set_num_threads(settings.engine.cpus_per_worker)
-    loop, method = _alone(_task(settings), settings, settings.training.batch_size)
-    loop.learn(method, 0)  # so that the optimizer has moments
-    return _kept(loop, folder / "measured.checkpoint"), _stepped(loop)
+    size = settings.training.batch_size
+    with within_memory(TOO_LARGE.format("a learner alone has", size)):
+        loop, method = _alone(_task(settings), settings, size)
+        loop.learn(method, 0)  # so that the optimizer has moments
+        return _kept(loop, folder / "measured.checkpoint"), _stepped(loop)
 
 
 def _stepped(loop: ParallelLoop) -> float:
@@ -313,10 +317,7 @@ def _beside(
     task = _task(settings)
     group, found = Group(rank, learners, join(LOOPBACK, port)), []
     for size in sizes:
-        group.wait_for_all(f"batches of {size}")
-        with within_memory(
-            f"of {learners} learners side by side one has too little memory for a batch of {size} "
-            "utterances; a smaller training.batch_size takes less"
-        ):
-            found.append(learned(task, settings, size))
+        of_many = f"of {learners} learners side by side one has"
+        with within_memory(TOO_LARGE.format(of_many, size)):
+            found.append(learned(task, settings, size, group))
     return found

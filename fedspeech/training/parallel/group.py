@@ -136,7 +136,7 @@ def all_arrived(messages: Sequence[Message]) -> None:
     Gloo tells nobody who waits for what it is about to send as the connection is closed. So another
     thread waits, and this one asks now and then whether the connection is still there.
     """
-    left, raised = list(messages), list[RuntimeError]()
+    left, raised = list(messages), list[Exception]()
     if not left:
         return
     waits = threading.Thread(target=_wait, args=(left, raised), daemon=True)
@@ -154,13 +154,14 @@ def all_arrived(messages: Sequence[Message]) -> None:
             raise raised[0]
 
 
-def _wait(left: list[Message], raised: list[RuntimeError]) -> None:
+def _wait(left: list[Message], raised: list[Exception]) -> None:
     try:
         while left:
             assert left[0].work is not None
             left[0].work.wait(PATIENCE)
             left.pop(0)
-    except RuntimeError as error:
+    except Exception as error:
+        # Whatever it is, what is left has not come.
         raised.append(error)
 
 
@@ -174,12 +175,18 @@ class Group:
     watch: Watch = field(default_factory=Watch)
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set where the run's process wants the learners back."""
+    seconds: float = 120.0
+    """How long a part of it may take to form."""
     everybody: dist.ProcessGroup | None = None
     """PyTorch's; None: the process's own. A thread that is late must not talk in the next one."""
+    wrong: Exception | None = None
+    """What went wrong in a thread that answers others."""
     _parts: list[tuple[dist.ProcessGroup, Sequence[int]]] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise Lost where the group is not to go on."""
+        """Raise Lost where the group is not to go on, and what went wrong with answering others."""
+        if self.wrong is not None:
+            raise self.wrong
         if self.stopped.is_set():
             raise Lost("stopped")
 
@@ -231,11 +238,15 @@ class Group:
             return int(self.store.add("claimed", count)) - count
 
     def part(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
-        """A group of some of the learners, asked for by all; None for who is not in it."""
+        """A group of some of the learners, asked for by all; None for who is not in it.
+
+        Raises Lost where one of them does not come in time.
+        """
         with losing():
-            found = dist.new_group(list(ranks), timeout=PATIENCE)
+            found = dist.new_group(list(ranks), timeout=timedelta(seconds=self.seconds))
         if self.rank not in ranks:
             return None
+        distributed_c10d._set_pg_timeout(PATIENCE, found)
         self._parts.append((found, ranks))
         return found  # type: ignore[no-any-return]
 
@@ -292,7 +303,7 @@ def form(store: Store, seat: Seat, watch: Watch, stopped: threading.Event) -> Gr
             f"{str(error).splitlines()[0]}"
         ) from error
     distributed_c10d._set_pg_timeout(PATIENCE)
-    return Group(rank, size, own, watch, stopped, dist.group.WORLD)
+    return Group(rank, size, own, watch, stopped, seat.seconds, dist.group.WORLD)
 
 
 def _meet(store: Store, seat: Seat, stopped: threading.Event) -> None:

@@ -108,7 +108,8 @@ class Learner:
         """Begin a training with its freshly drawn model.
 
         `agreed` is the fingerprint of the run's corpus and settings. Raises RunError where this
-        learner has others, or not the run's folder, CorpusError where it does not find its speech.
+        learner has others, or not the run's folder, or no memory for the model, CorpusError where
+        it does not find its speech.
         """
         torch.set_num_threads(self._threads)  # of this thread
         settings, number = training.settings, self._number
@@ -126,7 +127,8 @@ class Learner:
         share = self._task.share(settings, training.seed)
         model = self._task.model(training.seed)
         name = f"learner {number}" if number < parallel.learners else "the parameter server"
-        self._loop = ParallelLoop(model, share, self._watch, name)
+        with within_memory(self._too_large(training)):
+            self._loop = ParallelLoop(model, share, self._watch, name)
         self._epoch = 0
         self._kept: dict[str, Any] = {}
 
@@ -139,11 +141,8 @@ class Learner:
         diverges or the memory runs out, DiskError where a checkpoint cannot be written.
         """
         torch.set_num_threads(self._threads)  # of this thread
-        too_large = (
-            f"{self._training.name} does not fit the memory of {self._named}: a smaller "
-            "training.batch_size takes less"
-        )
-        with warned.kept(self._warned), within_memory(too_large), self._said_where():
+        fits = within_memory(self._too_large(self._training))
+        with warned.kept(self._warned), fits, self._said_where():
             yield from self._learn(order)
 
     def _learn(self, order: Order) -> Iterator[Report | Ended]:
@@ -238,6 +237,12 @@ class Learner:
 
     def _lacks(self, path: Path) -> RunError:
         return RunError(f"{self._named}: {path} is not there; all machines need the run's folder")
+
+    def _too_large(self, training: Training) -> str:
+        return (
+            f"{training.name} does not fit the memory of {self._named}: a smaller "
+            "training.batch_size takes less"
+        )
 
     @property
     def _named(self) -> str:

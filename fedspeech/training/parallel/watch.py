@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -41,22 +42,50 @@ class Measured:
     met: int = 0
 
 
+class Spent(NamedTuple):
+    """Time of a process; also its clocks."""
+
+    seconds: float = 0.0
+    processor: float = 0.0
+    """Processor seconds, of all its threads."""
+
+    @classmethod
+    def until_now(cls) -> "Spent":
+        """What the clocks say."""
+        return cls(time.monotonic(), time.process_time())
+
+    def and_(self, other: "Spent") -> "Spent":
+        """Both."""
+        return Spent(self.seconds + other.seconds, self.processor + other.processor)
+
+    def without(self, other: "Spent") -> "Spent":
+        """What is left; from what clocks said then, what was spent since."""
+        return Spent(self.seconds - other.seconds, self.processor - other.processor)
+
+
 class Pace:
     """Rests after what was computed.
 
-    `factor` is how many times slower the learner is made, `share` the most of one processor that it
-    takes; None: whatever there is.
+    `factor` is how many times slower the learner computes, `share` the most of one processor that
+    it takes for all it does; None: whatever there is.
     """
 
     def __init__(self, factor: float = 1.0, share: float | None = None) -> None:
         self._factor, self._share = factor, share
 
-    def rest(self, seconds: float, processor_seconds: float) -> None:
-        """After so many seconds, in which processors were taken for so many."""
-        least = processor_seconds / self._share if self._share is not None else 0.0
+    def rest(self, computed: Spent, whole: Spent) -> None:
+        """After a step that took the whole of this, and this of it for computing.
+
+        What is left of it, talking and waiting, is not slowed.
+        """
+        own = self._factor * max(computed.seconds, self._at_least(computed))
+        until = max(whole.seconds - computed.seconds + own, self._at_least(whole))
         # A sleep of no length would let another process have the processor.
-        if (left := self._factor * max(seconds, least) - seconds) > 0:
+        if (left := until - whole.seconds) > 0:
             time.sleep(left)
+
+    def _at_least(self, spent: Spent) -> float:
+        return spent.processor / self._share if self._share is not None else 0.0
 
 
 class Watch:
@@ -64,37 +93,38 @@ class Watch:
 
     def __init__(self, pace: Pace | None = None) -> None:
         self._pace = pace or Pace()
-        self._ready: float | None = None
-        self._steps = 0.0, 0.0
+        self._ready: Spent | None = None
+        self._steps, self._waited = Spent(), Spent()
+        self._rested: Spent | None = None
         self._lock = threading.Lock()
         self.measured = Measured()
 
     def take(self) -> Measured:
         """What was measured since the last time."""
-        found, self.measured = self.measured, Measured()
+        with self._lock:
+            found, self.measured = self.measured, Measured()
         return found
 
     @contextmanager
     def waits(self) -> Iterator[None]:
         """Nothing is computed in the block."""
-        started = time.monotonic()
+        started = Spent.until_now()
         yield
-        self.measured.waiting += time.monotonic() - started
+        self._waits_since(started)
 
     @contextmanager
     def computes(self) -> Iterator[None]:
         """A gradient is computed in the block, at the pace of this learner."""
-        started, waited = time.monotonic(), self.measured.waiting
-        taken = time.process_time()
+        started, before = self._begin(), self._waited
         yield
         if self._ready is not None:
-            self.measured.waiting += time.monotonic() - self._ready
+            self._waits_since(self._ready)
             self._ready = None
-        (before, taken_before), self._steps = self._steps, (0.0, 0.0)
-        seconds = time.monotonic() - started - (self.measured.waiting - waited)
-        self._pace.rest(before + seconds, taken_before + time.process_time() - taken)
-        waited = self.measured.waiting - waited
-        self.measured.computing += time.monotonic() - started - waited
+        waited = self._waited.without(before)
+        computed = Spent.until_now().without(started).without(waited)
+        self._rest(computed.and_(self._steps))
+        self._steps = Spent()
+        self.measured.computing += time.monotonic() - started.seconds - waited.seconds
 
     @contextmanager
     def steps(self) -> Iterator[None]:
@@ -103,15 +133,32 @@ class Watch:
         What that takes of the learner's pace it rests after the next gradient: now others may wait
         for the model.
         """
-        started, taken = time.monotonic(), time.process_time()
+        started = self._begin()
         yield
-        seconds = time.monotonic() - started
-        self._steps = self._steps[0] + seconds, self._steps[1] + time.process_time() - taken
-        self.measured.computing += seconds
+        spent = Spent.until_now().without(started)
+        self._steps = self._steps.and_(spent)
+        self.measured.computing += spent.seconds
+
+    def _begin(self) -> Spent:
+        now = Spent.until_now()
+        self._rested = self._rested or now
+        return now
+
+    def _waits_since(self, started: Spent) -> None:
+        spent = Spent.until_now().without(started)
+        self._waited = self._waited.and_(spent)
+        self.measured.waiting += spent.seconds
+
+    def _rest(self, computed: Spent) -> None:
+        """At the learner's pace; what its threads do as it rests counts in the next step."""
+        assert self._rested is not None
+        now = Spent.until_now()
+        self._pace.rest(computed, now.without(self._rested))
+        self._rested = Spent(time.monotonic(), now.processor)
 
     def ready(self) -> None:
         """What is computed in the block is there: whatever it still does is waiting."""
-        self._ready = time.monotonic()
+        self._ready = Spent.until_now()
 
     def learned(self, utterances: int, loss: float) -> None:
         """A part is done, with its summed loss."""

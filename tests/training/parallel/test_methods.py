@@ -460,7 +460,7 @@ class _Breaks:
     size = 2
 
     def __init__(self) -> None:
-        self.watch = Watch()
+        self.watch, self.wrong = Watch(), None
 
     def check(self) -> None: ...
 
@@ -474,11 +474,14 @@ def test_what_goes_wrong_in_a_thread_that_answers_is_told():
     with pytest.raises(MemoryError, match="no memory for what comes"):
         next(server.pushed())
 
-    model = torch.zeros(3)
-    passive = Passive(_Breaks(), model, [0])
-    until(lambda: passive._wrong, 20)
-    with pytest.raises(MemoryError, match="no memory for what comes"), passive.held(model):
-        pass
+    group = Group(0, 2, HashStore())
+    group.receive = _Breaks().receive
+    Passive(group, torch.zeros(3), [1])
+    until(lambda: group.wrong, 20)
+    # Also where nothing is left to be learned, and others are waited for.
+    for looks in (group.check, lambda: group.wait_for_all("finished")):
+        with pytest.raises(MemoryError, match="no memory for what comes"):
+            looks()
 
 
 class _Pushes:

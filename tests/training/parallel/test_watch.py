@@ -68,6 +68,48 @@ def test_a_learner_rests_until_it_has_been_slow_enough(clock, factor, share, len
     assert seen.take().computing == pytest.approx(expected) == clock.now
 
 
+@pytest.mark.parametrize(
+    ("factor", "share", "expected"),
+    [
+        (1.0, None, 2.0 + 3.0 + 1.0),
+        (10.0, None, 20.0 + 3.0 + 1.0),
+        # Two seconds of computing take four at half a processor; all together has seven, 14.
+        (10.0, 0.5, 40.0 + 3.0 + 1.0),
+        (1.0, 0.5, 14.0),
+    ],
+)
+def test_talking_takes_processors_and_is_not_slowed(clock, factor, share, expected):
+    """Of seven processor seconds two compute; the rest is spent in three seconds of waiting for a
+    sum and in one after all was ready.
+    """
+    seen = Watch(Pace(factor, share))
+    with seen.computes():
+        clock.work(2.0)
+        with seen.waits():
+            clock.work(3.0, 4 / 3)
+        seen.ready()
+        clock.work(1.0)
+    assert clock.now == pytest.approx(expected)
+    assert seen.take().waiting == 4.0
+
+
+def test_what_is_done_between_gradients_counts_for_the_share_as_well(clock):
+    """Averaging, and what threads do while the learner rests."""
+    seen = Watch(Pace(1.0, 0.5))
+    with seen.computes():
+        clock.work(2.0)
+    assert clock.now == 4.0
+    clock.work(3.0)
+    clock.worked += 1.0  # in its sleep
+    with seen.waits():
+        clock.now += 2.0
+    with seen.computes():
+        clock.work(2.0)
+    # Six processor seconds, of which two compute, in seven: they take twelve.
+    assert clock.now == 4.0 + 12.0
+    assert seen.take().computing == 4.0 + 2.0 + 5.0
+
+
 def test_what_a_step_takes_is_rested_after_the_next_gradient(clock):
     seen = Watch(Pace(10.0))
     with seen.steps():
