@@ -115,11 +115,10 @@ def in_turns(bench: Learners, rows: Mapping[str, DataParallelConfig], repeats: i
     from fedspeech.training.parallel.computing import (
         Measured,
         checkpoint_and_step,
-        piece_of,
+        link_for,
         places,
         side_by_side,
     )
-    from fedspeech.training.parallel.loopback import measured_link
 
     size = bench.settings.training.batch_size
     epochs: dict[str, list[Epoch]] = {name: [] for name in rows}
@@ -130,7 +129,7 @@ def in_turns(bench: Learners, rows: Mapping[str, DataParallelConfig], repeats: i
             batches += side_by_side(bench.settings, [size], count)[size]
         for name, row in rows.items():
             epochs[name].append(bench.epoch(row))
-    link = measured_link(piece_of(bench.task, bench.settings, beside[1]))
+    link = link_for(bench.task, bench.settings, beside[1])
     kept = checkpoint_and_step(bench.settings, bench.folder)
     return Turns(rows, epochs, Measured({size: beside}, link, *kept))
 

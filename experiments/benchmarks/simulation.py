@@ -26,7 +26,7 @@ class Plan:
     repeats: int
 
 
-FULL = Plan(model="tdnn-tiny", batch_size=16, batches=240, epochs=4, repeats=5)
+FULL = Plan(model="tdnn-tiny", batch_size=16, batches=240, epochs=4, repeats=3)
 QUICK = Plan(model="tdnn-tiny", batch_size=8, batches=6, epochs=2, repeats=1)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch._C._distributed_c10d import HashStore
 
-from fedspeech import corpus, machine
+from fedspeech import corpus, machine, models
 from fedspeech.accelerator import trains_on_gpu, within_memory
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.config.engine import EngineSettings
@@ -34,7 +34,7 @@ from fedspeech.training.checkpoint import Writer
 from fedspeech.training.parallel.ad_psgd import ADPSGD
 from fedspeech.training.parallel.group import LOOPBACK, Group, join, serve
 from fedspeech.training.parallel.loop import ParallelLoop
-from fedspeech.training.parallel.loopback import measured_link
+from fedspeech.training.parallel.loopback import FLOAT_BYTES, measured_link
 from fedspeech.training.parallel.share import Share
 from fedspeech.training.parallel.simulated_world import Checkpoint, Link
 from fedspeech.training.parallel.task import Task
@@ -249,9 +249,15 @@ def statistics_of(model: torch.nn.Module) -> int:
     return 2 * sum(isinstance(module, MaskedBatchNorm) for module in model.modules())
 
 
-def piece_of(task: Task, settings: DataParallelConfig, batches: Iterable[Batch]) -> float:
-    """Seconds that a batch computes between two of these gatherings."""
-    return mean_seconds(batches) / (1 + statistics_of(task.model(settings.seed)))
+def link_for(task: Task, settings: DataParallelConfig, batches: Iterable[Batch]) -> Link:
+    """Between two learners on this machine, for the model that they train and pieces of computing
+    as long as those of a batch between two of its gatherings.
+
+    Raises RunError as `measured_link` does.
+    """
+    model = task.model(settings.seed)
+    piece = mean_seconds(batches) / (1 + statistics_of(model))
+    return measured_link(piece, FLOAT_BYTES * models.parameters(model))
 
 
 def places(settings: DataParallelConfig) -> int:
@@ -277,8 +283,8 @@ def _measured(
                 batches.setdefault(size, {})[learners] = each
             means = (f"{mean_seconds(each):.4f} s for {n}" for n, each in found.items())
             shown.advance(f"{learners} side by side: {', '.join(means)} utterances")
-    piece = piece_of(_task(settings), settings, batches[settings.training.batch_size][1])
-    return Measured(batches, measured_link(piece), *checkpoint_and_step(settings, folder))
+    link = link_for(_task(settings), settings, batches[settings.training.batch_size][1])
+    return Measured(batches, link, *checkpoint_and_step(settings, folder))
 
 
 def _on_gpu(settings: DataParallelConfig) -> bool:

@@ -13,8 +13,8 @@ from fedspeech.training.parallel.simulated_world import Link
 from fedspeech.training.parallel.watch import Watch
 from fedspeech.training.workers import see_gpus, working
 
-LARGE_BYTES = 16_000_000
-SMALL_TIMES, LARGE_TIMES = 200, 10
+SMALL_TIMES, LARGE_TIMES = 200, 50
+FLOAT_BYTES = 4
 PIECE = 128
 """Rows and columns of the matrices that are multiplied between sums, in a part of a millisecond."""
 BUSY_SECONDS = 10.0
@@ -22,8 +22,9 @@ LEAST_TIMES = 10
 DIED = "of two processes that measured how fast they talk to each other one died"
 
 
-def measured_link(piece: float) -> Link:
-    """From what two processes take for sums of a small and of a large tensor.
+def measured_link(piece: float, size: int) -> Link:
+    """From what two processes take for sums of a small tensor, and of a large one of so many bytes,
+    which are those of a model: how fast a message goes depends on how large it is.
 
     Small ones are also gathered, with `piece` seconds of computing before each: then it takes as
     well until the other one is as far, and until a processor is free. Raises RunError where one of
@@ -31,12 +32,12 @@ def measured_link(piece: float) -> Link:
     """
     store, port = serve()
     with working(2, DIED, see_gpus, False) as pool:
-        found = [pool.submit(_sums, rank, port, piece) for rank in range(2)]
+        found = [pool.submit(_sums, rank, port, piece, size) for rank in range(2)]
         told = [each.result() for each in found]
     del store
     small, large = (max(each[i].seconds for each in told) for i in range(2))
     busy = statistics.fmean(each[2].seconds for each in told)
-    return link_of(small, large, busy, sum(each[1].work for each in told), LARGE_BYTES)
+    return link_of(small, large, busy, sum(each[1].work for each in told), size)
 
 
 def link_of(small: float, large: float, busy: float, work: float, size: int) -> Link:
@@ -55,12 +56,12 @@ class _Took(NamedTuple):
     """Processor seconds of this learner."""
 
 
-def _sums(rank: int, port: int, piece: float) -> tuple[_Took, _Took, _Took]:
+def _sums(rank: int, port: int, piece: float, size: int) -> tuple[_Took, _Took, _Took]:
     torch.set_num_threads(1)
     seat = Seat(rank, (0, 1), "loopback")
     group = form(join(LOOPBACK, port), seat, Watch(), threading.Event())
     try:
-        small, large = _sum(group, 1, SMALL_TIMES), _sum(group, LARGE_BYTES // 4, LARGE_TIMES)
+        small, large = _sum(group, 1, SMALL_TIMES), _sum(group, size // FLOAT_BYTES, LARGE_TIMES)
         return small, large, _busy(group, piece)
     finally:
         group.close()

@@ -17,11 +17,11 @@ from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.training.parallel import METHODS
 from fedspeech.training.parallel.comparison import way
 from fedspeech.training.parallel.computing import Measured, places, statistics_of
+from fedspeech.training.parallel.loopback import FLOAT_BYTES
 from fedspeech.training.parallel.simulated import Case, Link, Network, predict
 
 ALIKE = {name for name, method in METHODS.items() if method.alike}
 """Whose learners have one checkpoint for all of them."""
-FLOAT_BYTES = 4
 EPOCHS = 3
 """That are simulated at least, of which the mean is told."""
 

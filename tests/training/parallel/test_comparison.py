@@ -312,7 +312,7 @@ def test_a_link_follows_from_a_small_and_a_large_sum_and_a_gathering():
 
 
 def test_a_link_is_measured_by_two_processes():
-    found = measured_link(0.002)
+    found = measured_link(0.002, 4_000_000)
     assert all(0 < each < np.inf for each in found)
     assert found.bandwidth > 1e6 and max(found.latency, found.busy) < 10
 
@@ -346,13 +346,17 @@ def test_all_that_rows_need_is_measured_once(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(computing, "side_by_side", beside)
     pieces = []
     link = Link(1e9, 1e-4, 1e-9, 1e-3)
-    monkeypatch.setattr(computing, "measured_link", lambda piece: pieces.append(piece) or link)
+    monkeypatch.setattr(
+        computing, "measured_link", lambda piece, size: pieces.append((piece, size)) or link
+    )
     every = rows(settings).values()
     found = computing.measured(settings, every, tmp_path)
     assert asked == [(1, [4, 8, 16]), (2, [4, 8, 16])]
     assert found.batches[16] == {1: took(1.6), 2: took(3.2)} and found.here == link
     # A batch of 8 takes 0.8 s, with a sum forward and backward in each of seven normalizations.
-    assert pieces == [pytest.approx(0.8 / 15)]
+    ((piece, size),) = pieces
+    assert piece == pytest.approx(0.8 / 15)
+    assert size == 4 * sum(p.numel() for p in build("tdnn-tiny", 16, 5).parameters())
     copying, work, seconds = found.checkpoint
     assert copying > 0 and 0 < work <= seconds and 0 < found.step < 1
     assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]
@@ -413,7 +417,7 @@ def test_a_learner_that_fails_side_by_side_ends_those_that_wait_for_it(settings,
 def test_one_that_dies_while_a_link_is_measured_is_told(monkeypatch):
     monkeypatch.setattr(loopback, "_sums", dies_beside)
     with pytest.raises(RunError, match=r"^of two processes that measured .* one died$"):
-        measured_link(0.1)
+        measured_link(0.1, 4_000_000)
 
 
 @pytest.mark.parametrize(
@@ -444,7 +448,7 @@ side_by_side(DataParallelConfig.model_validate_json(sys.argv[1]), [4] * 10_000, 
 """
 LINK = """
 from fedspeech.training.parallel.loopback import measured_link
-measured_link(100.0)
+measured_link(100.0, 4_000_000)
 """
 
 
