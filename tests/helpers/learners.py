@@ -277,7 +277,7 @@ def fails_beside(settings: Any, sizes: Any, rank: int, learners: int, port: int)
     Group(rank, learners, join(LOOPBACK, port)).wait_for_all("batches")
 
 
-def dies_beside(rank: int, port: int, piece: float) -> None:
+def dies_beside(rank: int, port: int, piece: float, size: int) -> None:
     """Of two that measure how fast they talk one is killed, and the other waits for it."""
     if rank:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -334,7 +334,7 @@ def test_what_learners_do_together_follows_from_what_each_takes():
     assert alone.together(8, 3) == pytest.approx([1, 2, 3])
 
 
-def test_all_that_rows_need_is_measured_once(settings, tmp_path, monkeypatch):
+def test_all_that_rows_need_is_measured_once(settings, task, tmp_path, monkeypatch):
     """Learners compute side by side, as many as there are and have processors."""
     monkeypatch.setattr(computing.machine, "cores", lambda: 2)
     asked = []
@@ -356,7 +356,7 @@ def test_all_that_rows_need_is_measured_once(settings, tmp_path, monkeypatch):
     # A batch of 8 takes 0.8 s, with a sum forward and backward in each of seven normalizations.
     ((piece, size),) = pieces
     assert piece == pytest.approx(0.8 / 15)
-    assert size == 4 * sum(p.numel() for p in build("tdnn-tiny", 16, 5).parameters())
+    assert size == 4 * sum(p.numel() for p in task.model(settings.seed).parameters())
     copying, work, seconds = found.checkpoint
     assert copying > 0 and 0 < work <= seconds and 0 < found.step < 1
     assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]
