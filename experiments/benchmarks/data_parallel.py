@@ -1,4 +1,4 @@
-"""What two learners of a large model gain, and what the simulation says of them."""
+"""What two learners of a large model gain."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,10 +6,9 @@ from typing import Any
 
 from experiments.benchmarks.figure import Panel
 from experiments.benchmarks.harness import Row, Setting, ratio, spread
-from experiments.benchmarks.learners import Learners, in_turns, learners, settings_of, simulated
+from experiments.benchmarks.learners import in_turns, learners, settings_of
 
 TWO = "Two learners of one thread beside one"
-SIMULATED = "Seconds of an epoch: simulated beside measured"
 LIMIT = 7200.0
 PANELS = (Panel(TWO, "utterances a batch", "/ one learner's", ("way",)),)
 CONTESTANTS: dict[str, dict[str, Any]] = {
@@ -39,31 +38,23 @@ QUICK = Plan(model="tdnn-tiny", sizes=((8, 6), (16, 6)), epochs=2, repeats=1)
 
 
 def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
-    """The rows of two learners, and of their simulation."""
+    """Each of them with each size, in turns."""
     for size, batches in plan.sizes:
         settings = settings_of(setting, plan.model, size, batches, plan.epochs)
         with learners(settings, setting, 2) as bench:
-            yield from _two(bench, plan)
-
-
-def _two(bench: Learners, plan: Plan) -> Iterator[Row]:
-    """What is measured, and beside it what is simulated."""
-    every = {name: bench.row(**{"learners": 2} | told) for name, told in CONTESTANTS.items()}
-    turns = in_turns(bench, every, plan.repeats)
-    size = bench.settings.training.batch_size
-    computing = turns.fed.together(size, max(turns.fed.batches[size]))
-    one = [epoch.pace for epoch in turns.epochs["one learner"]]
-    for name, epochs in turns.epochs.items():
-        paces, count = [epoch.pace for epoch in epochs], every[name].parallel.learners
-        yield {
-            "table": TWO,
-            "model": plan.model,
-            "utterances a batch": size,
-            "way": name,
-            "learners": count,
-            "utterances/s": spread(paces),
-            "/ one learner's": ratio(paces, one),
-            "if all is computing": computing[min(count, len(computing)) - 1],
-        }
-    unhooked = [name for name, row in every.items() if row.parallel.hook == "none"]
-    yield from simulated(bench, turns, unhooked, SIMULATED)
+            every = {n: bench.row(**{"learners": 2} | told) for n, told in CONTESTANTS.items()}
+            turns = in_turns(bench, every, plan.repeats)
+        computing = turns.fed.together(size, max(turns.fed.batches[size]))
+        one = [epoch.pace for epoch in turns.epochs["one learner"]]
+        for name, epochs in turns.epochs.items():
+            paces, count = [epoch.pace for epoch in epochs], every[name].parallel.learners
+            yield {
+                "table": TWO,
+                "model": plan.model,
+                "utterances a batch": size,
+                "way": name,
+                "learners": count,
+                "utterances/s": spread(paces),
+                "/ one learner's": ratio(paces, one),
+                "if all is computing": computing[min(count, len(computing)) - 1],
+            }

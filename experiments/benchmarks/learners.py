@@ -7,7 +7,7 @@ learners start. Beside each of these the checkpoint of the one before is written
 
 import itertools
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,15 +134,14 @@ def in_turns(bench: Learners, rows: Mapping[str, DataParallelConfig], repeats: i
     return Turns(rows, epochs, Measured({size: beside}, link, *kept))
 
 
-def simulated(bench: Learners, turns: Turns, names: Iterable[str], table: str) -> Iterator[Row]:
+def simulated(bench: Learners, turns: Turns, table: str) -> Iterator[Row]:
     """Seconds of an epoch, beside those that were measured."""
     from fedspeech.training.parallel.predicted import Predictions
     from fedspeech.training.parallel.simulated import predict
 
     model = bench.task.model(bench.settings.seed)
     predictions = Predictions(bench.settings, turns.fed, len(bench.task.taught), model)
-    for name in names:
-        row = turns.rows[name]
+    for name, row in turns.rows.items():
         seconds = predict(predictions.of_row(row)).seconds
         measured = [epoch.seconds for epoch in turns.epochs[name]]
         yield {
