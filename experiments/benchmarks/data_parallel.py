@@ -39,15 +39,18 @@ QUICK = Plan(model="tdnn-tiny", sizes=((8, 6), (16, 6)), epochs=2, repeats=1)
 
 def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
     """Each of them with each size, in turns."""
+    from fedspeech.training.parallel.computing import mean_seconds
+
     for size, batches in plan.sizes:
         settings = settings_of(setting, plan.model, size, batches, plan.epochs)
         with learners(settings, setting, 2) as bench:
             every = {n: bench.row(**{"learners": 2} | told) for n, told in CONTESTANTS.items()}
             turns = in_turns(bench, every, plan.repeats)
-        computing = turns.fed.together(size, max(turns.fed.batches[size]))
+        seconds = {count: mean_seconds(each) for count, each in turns.beside.items()}
         one = [epoch.pace for epoch in turns.epochs["one learner"]]
         for name, epochs in turns.epochs.items():
             paces, count = [epoch.pace for epoch in epochs], every[name].parallel.learners
+            places = min(count, max(seconds))
             yield {
                 "table": TWO,
                 "model": plan.model,
@@ -56,5 +59,5 @@ def rows(setting: Setting, plan: Plan) -> Iterator[Row]:
                 "learners": count,
                 "utterances/s": spread(paces),
                 "/ one learner's": ratio(paces, one),
-                "if all is computing": computing[min(count, len(computing)) - 1],
+                "if all is computing": places * seconds[1] / seconds[places],
             }

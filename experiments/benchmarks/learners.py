@@ -18,7 +18,7 @@ from fedspeech.progress import stage
 from fedspeech.run_folder import cache_folder
 
 if TYPE_CHECKING:
-    from fedspeech.training.parallel.computing import Batch, Measured
+    from fedspeech.training.parallel.computing import Batch
 
 SPEAKERS = 9
 """Of whom one tests."""
@@ -101,24 +101,20 @@ def settings_of(
 
 
 class Turns(NamedTuple):
-    """What was measured: an epoch of each row in each repetition, and what simulations need."""
+    """What was measured: an epoch of each row in each repetition, and of learners that know nothing
+    of each other batches, by how many were side by side.
+    """
 
     rows: Mapping[str, DataParallelConfig]
     epochs: Mapping[str, list[Epoch]]
-    fed: "Measured"
+    beside: Mapping[int, list["Batch"]]
 
 
 def in_turns(bench: Learners, rows: Mapping[str, DataParallelConfig], repeats: int) -> Turns:
     """Everybody takes a turn in each repetition, and so do learners that know nothing of each
-    other: one alone, and as many side by side as learn together. Of these simulations are fed.
+    other: one alone, and as many side by side as learn together.
     """
-    from fedspeech.training.parallel.computing import (
-        Measured,
-        checkpoint_and_step,
-        link_for,
-        places,
-        side_by_side,
-    )
+    from fedspeech.training.parallel.computing import places, side_by_side
 
     size = bench.settings.training.batch_size
     epochs: dict[str, list[Epoch]] = {name: [] for name in rows}
@@ -129,25 +125,28 @@ def in_turns(bench: Learners, rows: Mapping[str, DataParallelConfig], repeats: i
             batches += side_by_side(bench.settings, [size], count)[size]
         for name, row in rows.items():
             epochs[name].append(bench.epoch(row))
-    link = link_for(bench.task, bench.settings, beside[1])
-    kept = checkpoint_and_step(bench.settings, bench.folder)
-    return Turns(rows, epochs, Measured({size: beside}, link, *kept))
+    return Turns(rows, epochs, beside)
 
 
 def simulated(bench: Learners, turns: Turns, table: str) -> Iterator[Row]:
     """Seconds of an epoch, beside those that were measured."""
+    from fedspeech.training.parallel.computing import Measured, checkpoint_and_step, link_for
     from fedspeech.training.parallel.predicted import Predictions
     from fedspeech.training.parallel.simulated import predict
 
+    link = link_for(bench.task, bench.settings, turns.beside[1])
+    kept = checkpoint_and_step(bench.settings, bench.folder)
+    size = bench.settings.training.batch_size
+    fed = Measured({size: turns.beside}, link, *kept)
     model = bench.task.model(bench.settings.seed)
-    predictions = Predictions(bench.settings, turns.fed, len(bench.task.taught), model)
+    predictions = Predictions(bench.settings, fed, len(bench.task.taught), model)
     for name, row in turns.rows.items():
         seconds = predict(predictions.of_row(row)).seconds
         measured = [epoch.seconds for epoch in turns.epochs[name]]
         yield {
             "table": table,
             "model": bench.settings.model.name,
-            "utterances a batch": row.training.batch_size,
+            "utterances a batch": size,
             "way": name,
             "learners": row.parallel.learners,
             "measured, s": spread(measured),

@@ -75,8 +75,8 @@ class ParallelSettings(Settings):
     is not slowed."""
     processor: Share | None = None
     """The most of one processor that a learner takes for all it does, also while others wait; None:
-    what there is.
-    Where learners share processors, only so is one that waits of no use to the others."""
+    what there is. Where learners share processors, only so is one that waits of no use to the
+    others."""
     form_seconds: Patience = 120.0
     """How long the process group may take to form."""
 

@@ -120,7 +120,7 @@ def talk(results: ParallelResults, went: Went) -> Table:
         "had changed when the gradient of it came: by steps for others (parameter-server), by "
         "averagings (ad-psgd, hierarchical), by the learner's own last step (delay-by-one); what "
         "ring averages in each step is not counted. gap: from a learner's model to one with which "
-        "it is averaged, whenever they meet, told by some 20,000 of their values (bmuf: to the "
+        "it is averaged, whenever they meet, told by 16,384 of their values or more (bmuf: to the "
         "average of all; parameter-server: to the model that is pulled after it). apart: root mean "
         "square of the learners' "
         f"distances from their average, {SAMPLED}; the mean over all epochs but the last, after "

@@ -164,17 +164,17 @@ def learned(task: Task, settings: DataParallelConfig, batch_size: int, group: Gr
     numbers = ((first + i) % loop.share.parts for i in itertools.count())
     _settle(lambda: loop.learn(method, next(numbers)))
     group.wait_for_all(f"settled with {batch_size}")
-    learned: list[int] = []
+    parts: list[int] = []
     times = [time.monotonic()]
-    while _measures_on(len(learned), times[-1] - times[0]):
-        learned.append(next(numbers))
-        loop.learn(method, learned[-1])
+    while _measures_on(len(parts), times[-1] - times[0]):
+        parts.append(next(numbers))
+        loop.learn(method, parts[-1])
         times.append(time.monotonic())
     measured, done = f"measured with {batch_size}", 1
     while int(group.store.add(measured, done)) < group.size:
         loop.learn(method, next(numbers))
         done = 0
-    frames = [_frames(loop.share, number) for number in learned]
+    frames = [_frames(loop.share, number) for number in parts]
     return [
         Batch(*when, size) for when, size in zip(itertools.pairwise(times), frames, strict=True)
     ]

@@ -147,7 +147,7 @@ def all_arrived(messages: Sequence[Message]) -> None:
         seconds *= 2
         if waits.is_alive():
             with losing():
-                for message in left[:1]:
+                for message in left[:1]:  # none, if the last one came just now
                     never(message.other, message.group)
     if raised:
         with losing():

@@ -127,7 +127,7 @@ class Learner:
         share = self._task.share(settings, training.seed)
         model = self._task.model(training.seed)
         name = f"learner {number}" if number < parallel.learners else "the parameter server"
-        with within_memory(self._too_large(training)):
+        with within_memory(self._too_large):
             self._loop = ParallelLoop(model, share, self._watch, name)
         self._epoch = 0
         self._kept: dict[str, Any] = {}
@@ -141,8 +141,7 @@ class Learner:
         diverges or the memory runs out, DiskError where a checkpoint cannot be written.
         """
         torch.set_num_threads(self._threads)  # of this thread
-        fits = within_memory(self._too_large(self._training))
-        with warned.kept(self._warned), fits, self._said_where():
+        with warned.kept(self._warned), within_memory(self._too_large), self._said_where():
             yield from self._learn(order)
 
     def _learn(self, order: Order) -> Iterator[Report | Ended]:
@@ -238,9 +237,10 @@ class Learner:
     def _lacks(self, path: Path) -> RunError:
         return RunError(f"{self._named}: {path} is not there; all machines need the run's folder")
 
-    def _too_large(self, training: Training) -> str:
+    @property
+    def _too_large(self) -> str:
         return (
-            f"{training.name} does not fit the memory of {self._named}: a smaller "
+            f"{self._training.name} does not fit the memory of {self._named}: a smaller "
             "training.batch_size takes less"
         )
 

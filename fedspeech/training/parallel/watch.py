@@ -184,8 +184,8 @@ class Watch:
 
 def sampled(model: torch.Tensor) -> torch.Tensor:
     """Values of a model (parameters,), evenly spaced: at least `SAMPLES` of them, if it has so
-    many, and less than twice as many. On the processor, and so large that the distance between two
-    samples is about that between the models.
+    many, and less than twice as many. On the processor, of the model's dtype, and so large that the
+    distance between two samples is about that between the models.
     """
     values = model.detach()[:: max(1, len(model) // SAMPLES)]
     return values.cpu() * math.sqrt(len(model) / len(values))
