@@ -22,7 +22,7 @@ from fedspeech.models import tdnn
 from fedspeech.models.contrastive import Contrastive
 from fedspeech.models.rnnt import RNNT, Shape
 from fedspeech.models.tdnn import TDNN, Layer
-from fedspeech.training.parallel import method_of
+from fedspeech.training.parallel import loopback, method_of
 from fedspeech.training.parallel.group import LOOPBACK, Group, Lost, Seat, form, join
 from fedspeech.training.parallel.loop import ParallelLoop
 from fedspeech.training.parallel.share import Share
@@ -282,3 +282,22 @@ def dies_beside(rank: int, port: int, piece: float, size: int) -> None:
     if rank:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(300)
+
+
+def made_up_sums(rank: int, port: int, piece: float, size: int) -> list[loopback._Took]:
+    """What nobody measured."""
+    return 3 * [loopback._Took(1.0, 1.0)]
+
+
+def others_beside(rank: int, port: int, others: int) -> float:
+    """How many compute beside those that talk, when all of them do."""
+    store = join(LOOPBACK, port)
+    while int(store.add(loopback.COMPUTES, 0)) < others:
+        time.sleep(0.01)
+    store.set(loopback.TALKED, "")
+    return float(others)
+
+
+def fails_to_compute(port: int) -> None:
+    """Two that talk wait until this one computes."""
+    raise RunError("no processor is left")

@@ -257,7 +257,7 @@ def link_for(task: Task, settings: DataParallelConfig, batches: Iterable[Batch])
     """
     model = task.model(settings.seed)
     piece = mean_seconds(batches) / (1 + statistics_of(model))
-    return measured_link(piece, FLOAT_BYTES * models.parameters(model))
+    return measured_link(piece, FLOAT_BYTES * models.parameters(model), places(settings))
 
 
 def places(settings: DataParallelConfig) -> int:

@@ -27,6 +27,9 @@ class Link(NamedTuple):
     busy: float | None = None
     """The latency of small messages between pieces of computing: also who is ready first waits, and
     who is woken needs a processor. None: `latency`."""
+    beside: float | None = None
+    """The latency of a message while others compute, who share processors with those that talk: it
+    is that of a server's messages there. None: `latency`."""
 
 
 class Network(NamedTuple):
@@ -230,7 +233,8 @@ class World:
         link = self.case.network.outside
         worked = self._worked(self.case.size, link)
         yield way.work(self.case.size)
-        yield self.clock.after(link.latency)
+        beside = link.beside if self.case.together else None
+        yield self.clock.after(link.latency if beside is None else beside)
         if worked is not None:
             yield worked
 

@@ -12,7 +12,13 @@ import pytest
 import tomli_w
 import torch
 from commands import until
-from learners import dies_beside, fails_beside
+from learners import (
+    dies_beside,
+    fails_beside,
+    fails_to_compute,
+    made_up_sums,
+    others_beside,
+)
 from processes import left_running, marked, started_here, tells_its_gpus
 from slow import slow
 from torch._C._distributed_c10d import HashStore
@@ -304,17 +310,26 @@ def test_statistics_are_counted_by_the_calls_of_the_model():
     assert len(calls) == statistics_of(model) > 2 and calls.count("forward") == len(calls) / 2
 
 
-def test_a_link_follows_from_a_small_and_a_large_sum_and_a_gathering():
-    link = Link(2e9, 1e-4, 0.5e-9, 4e-3)
+def test_a_link_follows_from_what_two_took():
+    link = Link(2e9, 1e-4, 0.5e-9, busy=4e-3, beside=3e-3)
     small, large = 2 * link.latency, 2 * (link.latency + 8e6 / link.bandwidth)
     # Each of two sends two messages of 8 MB.
-    assert link_of(small, large, 4e-3, 0.016, 16_000_000) == pytest.approx(link)
+    assert link_of(small, large, 4e-3, 6e-3, 0.016, 16_000_000) == pytest.approx(link)
 
 
-def test_a_link_is_measured_by_two_processes():
-    found = measured_link(0.002, 4_000_000)
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_link_is_measured_by_two_processes(places):
+    found = measured_link(0.002, 4_000_000, places)
     assert all(0 < each < np.inf for each in found)
-    assert found.bandwidth > 1e6 and max(found.latency, found.busy) < 10
+    assert found.bandwidth > 1e6 and max(found.latency, found.busy, found.beside) < 10
+
+
+def test_messages_go_to_and_fro_beside_as_many_as_there_are_processors_for(monkeypatch):
+    """One of the two that talk has a processor, and each of the others is computed on."""
+    monkeypatch.setattr(loopback, "_sums", made_up_sums)
+    monkeypatch.setattr(loopback, "_to_and_fro", others_beside)
+    assert measured_link(0.002, 4_000_000, 4).beside == 3 / 2
+    assert measured_link(0.002, 4_000_000, 1).beside == 1 / 2
 
 
 @pytest.fixture(scope="module")
@@ -345,17 +360,15 @@ def test_all_that_rows_need_is_measured_once(settings, task, tmp_path, monkeypat
 
     monkeypatch.setattr(computing, "side_by_side", beside)
     pieces = []
-    link = Link(1e9, 1e-4, 1e-9, 1e-3)
-    monkeypatch.setattr(
-        computing, "measured_link", lambda piece, size: pieces.append((piece, size)) or link
-    )
+    link = Link(1e9, 1e-4, 1e-9, 1e-3, 2e-3)
+    monkeypatch.setattr(computing, "measured_link", lambda *given: pieces.append(given) or link)
     every = rows(settings).values()
     found = computing.measured(settings, every, tmp_path)
     assert asked == [(1, [4, 8, 16]), (2, [4, 8, 16])]
     assert found.batches[16] == {1: took(1.6), 2: took(3.2)} and found.here == link
     # A batch of 8 takes 0.8 s, with a sum forward and backward in each of seven normalizations.
-    ((piece, size),) = pieces
-    assert piece == pytest.approx(0.8 / 15)
+    ((piece, size, places),) = pieces
+    assert piece == pytest.approx(0.8 / 15) and places == 2
     assert size == 4 * sum(p.numel() for p in task.model(settings.seed).parameters())
     copying, work, seconds = found.checkpoint
     assert copying > 0 and 0 < work <= seconds and 0 < found.step < 1
@@ -416,8 +429,15 @@ def test_a_learner_that_fails_side_by_side_ends_those_that_wait_for_it(settings,
 
 def test_one_that_dies_while_a_link_is_measured_is_told(monkeypatch):
     monkeypatch.setattr(loopback, "_sums", dies_beside)
-    with pytest.raises(RunError, match=r"^of two processes that measured .* one died$"):
-        measured_link(0.1, 4_000_000)
+    with pytest.raises(RunError, match=r"^of the processes that measured .* one died$"):
+        measured_link(0.1, 4_000_000, 2)
+
+
+def test_one_that_fails_beside_those_that_talk_ends_them(monkeypatch):
+    monkeypatch.setattr(loopback, "_sums", made_up_sums)
+    monkeypatch.setattr(loopback, "_computes", fails_to_compute)
+    with pytest.raises(RunError, match="no processor is left"):
+        measured_link(0.1, 4_000_000, 2)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +468,7 @@ side_by_side(DataParallelConfig.model_validate_json(sys.argv[1]), [4] * 10_000, 
 """
 LINK = """
 from fedspeech.training.parallel.loopback import measured_link
-measured_link(100.0, 4_000_000)
+measured_link(100.0, 4_000_000, 2)
 """
 
 
@@ -463,8 +483,10 @@ def deaf() -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("code", "sent"), [(BATCHES, signal.SIGKILL), (LINK, signal.SIGINT)])
-def test_who_measures_ends_with_the_run(settings, code, sent):
+@pytest.mark.parametrize(
+    ("code", "workers", "sent"), [(BATCHES, 2, signal.SIGKILL), (LINK, 3, signal.SIGINT)]
+)
+def test_who_measures_ends_with_the_run(settings, code, workers, sent):
     """Which is killed, or stopped by Ctrl-C, of which a terminal tells the workers as well."""
     line = [sys.executable, "-c", code, settings.model_dump_json()]
     environment = os.environ | marked()
@@ -472,7 +494,7 @@ def test_who_measures_ends_with_the_run(settings, code, sent):
         line, env=environment, stderr=subprocess.PIPE, text=True, process_group=0
     )
     try:
-        until(lambda: len(deaf()) == 2)
+        until(lambda: len(deaf()) == workers)
         if sent == signal.SIGINT:
             os.killpg(run.pid, sent)
         else:

@@ -183,6 +183,16 @@ def test_a_parameter_server_sends_and_receives_at_the_same_time(ways, models):
     assert world.clock.now == pytest.approx(models * SIZE / BANDWIDTH + LATENCY)
 
 
+@pytest.mark.parametrize(("together", "latency"), [((), LATENCY), ((1.0, 2.0, 2.0), 0.3)])
+def test_a_servers_messages_take_longer_where_learners_share_its_processors(together, latency):
+    link = Link(np.inf, LATENCY, beside=0.3)
+    more = {"network": Network(link), "together": together}
+    found = predict(case("parameter-server", 2, batches=40, **more))
+    assert found.seconds == pytest.approx(20 * (0.5 + 2 * latency))
+    # Who averages with neighbours is sent their models while it computes.
+    assert predict(case("ring", 2, batches=40, **more)).seconds == pytest.approx(20 * 0.5)
+
+
 def test_bmuf_talks_once_in_a_block():
     found = predict(case("bmuf", 4, block=8, batches=4 * 16))
     assert found.seconds == pytest.approx(16 * 0.5 + 2 * allreduce_seconds(4))
