@@ -36,6 +36,8 @@ class SimulatedSettings(Settings):
     learners: Annotated[tuple[Processes, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64, 128)
     network: LinkSettings = LinkSettings(bandwidth=1.25e9, latency=5e-5)
     """Of these learners, each with a processor of its own: Ethernet of 10 Gbit/s."""
+    node: LinkSettings | None = None
+    """Between learners of one node of `parallel.node_size`; None: as between all others."""
 
 
 class ComparisonSettings(Settings):

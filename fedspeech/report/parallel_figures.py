@@ -140,10 +140,8 @@ def many(results: ParallelResults, went: Went) -> Plot | None:
             name = "" if any(line.name == MEASURED for line in curves) else MEASURED
             curves.append(Line(name, [row.learners], [measured], place, "o", ""))
     caption = (
-        f"Lines are {SIMULATED}: seconds of an epoch with so many learners, each with batches of "
-        f"{found.batch_size} and a processor of its own, on a network of {found.network}, also "
-        "between the learners of a node (hierarchical). Points are measured; that of one learner "
-        "is the same for all methods but delay-by-one."
+        f"Lines are {SIMULATED}: seconds of an epoch of {found.many}. Points are measured; that of "
+        "one learner is the same for all methods but delay-by-one."
     )
     return lines(curves, ("learners", f"seconds ({SIMULATED})"), "many", caption, log="xy")
 

@@ -139,15 +139,32 @@ class Link(Record):
         return f"{self.bandwidth / 1e9:g} GB/s each way, {1e3 * self.latency:g} ms"
 
 
+class Node(Link):
+    """What so many learners talk over that are in one."""
+
+    size: int
+
+
 class Simulated(Record):
     """Seconds of an epoch that nobody measured: of the rows, and of many learners (`curves`)."""
 
     processors: int
     batch_size: int
     network: Link
+    node: Node | None = None
     here: Link
     rows: Mapping[str, float]
     curves: tuple[Point, ...]
+
+    @property
+    def many(self) -> str:
+        """Whose seconds the curves are."""
+        node = self.node
+        inside = f"in nodes of {node.size}: {node}" if node else "also those of a node"
+        return (
+            f"learners with batches of {self.batch_size} and a processor each, which talk over "
+            f"{self.network} ({inside})"
+        )
 
 
 class Went(Record):

@@ -249,10 +249,8 @@ def many(went: Went) -> Table:
     # Of `hierarchical` there are whole nodes only.
     rows = tuple((name, *(points.get((name, n), NOT_MEASURED) for n in learners)) for name in ways)
     notes = (
-        f"All of it is {SIMULATED}, and nothing measured: so many learners, each with batches of "
-        f"{found.batch_size} and a processor of its own, on a network of {found.network}, also "
-        "between the learners of a node (hierarchical); with the checkpoints that each of them, or "
-        "with allreduce the first one, keeps of every epoch.",
+        f"All of it is {SIMULATED}, and nothing measured: {found.many}, and keep checkpoints of "
+        "every epoch, each of them, or with allreduce the first one.",
     )
     title = f"Seconds of an epoch with many learners ({SIMULATED})"
     return Table(title, ("method", *map(str, learners)), rows, notes=notes)

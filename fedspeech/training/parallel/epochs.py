@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fedspeech.training.parallel import mixing
@@ -29,8 +29,9 @@ class Epochs:
         self._underway.pop(report.learner, None)
         found = self._open.setdefault(report.epoch, {})
         # Who takes the place of a dead learner may come to an epoch that this one has told of.
-        if report.measured.updates or report.learner not in found:
-            found[report.learner] = report
+        if before := found.get(report.learner):
+            report = replace(report, measured=before.measured.and_(report.measured))
+        found[report.learner] = report
         self._latest[report.learner] = report.epoch
 
     def comes_on(self, report: Report, learners: Sequence[int], seconds: float) -> dict[str, Any]:
@@ -42,6 +43,7 @@ class Epochs:
 
     def join(self, learner: int, beside: int) -> None:
         """A learner goes on with what another one has, who is as far as it has reported."""
+        self._latest.pop(learner, None)
         if beside in self._latest:
             self._latest[learner] = self._latest[beside]
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fedspeech import machine, models
+from fedspeech.config.comparison import SimulatedSettings
 from fedspeech.config.data_parallel import DataParallelConfig
 from fedspeech.training.parallel import METHODS
 from fedspeech.training.parallel.comparison import way
@@ -50,22 +51,23 @@ class Predictions:
         """
         size, about = self._settings.parallel.node_size, self._settings.comparison
         assert about is not None
-        network = about.simulated.network
-        link = Link(network.bandwidth, network.latency)
+        simulated = about.simulated
+        network = _network(simulated, size)
         many = [
             (name, count)
-            for name, count in itertools.product(about.ways, about.simulated.learners)
+            for name, count in itertools.product(about.ways, simulated.learners)
             if name != "hierarchical" or count < size or count % size == 0  # nodes are whole
         ]
         return {
             "processors": machine.cores(),
             "batch_size": self._settings.training.batch_size,
             "bytes": self._bytes,
-            "network": network.model_dump(),
+            "network": simulated.network.model_dump(),
+            "node": simulated.node and {**simulated.node.model_dump(), "size": size},
             "here": self._measured.here._asdict(),
             "rows": {name: _seconds(self.of_row(row)) for name, row in rows.items()},
             "curves": [
-                {"way": each, "learners": n, "seconds": _seconds(self.of_many(each, n, link))}
+                {"way": each, "learners": n, "seconds": _seconds(self.of_many(each, n, network))}
                 for each, n in many
             ],
         }
@@ -75,7 +77,8 @@ class Predictions:
         parallel, size = row.parallel, row.training.batch_size
         # The share is of one processor, and a learner computes on as many as it has threads.
         longer = row.engine.cpus_per_worker / parallel.processor if parallel.processor else 1.0
-        case = self._case(way(parallel), parallel.learners, size, self._measured.here)
+        here = Network(self._measured.here)
+        case = self._case(way(parallel), parallel.learners, size, here)
         return dataclasses.replace(
             case,
             seconds=[longer * seconds for seconds in case.seconds],
@@ -83,11 +86,11 @@ class Predictions:
             together=() if parallel.processor else self._measured.together(size, self._places),
         )
 
-    def of_many(self, name: str, learners: int, link: Link) -> Case:
+    def of_many(self, name: str, learners: int, network: Network) -> Case:
         """Learners with batches as large as one learner's, and a processor each."""
-        return self._case(name, learners, self._settings.training.batch_size, link)
+        return self._case(name, learners, self._settings.training.batch_size, network)
 
-    def _case(self, name: str, learners: int, batch_size: int, link: Link) -> Case:
+    def _case(self, name: str, learners: int, batch_size: int, network: Network) -> Case:
         parallel, batches = self._settings.parallel, self._measured.alone(batch_size)
         return Case(
             method=name,
@@ -96,7 +99,7 @@ class Predictions:
             frames=[batch.frames for batch in batches],
             batches=self._utterances / batch_size,
             size=self._bytes,
-            network=Network(link),
+            network=network,
             statistics=self._statistics,
             checkpoint=self._measured.checkpoint,
             one_writes=name in ALIKE,
@@ -106,6 +109,13 @@ class Predictions:
             epochs=EPOCHS,
             seed=self._settings.seed,
         )
+
+
+def _network(settings: SimulatedSettings, node_size: int) -> Network:
+    between = Link(settings.network.bandwidth, settings.network.latency)
+    if settings.node is None:
+        return Network(between)
+    return Network(Link(settings.node.bandwidth, settings.node.latency), between, node_size)
 
 
 def _seconds(case: Case) -> float:

@@ -7,7 +7,6 @@ measurement; wherever it is shown it is called simulated.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ def predict(case: Case) -> Prediction:
     for learner in range(case.learners):
         world.clock.start(_lives(world, learner))
     world.clock.run()
-    # What does not divide evenly among learners is told at the pace of what does.
+    # Epochs are simulated whole, or some more where blocks or whoever comes first end them.
     share = case.batches / sum(world.done)
     ended, computing, done = (
         np.array(each) * share for each in (world.ended, world.computing, world.done)
@@ -53,8 +52,8 @@ def _lives(world: World, me: int) -> Process:
 
 def _allreduce(world: World, me: int) -> Process:
     everybody = range(world.case.learners)
-    for step in range(world.rounds):
-        yield from world.compute(me)
+    for step, share in enumerate(world.parts()):
+        yield from world.compute(me, share)
         yield _small(world, everybody, world.case.statistics)
         yield from _sum(world, me, everybody, step)
 
@@ -84,10 +83,10 @@ def _ring(world: World, me: int) -> Process:
     count = world.case.learners
     beside = dict.fromkeys([(me + 1) % count, (me - 1) % count])
     neighbours = [other for other in beside if other != me]
-    for step in range(world.rounds):
+    for step, share in enumerate(world.parts()):
         for other in neighbours:
             world.send(me, other, world.case.size, step)
-        yield from world.compute(me)
+        yield from world.compute(me, share)
         for other in neighbours:
             yield from world.receive(me, other, step)
 
@@ -97,10 +96,10 @@ def _parameter_server(world: World, me: int) -> Process:
     alone has the model itself.
     """
     alone = world.case.learners == 1
-    while world.take():
+    while share := world.take():
         if not alone:
             yield from world.pull()
-        yield from world.compute(me, steps=alone)
+        yield from world.compute(me, share, steps=alone)
         if not alone:
             yield from world.push()
             yield from world.step()
@@ -117,11 +116,11 @@ def _random_partner(world: World, me: int) -> Process:
 def _ad_psgd(world: World, me: int, partners: Iterator[int]) -> Process:
     """Who has partners asks one of them while it computes; they answer at any time."""
     for step in itertools.count():
-        if not world.take():
+        if not (share := world.take()):
             return
         partner = next(partners, None)
         asked = None if partner is None else world.aside(_ask(world, me, partner, step))
-        yield from world.compute(me)
+        yield from world.compute(me, share)
         if asked is not None:
             yield asked
 
@@ -158,11 +157,11 @@ def _hierarchical(world: World, me: int) -> Process:
     inside = range(node * size, (node + 1) * size)
     partners = _partners(world, node, nodes, random=False)
     for step in itertools.count():
-        if not world.take_together(node, step, size):
+        if not (share := world.take_together(node, step, size)):
             return
         partner = next(partners, None) if me == inside[0] else None
         asked = None if partner is None else world.aside(_ask(world, me, partner * size, step))
-        yield from world.compute(me)
+        yield from world.compute(me, share)
         yield _small(world, inside, world.case.statistics + 3)
         yield from _sum(world, me, inside, step)
         if asked is not None:
@@ -184,10 +183,10 @@ def _broadcast(world: World, me: int, group: Sequence[int], about: Hashable) -> 
 def _bmuf(world: World, me: int) -> Process:
     """Whole blocks, however few batches an epoch has."""
     everybody, block = range(world.case.learners), world.case.block
-    for number in range(math.ceil(world.rounds / block)):
-        for _ in range(block):
-            yield from world.compute(me)
-        yield from _sum(world, me, everybody, number)
+    for step, share in enumerate(world.parts(block)):
+        yield from world.compute(me, share)
+        if (step + 1) % block == 0:
+            yield from _sum(world, me, everybody, step)
 
 
 Lives = Callable[[World, int], Process]

@@ -1,5 +1,6 @@
 """What a simulation of many learners is made of: their processors, their links, their batches."""
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from fedspeech import seeding
 from fedspeech.training.parallel.events import Clock, Process, Shared, Signal
 
 LEAST = 50
-"""Batches that a learner has on the mean where each is taken by whoever comes first: the last one
-ends up to a batch after the first one, which is to be little beside all of them."""
+"""Parts that a learner has on the mean where each is taken by whoever comes first: the last one
+ends up to a part after the first one, which is to be little beside all of them."""
+LITTLE = 1e-6
+"""Batches that are none: floats do not divide evenly."""
 
 
 class Link(NamedTuple):
@@ -73,7 +76,8 @@ class Case:
     """Measured, of one learner's batches where it has the machine for itself; each simulated batch
     takes one of them by chance, as `World.batches` says."""
     batches: float
-    """In an epoch, of all learners together."""
+    """In an epoch, of all learners together, who share each joined batch evenly: the last one has
+    what is left."""
     size: float
     """Bytes of a model, or of a gradient."""
     network: Network
@@ -98,7 +102,7 @@ class Case:
     block: int = 8
     """Batches in a block of `bmuf`."""
     epochs: int = 1
-    """That are simulated at least; more where learners take too few batches in them."""
+    """That are simulated at least; more where learners take too few parts in them."""
     seed: int = 0
 
 
@@ -109,12 +113,13 @@ class World:
         every = range(case.learners)
         self.case, self.clock = case, Clock()
         self.computing, self.ended = [0.0] * case.learners, [0.0] * case.learners
-        self.done = [0] * case.learners
+        self.done = [0.0] * case.learners
         # The server has one link, which carries as much each way.
         self._pulls = Shared(self.clock, lambda _: case.network.outside.bandwidth)
         self._pushes = Shared(self.clock, lambda _: case.network.outside.bandwidth)
         self._last_step: Signal | None = None
-        self.left = max(LEAST * case.learners, round(case.batches * case.epochs))
+        self._epoch = shares_of_an_epoch(case.batches / case.learners)
+        self._taken = 0
         self._cores = Shared(self.clock, self._together)
         self._begun = [0] * case.learners
         self._writing: dict[int, Signal] = {}
@@ -124,24 +129,32 @@ class World:
         a batch takes for its frames is drawn once for all learners, and for each by itself what it
         takes longer, or less, than others with as many."""
         self._free = [0.0] * case.learners
-        self._shares: dict[tuple[int, int], bool] = {}
+        self._shares: dict[tuple[int, int], float] = {}
         self._arrivals: dict[Hashable, Signal] = defaultdict(Signal)
 
-    @property
-    def rounds(self) -> int:
-        """How many batches each learner has where all have as many: about their share."""
-        return max(1, round(self.case.batches * self.case.epochs / self.case.learners))
+    def parts(self, steps: int = 1) -> Iterator[float]:
+        """Of each learner where all have as many: which share of a whole batch each part is; so
+        many steps at a time.
+        """
+        whole = len(self._epoch) * self.case.epochs
+        return (self._share(step) for step in range(math.ceil(whole / steps) * steps))
 
-    def take(self) -> bool:
-        """Whether there is another batch for whoever comes first; then it is taken."""
-        self.left -= 1
-        return self.left >= 0
+    def _share(self, step: int) -> float:
+        return self._epoch[step % len(self._epoch)]
 
-    def take_together(self, node: int, step: int, size: int) -> bool:
-        """As `take`, but a batch for each learner of a node, in their common step."""
+    def take(self, together: int = 1) -> float:
+        """Which share of a whole batch the next part is, for whoever comes first, who has taken it
+        then, or so many learners as many parts; 0 where none is left.
+        """
+        number, self._taken = self._taken, self._taken + together
+        epochs = max(self.case.epochs, math.ceil(LEAST / len(self._epoch)))
+        left = self._taken <= epochs * len(self._epoch) * self.case.learners
+        return self._share(number // self.case.learners) if left else 0.0
+
+    def take_together(self, node: int, step: int, size: int) -> float:
+        """As `take`, for all learners of a node, in their common step."""
         if (node, step) not in self._shares:
-            self._shares[node, step] = self.left >= size
-            self.left -= size
+            self._shares[node, step] = self.take(size)
         return self._shares[node, step]
 
     def aside(self, process: Process) -> Signal:
@@ -155,24 +168,25 @@ class World:
         self.clock.start(whole())
         return ended
 
-    def compute(self, me: int, steps: bool = True) -> Process:
-        """A batch, with the optimizer's step or without; who is slowed rests after it, which counts
-        as computing.
+    def compute(self, me: int, share: float = 1.0, steps: bool = True) -> Process:
+        """This share of a batch, with the optimizer's step or without; who is slowed rests after
+        it, which counts as computing.
         """
         yield from self._keep(me)
         started = self.clock.now
-        work = next(self.batches[me])
+        work = share * next(self.batches[me])
         yield self._cores.work(work if steps else max(0.0, work - self.case.step))
         slowed = self.case.slowed[me] if self.case.slowed else 1.0
         yield self.clock.after((slowed - 1) * (self.clock.now - started))
         self.computing[me] += self.clock.now - started
-        self.done[me] += 1
+        self.done[me] += share
 
     def _keep(self, me: int) -> Process:
         """The checkpoint of the epoch before, where this batch begins one: also where it is the
         first, so that all epochs are like those in the middle of a training.
         """
-        if self.case.checkpoint is None or sum(self.done) < self._begun[me] * self.case.batches:
+        over = sum(self.done) + LITTLE >= self._begun[me] * self.case.batches
+        if self.case.checkpoint is None or not over:
             return
         self._begun[me] += 1
         if me and self.case.one_writes:
@@ -252,6 +266,14 @@ class World:
         while True:
             found = joined.choice(self._for_frames, 256) + own.choice(self._beside, 256)
             yield from np.maximum(found, min(self.case.seconds)).tolist()
+
+
+def shares_of_an_epoch(batches: float) -> list[float]:
+    """Which share of a whole batch a learner computes in each step of an epoch, in which it has so
+    many of them: in the last step what is left.
+    """
+    whole, rest = divmod(batches + LITTLE, 1)
+    return [1.0] * int(whole) + [rest - LITTLE] * (rest > 2 * LITTLE)
 
 
 def for_its_frames(

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,12 @@ class Measured:
     square: float = 0.0
     """Of the distance between its model and one that it met, summed over these."""
     met: int = 0
+
+    def and_(self, other: "Measured") -> "Measured":
+        """Both, of one epoch."""
+        mine, theirs = astuple(self), astuple(other)
+        both = Measured(*(one + another for one, another in zip(mine, theirs, strict=True)))
+        return replace(both, most_stale=max(self.most_stale, other.most_stale))
 
 
 class Spent(NamedTuple):

@@ -16,6 +16,7 @@ from fedspeech.training import checkpoint
 from fedspeech.training.parallel import cell as cells
 from fedspeech.training.parallel import crew as crews
 from fedspeech.training.parallel import generation as generations
+from fedspeech.training.parallel import learner as learners
 from fedspeech.training.parallel.cell import _Cell
 from fedspeech.training.parallel.cells import Cell, train_all
 from fedspeech.training.parallel.epochs import Epochs
@@ -365,6 +366,32 @@ def test_half_a_node_waits_for_its_other_half_and_disturbs_nobody(tmp_path, monk
     assert coming == [[3]]
 
 
+@pytest.mark.parametrize(
+    ("dead", "goes_on"),
+    [((4,), False), ((0, 1, 2, 3), False), ((0, 2), True), ((0, 4), False)],
+)
+def test_without_the_server_or_without_learners_all_begin_again(
+    tmp_path, monkeypatch, dead, goes_on
+):
+    """Four have a parameter server, whose place no learner can take."""
+    one = cell(tmp_path, "parameter-server", 2, {n: [1, 2] for n in range(5)}, learners=4)
+    one.crew, one._members = Crew((), {}), [0, 1, 2, 3, 4]
+    monkeypatch.setattr(cells, "gotten", one.crew.gotten)
+    monkeypatch.setattr(cells, "_is_ready", lambda number: False)
+    begun = []
+    monkeypatch.setattr(one, "_prepare", lambda numbers, again: begun.append((numbers, again)))
+    outcome = cells.Outcome(
+        dead=dict.fromkeys(dead, "killed"), ended=[Ended(n, "left", 27) for n in (1, 3)]
+    )
+    where = one._mend(outcome)
+    if goes_on:
+        assert where == (27, None) and one._members == [1, 3, 4] and not begun
+        assert one.crew.prepared == [0, 2] and one.happened["restarts"] == 0
+    else:
+        assert where == (20, 2) and begun == [([0, 1, 2, 3, 4], True)]
+        assert one.happened["restarts"] == 1
+
+
 GONE = ray.exceptions.ActorDiedError(), ray.exceptions.ObjectLostError("00ff", None, "")
 """What Ray says of a learner that died, and of what was on its machine."""
 
@@ -449,9 +476,9 @@ def test_a_learner_is_there_before_it_reads_its_speech(tmp_path):
         learner.prepare(Training(settings, 0, tmp_path, "one"), "agreed")
 
 
-def test_a_learner_with_another_corpus_or_other_settings_is_named(tmp_path, tone_corpus):
-    """Its own fingerprint and the run's are told."""
-    table = {
+@pytest.fixture
+def table(tmp_path, tone_corpus):
+    return {
         "corpus": {"path": str(tone_corpus(tmp_path / "tones", 2, rounds=1, per_round=3))},
         "test": {"speakers": 1},
         "features": {"kind": "log-mel", "dimension": 8},
@@ -459,6 +486,10 @@ def test_a_learner_with_another_corpus_or_other_settings_is_named(tmp_path, tone
         "units": {"kind": "words"},
         "training": {"augmentation": {"speeds": [1.0]}},
     }
+
+
+def test_a_learner_with_another_corpus_or_other_settings_is_named(tmp_path, table):
+    """Its own fingerprint and the run's are told."""
     settings = DataParallelConfig.model_validate(table)
     learner = Learner(1, settings)
     own = learner._task.fingerprint(settings, 0)
@@ -466,6 +497,18 @@ def test_a_learner_with_another_corpus_or_other_settings_is_named(tmp_path, tone
     told = f"another corpus or other settings than the run: fingerprint {own[:12]} there, 0{{12}} "
     with pytest.raises(RunError, match=rf"^learner 1 on {socket.gethostname()} has {told}here$"):
         learner.prepare(Training(settings, 0, tmp_path, "one"), 64 * "0")
+
+
+def test_each_learner_goes_at_the_pace_that_settings_say(tmp_path, monkeypatch, table):
+    paces = []
+    monkeypatch.setattr(learners, "Pace", lambda *given: paces.append(given) or Pace(*given))
+    for number, slowed in ((0, []), (1, [1.0, 10.0])):
+        table["parallel"] = {"learners": 2, "slowed": slowed, "processor": 0.4}
+        held = DataParallelConfig.model_validate(table)
+        other = Learner(number, held)
+        agreed = other._task.fingerprint(held, 0)
+        other.prepare(Training(held, 0, tmp_path, "one"), agreed)
+    assert paces == [(1.0, 0.4), (10.0, 0.4)]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -42,7 +42,7 @@ from fedspeech.training.parallel.group import Group
 from fedspeech.training.parallel.loopback import link_of, measured_link
 from fedspeech.training.parallel.predicted import Predictions
 from fedspeech.training.parallel.simulated import PROCESSES
-from fedspeech.training.parallel.simulated_world import Checkpoint, Link
+from fedspeech.training.parallel.simulated_world import Checkpoint, Link, Network
 from fedspeech.training.parallel.task import Task
 
 ROOT = Path(__file__).parents[3]
@@ -264,7 +264,7 @@ def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings, monkeyp
     threads = settings.model_copy(update={"engine": RaySettings(cpus_per_worker=2)})
     assert found.of_row(rows(threads)["ad-psgd-random.2.capped"]).seconds == [0.5]
     assert found.of_row(rows(threads)["allreduce.2"]).seconds == [0.1]
-    many = found.of_many("ring", 128, Link(1e6, 0.5))
+    many = found.of_many("ring", 128, Network(Link(1e6, 0.5)))
     assert many.seconds == [0.2] and many.batches == 10 and not many.together
     assert many.network.link(0, 127) == Link(1e6, 0.5)
     told = found.table(every)
@@ -273,6 +273,29 @@ def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings, monkeyp
     straggler = told["rows"]["ad-psgd-random.2.capped.straggler"]
     assert straggler == pytest.approx(20 * 0.25 / (1 + 1 / 3), rel=0.06)
     assert {point["learners"] for point in told["curves"]} >= {1, 128}
+
+
+def test_a_network_may_be_faster_inside_nodes(settings):
+    """Two nodes of two: what allreduce takes longer hangs on the slowest link of its ring."""
+    outside, inside = ({"bandwidth": rate, "latency": 0.0} for rate in (1e6, 1e9))
+    asked = {"learners": [2, 4], "network": outside}
+    seconds = {}
+    for name, more in (("alike", {}), ("faster", {"node": inside})):
+        table = settings.model_dump(mode="json")
+        table["comparison"] |= {"ways": ["allreduce", "hierarchical"], "simulated": asked | more}
+        changed = DataParallelConfig.model_validate(table)
+        model = build("tdnn-tiny", 16, 5)
+        found = Predictions(changed, fed({8: {1: took(0.2)}}), 8000, model).table({})
+        for point in found["curves"]:
+            seconds[name, point["way"], point["learners"]] = point["seconds"]
+        assert (found["node"] or {}).get("size") == (2 if more else None)
+    size = 4 * sum(p.numel() for p in model.parameters())
+    for each, two in (("allreduce", 2 * size / 2), ("hierarchical", 2 * size)):
+        for name, rate in (("alike", 1e6), ("faster", 1e9)):
+            expected = 1000 / 2 * (0.2 + two / rate)
+            assert seconds[name, each, 2] == pytest.approx(expected, rel=0.02)
+    assert seconds["faster", "allreduce", 4] == pytest.approx(seconds["alike", "allreduce", 4])
+    assert seconds["faster", "hierarchical", 4] < 0.7 * seconds["alike", "hierarchical", 4]
 
 
 def test_a_hierarchy_is_simulated_with_whole_nodes_only(settings):

@@ -146,21 +146,24 @@ def test_messages_may_come_later_than_a_group_forms(together, method):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "spoiled"),
     [
-        {"method": "allreduce", "learners": 2},
-        {"method": "ring", "learners": 2},
-        {"method": "ad-psgd", "learners": 2},
-        {"method": "hierarchical", "learners": 2, "node_size": 1},
-        {"method": "bmuf", "learners": 2, "block": 1},
-        {"method": "parameter-server", "learners": 1},
+        ({"method": "allreduce", "learners": 2}, 1),
+        ({"method": "ring", "learners": 2}, 1),
+        # Who asks sends its model before it computes, and who is asked at any time.
+        ({"method": "ad-psgd", "learners": 2}, 0),
+        ({"method": "ad-psgd", "learners": 2}, 1),
+        ({"method": "ad-psgd", "learners": 2, "partner": "delay-by-one"}, 1),
+        ({"method": "hierarchical", "learners": 2, "node_size": 1}, 0),
+        ({"method": "hierarchical", "learners": 2, "node_size": 1}, 1),
+        ({"method": "bmuf", "learners": 2, "block": 1}, 1),
+        ({"method": "parameter-server", "learners": 1}, 0),
     ],
-    ids=lambda settings: settings["method"],
+    ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else None,
 )
 @pytest.mark.parametrize("where", ["spoiled", "misled"])
-def test_no_number_is_stopped_where_it_is(together, settings, where):
+def test_no_number_is_stopped_where_it_is(together, settings, spoiled, where):
     """The learner is named, and no other one has it: of the model, and of the gradient."""
-    spoiled = settings["learners"] - 1
     told = together(settings, **{where: spoiled}, **LONG)
     assert re.match(diverged(spoiled), told[spoiled].error)
     for rank, each in enumerate(told):

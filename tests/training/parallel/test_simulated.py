@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from fedspeech.training.parallel.simulated import PROCESSES, Case, Link, Network, predict
-from fedspeech.training.parallel.simulated_world import Checkpoint, World, for_its_frames
+from fedspeech.training.parallel.simulated_world import (
+    Checkpoint,
+    World,
+    for_its_frames,
+    shares_of_an_epoch,
+)
 
 SIZE, BANDWIDTH, LATENCY = 4e6, 1e7, 0.002
 NETWORK = Network(Link(BANDWIDTH, LATENCY))
@@ -267,10 +272,37 @@ def test_what_does_not_divide_evenly_is_told_at_the_same_pace(method):
     assert few.seconds == pytest.approx(0.5 * 2 / 16) and sum(few.batches) == pytest.approx(2)
 
 
+@pytest.mark.parametrize(
+    ("batches", "shares"),
+    [
+        (2.0, [1, 1]),
+        (1.367, [1, 0.367]),
+        (0.4, [0.4]),
+        (0.1 * 30, [1, 1, 1]),
+        (2.999999999, 3 * [1]),
+    ],
+)
+def test_the_last_step_of_an_epoch_has_what_is_left(batches, shares):
+    assert shares_of_an_epoch(batches) == pytest.approx(shares, abs=1e-9)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_who_meets_in_each_step_meets_once_for_what_is_left_as_well(epochs):
+    """Of 175 batches 128 learners have two steps, the first with a whole batch each."""
+    for learners, steps in ((128, 2), (64, 3), (175, 1)):
+        found = predict(case("allreduce", learners, batches=175, epochs=epochs))
+        expected = 175 * 0.5 / learners + steps * allreduce_seconds(learners)
+        assert found.seconds == pytest.approx(expected, rel=1e-3)
+    # As with parts that whoever comes first takes, of which there are as many.
+    for batches, parts in ((200, 200), (200.02, 202)):
+        found = predict(case("parameter-server", 2, batches=batches, seconds=(0.0,)))
+        assert found.seconds == pytest.approx(parts / 2 * 2 * (2 * SIZE / BANDWIDTH + LATENCY))
+
+
 @pytest.mark.parametrize("method", [*ASYNCHRONOUS, "hierarchical"])
 @pytest.mark.parametrize("learners", [64, 96, 128])
 def test_with_first_come_methods_too_and_with_few_batches_for_each_learner(method, learners):
-    """525 batches are 4.1 for each of 128 learners, of which the last ones would have 5."""
+    """525 batches are 4.1 for each of 128 learners, in parts that are whole and less."""
     found = predict(case(method, learners, batches=175, network=INSTANT, epochs=3))
     assert found.seconds == pytest.approx(175 * 0.5 / learners, rel=0.025)
     assert sum(found.batches) == pytest.approx(175)

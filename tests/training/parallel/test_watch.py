@@ -221,6 +221,23 @@ def test_who_takes_the_place_of_a_dead_learner_takes_nothing_of_what_that_one_to
     assert (told["utterances"], told["bytes"], told["loss"]) == (10, 11, 0.5)
 
 
+def test_who_takes_the_place_of_one_that_was_ahead_of_all_is_waited_for():
+    """Learner 1 tells of the first epoch and dies; who comes learns the rest of it with 0."""
+    epochs = Epochs()
+    dead = {"utterances": 8, "updates": 2, "loss": 4.0, "staleness": 3, "most_stale": 2}
+    epochs.take(report(1, 0, [9.0], **dead, computing=1.0))
+    epochs.join(1, 0)
+    epochs.take(report(0, 0, [1.0], utterances=2, updates=1, loss=1.0, computing=4.0))
+    assert epochs.close([0, 1], 1.0) is None
+    more = {"utterances": 6, "updates": 1, "loss": 3.0, "staleness": 1, "most_stale": 1}
+    epochs.take(report(1, 0, [3.0], **more, computing=0.5))
+    told = epochs.close([0, 1], 1.0)
+    assert (told["utterances"], told["updates"], told["loss"]) == (16, 4, 0.5)
+    assert told["computing"] == [4.0, 1.5]
+    assert (told["staleness"], told["most_stale"]) == (1.0, 2)
+    assert told["consensus"] == pytest.approx(1.0)  # of those who are there
+
+
 def test_who_joins_before_anybody_has_told_of_an_epoch_is_waited_for():
     epochs = Epochs()
     epochs.join(1, 0)
