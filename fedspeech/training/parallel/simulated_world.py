@@ -169,13 +169,13 @@ class World:
         return ended
 
     def compute(self, me: int, share: float = 1.0, steps: bool = True) -> Process:
-        """This share of a batch, with the optimizer's step or without; who is slowed rests after
-        it, which counts as computing.
+        """This share of a batch, with the optimizer's step, which is as long after any share, or
+        without; who is slowed rests after it, which counts as computing.
         """
         yield from self._keep(me)
         started = self.clock.now
-        work = share * next(self.batches[me])
-        yield self._cores.work(work if steps else max(0.0, work - self.case.step))
+        gradient = max(0.0, next(self.batches[me]) - self.case.step)
+        yield self._cores.work(share * gradient + (self.case.step if steps else 0.0))
         slowed = self.case.slowed[me] if self.case.slowed else 1.0
         yield self.clock.after((slowed - 1) * (self.clock.now - started))
         self.computing[me] += self.clock.now - started

@@ -299,6 +299,14 @@ def test_who_meets_in_each_step_meets_once_for_what_is_left_as_well(epochs):
         assert found.seconds == pytest.approx(parts / 2 * 2 * (2 * SIZE / BANDWIDTH + LATENCY))
 
 
+def test_the_optimizer_steps_as_long_after_what_is_left():
+    """Three batches for two learners: one each and a half."""
+    more = {"batches": 3, "network": INSTANT, "step": 0.1}
+    assert predict(case("ring", 2, **more)).seconds == pytest.approx(0.5 + 0.1 + 0.4 / 2)
+    served = predict(case("parameter-server", 2, **more))
+    assert served.computing == pytest.approx(2 * [0.4 + 0.4 / 2])
+
+
 @pytest.mark.parametrize("method", [*ASYNCHRONOUS, "hierarchical"])
 @pytest.mark.parametrize("learners", [64, 96, 128])
 def test_with_first_come_methods_too_and_with_few_batches_for_each_learner(method, learners):
