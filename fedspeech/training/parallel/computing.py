@@ -12,7 +12,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 from typing import NamedTuple
@@ -162,7 +162,7 @@ def learned(task: Task, settings: DataParallelConfig, batch_size: int, group: Gr
     loop, method = _alone(task, settings, batch_size)
     first = loop.share.parts_per_epoch * (loop.settings.epochs // 2)
     numbers = ((first + i) % loop.share.parts for i in itertools.count())
-    _settle(lambda: loop.learn(method, next(numbers)))
+    _settle(loop, method, first)
     group.wait_for_all(f"settled with {batch_size}")
     parts: list[int] = []
     times = [time.monotonic()]
@@ -180,11 +180,17 @@ def learned(task: Task, settings: DataParallelConfig, batch_size: int, group: Gr
     ]
 
 
-def _settle(learn: Callable[[], None]) -> None:
+def _settle(loop: ParallelLoop, method: ADPSGD, first: int) -> None:
+    """With the parts that are measured then, the largest first: what it takes for the first time
+    is memory that the system may be slow to give.
+    """
+    coming = [(first + i) % loop.share.parts for i in range(STEPS)]
+    coming.sort(key=lambda number: _frames(loop.share, number), reverse=True)
     until = time.monotonic() + SETTLING
-    learn()
-    while time.monotonic() < until:
-        learn()
+    for number in itertools.cycle(coming):
+        loop.learn(method, number)
+        if time.monotonic() > until:
+            return
 
 
 def _measures_on(batches: int, seconds: float) -> bool:
