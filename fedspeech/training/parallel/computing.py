@@ -44,7 +44,7 @@ from fedspeech.training.workers import see_gpus, working
 SETTLING = 3.0
 """Seconds in which no batch is measured, and one in any case: memory is asked for, and code and
 speech are loaded."""
-STEPS, LEAST_SECONDS, MOST_SECONDS = 24, 2.0, 20.0
+STEPS, LEAST_SECONDS, MOST_SECONDS = 24, 2.0, 60.0
 """Batches that are measured then, and for how long at least and at most; two in any case."""
 CHECKPOINTS = 3
 OPTIMIZER_STEPS = 9
