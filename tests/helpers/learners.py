@@ -136,6 +136,8 @@ class Job:
     """The rank whose step leads to a value that is no number, from a gradient that is sound."""
     deafened: int | None = None
     """The rank whose speech is no numbers."""
+    recomputes: bool = False
+    """Whether this learner has too little memory to keep what layers compute."""
     slowed: float = 1.0
     late: float = 0.0
     """Seconds that the last rank rests before its first part."""
@@ -207,6 +209,7 @@ def learn(job: Job) -> Told:
     watch = Watch(Pace(job.slowed))
     loop = ParallelLoop(first_model(job), shared(job), watch, f"learner {job.rank}")
     loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=0.0)
+    loop.model.recomputes = job.recomputes
     if job.misled == job.rank:
         next(loop.model.parameters()).register_hook(lambda gradient: gradient * job.factor)
     if job.leaps == job.rank:

@@ -94,6 +94,10 @@ class Joined:
                 # Gradients stay where they were summed, and are not copied back.
                 gradient_as_bucket_view=True,
             )
+        if dist.get_rank(self._learners) == 0:  # whose model it has given to all
+            parameters = self._loop.model.parameters()
+            whole = sum(each.numel() * each.element_size() for each in parameters)
+            self._group.watch.sent((self._size - 1) * whole)
         wrapped.register_comm_hook(None, self._average)
         self._loop.hears = wrapped
         for norm in _norms(self._loop.model):
@@ -103,10 +107,9 @@ class Joined:
         """Layers are computed twice by all or by none: their statistics are asked for together."""
         model = self._loop.model
         if isinstance(model, TDNN):
-            wish = torch.tensor(float(model.recomputes), device=place())
-            with losing():
-                dist.all_reduce(wish, op=dist.ReduceOp.MAX, group=self._learners)
-            model.recomputes = bool(wish)
+            wishes = torch.tensor(float(model.recomputes), device=place())
+            self._group.sum(wishes, self._learners)
+            model.recomputes = bool(wishes)
 
     def _average(self, state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         self._loop.sound([bucket.buffer()])

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -75,7 +75,6 @@ class _Cell:
     happened: Counter[str] = field(default_factory=Counter)
     _warned: Told = field(default_factory=Told)
     _joining: dict[int, ray.ObjectRef] = field(default_factory=dict)
-    _ready: set[int] = field(default_factory=set)
     _unfit: set[int] = field(default_factory=set)
     """In whose places nobody can begin: the others go on without them."""
     _members: list[int] = field(default_factory=list)
@@ -119,9 +118,14 @@ class _Cell:
         self._generation += 1
         name = f"{self.training.name}/{self._generation}"
         generation = Generation(self.crew, name, self._members, self._told)
-        # Who is ready and could not be taken in waits for another one.
-        coming = [waited for n, waited in self._joining.items() if n not in self._ready]
-        return generation.run(first, epoch, settings.parallel.form_seconds, coming)
+        seconds = settings.parallel.form_seconds
+        return generation.run(first, epoch, seconds, self._joining, self._can_join)
+
+    def _can_join(self, ready: Sequence[int]) -> bool:
+        """Whether more can go on together with these, of whom some may wait for others."""
+        every = sorted([*self._members, *ready])
+        able = self._method.able(every, self.training.settings.parallel)
+        return len(able) > len(self._members)
 
     def _told(self, report: Report) -> None:
         self._warned.tell(report.warned)
@@ -224,14 +228,13 @@ class _Cell:
         for number in self._joining:
             self.crew.bury(number)
         self._joining.clear()
-        self._ready.clear()
         self._unfit.clear()
 
     def _take_in(self, able: list[int]) -> None:
         """Those who can go on, and who can join them, with a model of theirs."""
         parallel = self.training.settings.parallel
-        self._ready = {n for n, waited in self._joining.items() if _is_ready(waited)}
-        together = self._method.able(sorted([*able, *self._ready]), parallel)
+        ready = [n for n, waited in self._joining.items() if _is_ready(waited)]
+        together = self._method.able(sorted([*able, *ready]), parallel)
         state = self.crew.actor(able[0]).state.remote()
         for number in sorted(set(together) - set(able)):
             prepared = self._joining.pop(number)
@@ -248,7 +251,6 @@ class _Cell:
                 together.remove(number)
                 self._unfit.add(number)
                 log.warning("nobody takes the place of learner %d: %s", number, error)
-        self._ready &= self._joining.keys()
         self._members = self._method.able(together, parallel)
         self.happened["rejoins"] += len(set(self._members) - set(able))
         self._write_down()

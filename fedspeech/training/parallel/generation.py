@@ -1,7 +1,7 @@
 """One generation of a group: the learners learn until all is done, one dies, or one joins."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,13 +9,14 @@ import ray
 
 from fedspeech.errors import FedSpeechError
 from fedspeech.training.parallel.crew import DIED, Crew, gotten
-from fedspeech.training.parallel.group import Seat
+from fedspeech.training.parallel.group import NEWS_SECONDS, Seat
 from fedspeech.training.parallel.learner import CUT_SECONDS, Ended, Order, Report
 
 log = logging.getLogger("fedspeech")
 
 STOP_SECONDS = 300.0
-"""A learner that has not come back so long after it was told to is taken for dead."""
+"""A learner that has not come back so long after it was told to is taken for dead, or after it may
+still be forming: the group, which notices no death then, and a part of it."""
 ERROR_SECONDS = 2 * CUT_SECONDS
 """The same where what one of them says ends the run."""
 
@@ -61,26 +62,29 @@ class Generation:
         self._streams: dict[Any, int] = {}
         self._error: FedSpeechError | None = None
         self._outcome = Outcome()
+        self._back_seconds = STOP_SECONDS
 
     def run(
         self,
         first: int,
         epoch: int | None,
         seconds: float,
-        coming: Sequence[ray.ObjectRef],
+        coming: Mapping[int, ray.ObjectRef],
+        joins: Callable[[Sequence[int]], bool],
     ) -> Outcome:
         """Raises the FedSpeechError of a learner, when all have come back.
 
-        The group has so many seconds to form; as soon as one of those who are `coming` is ready to
-        join, the others come back.
+        The group has so many seconds to form. As soon as those of the learners who are `coming`
+        that are ready can join, the others come back.
         """
+        self._back_seconds = max(STOP_SECONDS, 2 * seconds + NEWS_SECONDS)
         for number in self._members:
             seat = Seat(number, self._members, self._name, seconds, self._crew.own_gpus)
             order = Order(seat, self._crew.address, first, epoch)
             actor = self._crew.actor(number)
             stream = actor.learn.options(num_returns="streaming").remote(order)
             self._streams[stream] = number
-        waiting = list(coming)
+        waiting, here = {waited: number for number, waited in coming.items()}, list[int]()
         while self._streams:
             ready, _ = ray.wait([*self._streams, *waiting], timeout=self._patience)
             if not ready:
@@ -89,9 +93,10 @@ class Generation:
                 if each in self._streams:
                     self._take(each)
                 else:
-                    waiting.remove(each)
-                    self._outcome.called = True
-                    self._stop()
+                    here.append(waiting.pop(each))
+                    if joins(here):
+                        self._outcome.called = True
+                        self._stop()
         if self._error is not None:
             raise self._error
         return self._outcome
@@ -100,7 +105,7 @@ class Generation:
     def _patience(self) -> float | None:
         if self._error is not None:
             return ERROR_SECONDS
-        return STOP_SECONDS if self._outcome.dead or self._outcome.ended else None
+        return self._back_seconds if self._outcome.dead or self._outcome.ended else None
 
     def _take(self, stream: Any) -> None:
         number = self._streams[stream]

@@ -39,10 +39,13 @@ class ParameterServer(FirstCome):
         return self.group.rank == self._server
 
     def parts(self, first: int) -> Iterator[int]:
-        """A learner's parts; on the server those that learners have pushed the gradient of."""
+        """A learner's parts; on the server how far all learners have pushed gradients."""
         self._first = first
         if self.serves:
-            yield from Server(self.loop, self.group, self._model, self.settings.staleness).pushed()
+            last = self.loop.share.parts - 1
+            server = Server(self.loop, self.group, self._model, self.settings.staleness)
+            for number in server.left(first):
+                yield min(number, last)
         else:
             self._pull(PULL)
             yield from super().parts(first)

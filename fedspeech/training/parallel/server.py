@@ -35,12 +35,15 @@ class Server:
         self._news: queue.Queue[int | Exception] = queue.Queue()
         self._diverged: DivergedError | None = None
         self._closing = False
+        self._taken: set[int] = set()
 
-    def pushed(self) -> Iterator[int]:
-        """The number of each part whose step was taken, until all learners have said goodbye.
+    def left(self, first: int) -> Iterator[int]:
+        """After each push the first part whose step was not taken, from this one on, until all
+        learners have said goodbye: an epoch is over where the slowest has pushed its last part.
 
-        The model is not changed while whoever asks has a number. Raises Lost where a learner is
-        gone, DivergedError where a step led to what is no number.
+        The model is not changed while whoever asks has a number. It may have taken steps of later
+        parts; who goes on from it learns those again, and none is left out. Raises Lost where a
+        learner is gone, DivergedError where a step led to what is no number.
         """
         left = self._group.size - 1
         for rank in range(left):
@@ -57,7 +60,10 @@ class Server:
                         # Parts before it may be news still, but the model is not theirs any more.
                         if self._diverged is not None:
                             raise self._diverged
-                        yield news
+                        while first in self._taken:
+                            self._taken.remove(first)
+                            first += 1
+                        yield first
         finally:
             with self._turn:
                 self._closing = True
@@ -105,6 +111,7 @@ class Server:
                 self._news.put(error)
                 self._check_open()
             self._version += 1
+            self._taken.add(number)
             self._pulled[rank] = self._version
             self._turn.notify_all()
             return stale

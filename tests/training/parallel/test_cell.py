@@ -248,7 +248,7 @@ def test_who_was_to_join_is_gone_when_a_training_ends(tmp_path, monkeypatch):
     crew = SimpleNamespace(bury=buried.append)
 
     def train(self):
-        self._joining, self._ready = {2: 2, 3: 3}, {3}
+        self._joining = {2: 2, 3: 3}
         raise RunError("over")
 
     monkeypatch.setattr(_Cell, "train", train)
@@ -293,10 +293,15 @@ class Crew:
 
     def __init__(self, gone: tuple[int, ...], unfit: dict[int, RunError]) -> None:
         self.gone, self.unfit, self.prepared, self.buried = gone, unfit, [], []
+        self.adopted = {}
 
     def actor(self, number):
-        remote = SimpleNamespace(remote=lambda *_: number)
-        return SimpleNamespace(state=remote, adopt=remote)
+        def adopt(state):
+            self.adopted[number] = state
+            return number
+
+        state = SimpleNamespace(remote=lambda: f"what learner {number} has")
+        return SimpleNamespace(state=state, adopt=SimpleNamespace(remote=adopt))
 
     def prepare(self, training, agreed, numbers):
         self.prepared += numbers
@@ -325,15 +330,16 @@ def joined(tmp_path, monkeypatch, gone=(), unfit=(), ready=(2, 3), method="ad-ps
 
 def test_who_is_ready_joins_whoever_else_is_not(tmp_path, monkeypatch):
     one = joined(tmp_path, monkeypatch, ready=(3,))
-    assert one._members == [0, 1, 3] and one._joining == {2: 2} and not one._ready
+    assert one._members == [0, 1, 3] and one._joining == {2: 2}
     assert one.crew.prepared == [] and one.happened["rejoins"] == 1
+    assert one.crew.adopted == {3: "what learner 0 has"}
 
 
 def test_who_dies_while_it_joins_is_counted_and_replaced(tmp_path, monkeypatch):
     one = joined(tmp_path, monkeypatch, gone=(2,))
     assert one._members == [0, 1, 3]
     assert one.happened["deaths"] == 1 and one.crew.buried == one.crew.prepared == [2]
-    assert one._joining == {2: 2} and not one._ready
+    assert one._joining == {2: 2} and list(one.crew.adopted) == [3]
     one._recent = cells.MOST_DEATHS
     with pytest.raises(RunError, match="learner 2 died, the 4th time in one epoch"):
         one._mend(cells.Outcome(dead={}))
@@ -355,15 +361,26 @@ def test_nobody_takes_the_place_of_who_cannot_begin_there_and_the_others_go_on(
     assert one._members == [0, 1, 2, 3]
 
 
-def test_half_a_node_waits_for_its_other_half_and_disturbs_nobody(tmp_path, monkeypatch):
-    one = joined(tmp_path, monkeypatch, ready=(2,), method="hierarchical")
-    assert one._members == [0, 1] and one._ready == {2}
-    coming = []
-    monkeypatch.setattr(
-        cells, "Generation", lambda *_: SimpleNamespace(run=lambda *a: coming.append(a[-1]))
-    )
-    one._run(0, None)
-    assert coming == [[3]]
+@pytest.mark.parametrize(("method", "called"), [("hierarchical", [3]), ("ad-psgd", [2, 3])])
+def test_half_a_node_waits_for_its_other_half_and_disturbs_nobody(
+    tmp_path, monkeypatch, method, called
+):
+    """Another one calls the others back as soon as it is ready."""
+    one = joined(tmp_path, monkeypatch, ready=(), method=method)
+    assert one._members == [0, 1]
+    one.crew, stopped = _Streams({0: iter([]), 1: iter([])}), []
+    ready = iter([[2], [3], [one.crew.streams[0]], [one.crew.streams[1]]])
+    one.crew.stop = lambda name: stopped.append(now[-1])
+
+    def wait(streams, timeout):
+        now.append(next(ready)[0])
+        assert now[-1] in streams
+        return now[-1:], []
+
+    now = []
+    monkeypatch.setattr(generations.ray, "wait", wait)
+    assert one._run(0, None).called
+    assert stopped == [number for number in called for _ in one._members]
 
 
 @pytest.mark.parametrize(
@@ -392,6 +409,27 @@ def test_without_the_server_or_without_learners_all_begin_again(
         assert one.happened["restarts"] == 1
 
 
+class _Streams:
+    """Learners whose reports come by these streams."""
+
+    own_gpus, address = False, ("127.0.0.1", 1)
+
+    def __init__(self, streams):
+        self.streams, self.buried = streams, []
+
+    def stop(self, name): ...
+
+    def actor(self, number):
+        learn = SimpleNamespace(remote=lambda order: self.streams[number])
+        return SimpleNamespace(
+            learn=SimpleNamespace(options=lambda num_returns: learn),
+            stop=SimpleNamespace(remote=lambda name: self.stop(name)),
+        )
+
+    def bury(self, number):
+        self.buried.append(number)
+
+
 GONE = ray.exceptions.ActorDiedError(), ray.exceptions.ObjectLostError("00ff", None, "")
 """What Ray says of a learner that died, and of what was on its machine."""
 
@@ -411,6 +449,21 @@ def test_a_report_that_does_not_come_is_a_death(monkeypatch, error):
     generation._take(stream)
     assert list(generation._outcome.dead) == buried == [1]
     assert stopped == ["one/1"]
+
+
+@pytest.mark.parametrize(("method", "expected"), [("allreduce", [1, 6]), ("ring", [2, 4])])
+def test_the_model_of_all_is_the_mean_of_theirs_or_that_of_the_first(
+    tmp_path, monkeypatch, method, expected
+):
+    one = cell(tmp_path, method, 1, {})
+    one._members = [0, 1]
+    models = [{"weight": torch.tensor(each)} for each in ([1.0, 6.0], [3.0, 2.0])]
+    monkeypatch.setattr(cells, "gotten", lambda number: models[number])
+    one.crew = SimpleNamespace(
+        actor=lambda number: SimpleNamespace(model=SimpleNamespace(remote=lambda: number))
+    )
+    (model,) = one._average().values()
+    assert model.tolist() == expected
 
 
 @pytest.mark.parametrize("error", GONE)
@@ -524,10 +577,19 @@ def test_what_a_machine_of_a_cluster_lacks_is_told_with_its_name(tmp_path, share
         Learner(2, settings).prepare(Training(settings, 0, tmp_path, "one"), "agreed")
 
 
-def test_who_hangs_is_not_waited_for_long_where_what_another_one_says_ends_the_run(monkeypatch):
-    """It was to come back, and is ended instead."""
+@pytest.mark.parametrize(
+    ("error", "forms", "patience"),
+    [
+        (RunError("there is no learner 1"), 1.0, generations.ERROR_SECONDS),
+        (GONE[0], 1.0, generations.STOP_SECONDS),
+        # It may be forming, where nobody tells it of a death.
+        (GONE[0], 400.0, 810.0),
+    ],
+)
+def test_how_long_who_hangs_is_waited_for(monkeypatch, error, forms, patience):
+    """Not for long where what another one says ends the run."""
     hangs, says = object(), iter(["an error"])
-    waited, buried = [], []
+    waited = []
 
     def wait(streams, timeout):
         waited.append(timeout)
@@ -535,25 +597,19 @@ def test_who_hangs_is_not_waited_for_long_where_what_another_one_says_ends_the_r
         return ready, []
 
     def gotten(item):
-        raise RunError("there is no learner 1")
+        raise error
 
-    learn = lambda number: SimpleNamespace(remote=lambda order: [says, hangs][number])  # noqa: E731
-    crew = SimpleNamespace(
-        actor=lambda number: SimpleNamespace(
-            learn=SimpleNamespace(options=lambda num_returns: learn(number)),
-            stop=SimpleNamespace(remote=lambda name: None),
-        ),
-        bury=buried.append,
-        own_gpus=False,
-        address=("127.0.0.1", 1),
-    )
+    crew = _Streams([says, hangs])
     monkeypatch.setattr(generations.ray, "wait", wait)
     monkeypatch.setattr(generations, "gotten", gotten)
-    with pytest.raises(RunError, match="there is no learner 1"):
-        generations.Generation(crew, "one/1", [0, 1], print).run(0, None, 1.0, [])
-    assert buried == [1]
-    assert waited == [None, *[generations.ERROR_SECONDS] * 2]
-    assert generations.ERROR_SECONDS < generations.STOP_SECONDS
+    generation = generations.Generation(crew, "one/1", [0, 1], print)
+    if isinstance(error, RunError):
+        with pytest.raises(RunError, match="there is no learner 1"):
+            generation.run(0, None, forms, {}, print)
+    else:
+        generation.run(0, None, forms, {}, print)
+    assert crew.buried[-1] == 1
+    assert waited[0] is None and set(waited[1:]) == {patience}
 
 
 def test_what_a_finished_training_went_on_from_is_removed_when_the_run_goes_on(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from commands import until
 from learners import (
     FEATURES,
+    WIDTH,
     Job,
     Letters,
     Plain,
@@ -30,6 +31,7 @@ from fedspeech.training.parallel.bmuf import BMUF
 from fedspeech.training.parallel.delay_by_one import DelayByOne
 from fedspeech.training.parallel.group import Group, Message
 from fedspeech.training.parallel.loop import ParallelLoop
+from fedspeech.training.parallel.method import FirstCome, Method
 from fedspeech.training.parallel.server import PULL, Server, leaves_time
 from fedspeech.training.parallel.watch import Watch
 
@@ -64,6 +66,19 @@ def test_allreduce_is_one_learner_on_the_joined_batch(together, learners):
     for name, buffer in plain.model.named_buffers():
         np.testing.assert_allclose(told[0].buffers[name], buffer.numpy(), atol=1e-7)
     assert np.abs(expected - plain.start).max() > 1e-3
+
+
+def test_all_compute_layers_twice_where_one_has_too_little_memory(together):
+    """Their batch statistics are asked for again then, which takes all of them."""
+    settings = {"method": "allreduce", "learners": 2}
+    once, short = (
+        together(settings, recomputes=lambda rank, short=short: rank == 1 and short)
+        for short in (False, True)
+    )
+    for kept, again in zip(once, short, strict=True):
+        assert again.error is None
+        np.testing.assert_allclose(again.models[-1], kept.models[-1], rtol=0, atol=1e-12)
+        assert again.measured.bytes > kept.measured.bytes
 
 
 def test_allreduce_goes_on_to_the_same_bits(together):
@@ -383,6 +398,41 @@ def test_what_each_method_sends(together):
     assert server.measured.bytes == sum(pushed + 2 for pushed in pushes) * (whole + 8)
 
 
+def test_what_is_sent_with_batch_statistics(together):
+    """In each step a gradient, half of it twice, and for each of two normalizations three rows of
+    statistics, of which both learners' gradients come back.
+    """
+    whole = Plain(job(learners=2)).start.nbytes
+    steps, rows = len(parts(job(learners=2))) // 2, 3 * WIDTH * 8
+    both = steps * (whole + 2 * (rows + 2 * rows)) + 4  # and at first who has too little memory
+    told = together({"method": "allreduce", "learners": 2})
+    assert [each.measured.bytes for each in told] == [both + whole, both]  # the first one's model
+    told = together({"method": "hierarchical", "learners": 2, "node_size": 2})
+    both += steps * 4  # where they meet before the first one says what to learn and what came of it
+    said = (steps + 1) * (16 + whole)
+    assert [each.measured.bytes for each in told] == [both + whole + said, both]
+
+
+def test_how_far_learners_have_come_is_told_to_whoever_goes_on():
+    """A part that is underway is learned again where parts are dealt out, and else it is not."""
+    share = SimpleNamespace(parts=11)
+    dealt = Method(
+        SimpleNamespace(share=share), SimpleNamespace(rank=1, size=3), ParallelSettings()
+    )
+    assert [(number, dealt.reached) for number in dealt.parts(2)] == [(3, 2), (6, 5), (9, 8)]
+    assert dealt.reached == 11
+    store = HashStore()
+    one, other = (
+        FirstCome(SimpleNamespace(share=share), Group(rank, 2, store), ParallelSettings())
+        for rank in range(2)
+    )
+    mine, theirs = one.parts(4), other.parts(4)
+    assert [next(mine), next(theirs), next(mine)] == [4, 5, 6]
+    assert one.reached == other.reached == 7
+    assert list(theirs) == [7, 8, 9, 10] and list(mine) == []
+    assert one.reached == 11
+
+
 @pytest.mark.parametrize("method", ["allreduce", "ring", "bmuf"])
 def test_who_waits_for_a_slow_learner_computes_no_longer(together, method):
     slow = lambda rank: 20.0 if rank == 1 else 1.0  # noqa: E731
@@ -472,7 +522,7 @@ def test_what_goes_wrong_in_a_thread_that_answers_is_told():
     """Else who waits for an answer would wait for ever."""
     server = Server(None, _Breaks(), torch.zeros(3), None)
     with pytest.raises(MemoryError, match="no memory for what comes"):
-        next(server.pushed())
+        next(server.left(0))
 
     group = Group(0, 2, HashStore())
     group.receive = _Breaks().receive
@@ -523,7 +573,26 @@ def test_nothing_is_kept_of_a_model_that_has_become_no_number():
 
     server._next = late
     with pytest.raises(DivergedError, match="no number"):
-        next(server.pushed())
+        next(server.left(0))
+
+
+def test_an_epoch_is_over_for_a_server_when_its_last_part_was_pushed():
+    """Of parts 3 to 5 that of 4 comes last: then all before 6 are learned, and 7 is as well."""
+    model = torch.nn.Linear(2, 1)
+    loop = SimpleNamespace(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        step=lambda: None,
+        begins=lambda number: None,
+    )
+    server = Server(loop, _Pushes(), torch.zeros(3), None)
+    server._pulled, server._answer = {1: 0}, lambda rank: None
+    left = server.left(3)
+    for numbers, expected in (((3, 5, 7), 4), ((4,), 6)):
+        for number in numbers:
+            server._update(1, 0.1, torch.zeros(3), number)
+        server._news.put(numbers[-1])
+        assert next(left) == expected
 
 
 @pytest.mark.parametrize("bound", [2, None])
