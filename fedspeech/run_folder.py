@@ -47,6 +47,8 @@ FREE = {
 """Settings that may differ between a run and its resumption: they change no model, unless clients
 train on a GPU by some of them and on a processor by others. Of a distillation there may be other
 rows: each is trained by itself."""
+SIMULATED = "comparison.simulated."
+"""So begin settings of what is simulated when all is trained and measured."""
 ON_GPU = ("engine.grid", "engine.gpus_per_worker", "engine.simulated_gpus")
 """Settings that say where clients train."""
 COMPUTES, WORKERS = "computes", "workers_compute"
@@ -159,7 +161,7 @@ class RunFolder:
         differing = [
             f"  {key}: {before.get(key)!r} there, {now.get(key)!r} here"
             for key in sorted(set(before) | set(now))
-            if before.get(key) != now.get(key) and (key not in FREE or (moved and key in ON_GPU))
+            if before.get(key) != now.get(key) and (not _free(key) or (moved and key in ON_GPU))
         ]
         if differing:
             raise RunError(
@@ -323,6 +325,10 @@ def processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def _free(key: str) -> bool:
+    return key in FREE or key.startswith(SIMULATED)
 
 
 def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:

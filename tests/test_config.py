@@ -707,6 +707,11 @@ PARALLEL = "kind = 'data-parallel'\n[parallel]\n"
             "mine.toml:2: parallel: hook: is for allreduce, found method 'ring'",
         ),
         (
+            "slowed = [1.0, 1e12]",
+            "mine.toml:3: parallel.slowed.1: Input should be less than or equal to 10000, "
+            "found 1000000000000.0",
+        ),
+        (
             "slowed = [1.0, 2.0, 10.0]",
             "mine.toml:2: parallel: slowed: expected one factor for each of 2 learners, found 3",
         ),

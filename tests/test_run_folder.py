@@ -108,6 +108,21 @@ def test_how_long_learners_may_take_to_meet_may_change(tmp_path):
         reopened(run, other, resume=True)
 
 
+def test_what_is_simulated_of_a_comparison_may_change(tmp_path):
+    """Nothing is trained or measured by it."""
+    compared = lambda **of: DataParallelConfig.model_validate(  # noqa: E731
+        {"kind": "data-parallel", "comparison": of}
+    )
+    run = RunFolder(tmp_path / "mine")
+    run.open(compared(), resume=False)
+    run.write_environment(0, "abc")
+    slow = {"bandwidth": 1e8, "latency": 1e-3}
+    simulated = {"learners": [1, 512], "network": slow, "node": slow}
+    reopened(run, compared(simulated=simulated), resume=True).close()
+    with pytest.raises(RunError, match=r"  comparison\.straggler: 10\.0 there, 3\.0 here$"):
+        reopened(run, compared(straggler=3.0), resume=True)
+
+
 def test_how_many_threads_compute_a_model_may_not_change(run):
     other = changed(engine={"cpus_per_worker": 2})
     with pytest.raises(RunError, match=r"  engine.cpus_per_worker: 1 there, 2 here"):

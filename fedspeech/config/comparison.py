@@ -18,6 +18,8 @@ Way = Literal[
     "bmuf",
 ]
 """A method; of `ad-psgd`, with its partner."""
+SLOWEST = 10_000.0
+"""How many times slower a learner is made at most: what is more is a slip."""
 Ways = Annotated[tuple[Way, ...], Field(min_length=1)]
 
 
@@ -59,7 +61,7 @@ class ComparisonSettings(Settings):
     larger: tuple[Positive, ...] = (4, 16, 64)
     """Batch sizes, times the base one. The learning rate grows with the square root, as Adam wants
     it (Malladi et al. 2022), by the recipe of `training.scale`."""
-    straggler: Annotated[float, Field(gt=1, strict=True)] = 10.0
+    straggler: Annotated[float, Field(gt=1, le=SLOWEST, strict=True)] = 10.0
     """How many times slower the last learner is made."""
     processor: Share = 0.4
     """The most of one processor that a learner takes, in the rows with a straggler and in those

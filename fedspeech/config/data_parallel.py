@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedspeech.config.comparison import ComparisonSettings
+from fedspeech.config.comparison import SLOWEST, ComparisonSettings
 from fedspeech.config.corpus import CorpusSettings, HeldOut
 from fedspeech.config.engine import Patience, Processes, RaySettings
 from fedspeech.config.model import FeatureSettings, ModelSettings, UnitSettings
@@ -27,7 +27,7 @@ from fedspeech.config.values import (
 
 Method = Literal["allreduce", "parameter-server", "ring", "ad-psgd", "hierarchical", "bmuf"]
 Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
-Slowness = Annotated[float, Field(ge=1, strict=True)]
+Slowness = Annotated[float, Field(ge=1, le=SLOWEST, strict=True)]
 OF_ONE_METHOD = {"hook": "allreduce", "staleness": "parameter-server", "partner": "ad-psgd"}
 OF_ROWS = {"node_size": "hierarchical", "block": "bmuf", "block_momentum": "bmuf"}
 """Also of one method, and of the rows of a comparison whatever `parallel.method` is."""

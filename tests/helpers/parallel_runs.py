@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = {"one": 8.0, "all.2": 5.0, "all.4": 4.0, "ad.4": 4.0, "all.4.big": 2.0,
-           "all.4.held": 4.0, "all.4.held.slow": 40.0}  # fmt: skip
+           "all.4.held": 5.0, "all.4.held.slow": 40.0}  # fmt: skip
 """Of an epoch of 400 utterances, by row."""
 MEANS = {"one": 10.0, "all.2": 11.0, "all.4": 12.0, "ad.4": 9.0, "all.4.big": 25.0,
          "all.4.held": 12.0, "all.4.held.slow": 13.0}  # fmt: skip
@@ -31,7 +31,7 @@ def row(name: str) -> dict[str, Any]:
         "losses": [] if "big" in name else [4.0, 2.0, 1.0],
         "diverged": 0,
         "minus_one": None if name == "one" else around(mean - 10),
-        "converges": mean <= 20,
+        "converges": mean <= 20 and "slow" not in name,
     }
 
 

@@ -132,7 +132,7 @@ def test_the_largest_batch_is_told_of_what_was_tried_with_several(results):
 
 def test_a_straggler_stands_beside_the_same_learners_without_one(results, times):
     found = parallel_tables.stragglers(results, times).rows
-    assert found == (("allreduce, 4, at 0.5, one 10x", "100", "10", "10 %"),)
+    assert found == (("allreduce, 4, at 0.5, one 10x", "80", "10", "12 %"),)
 
 
 def test_a_straggler_with_which_a_training_diverges_is_no_row_less(results, timing):
@@ -140,7 +140,7 @@ def test_a_straggler_with_which_a_training_diverges_is_no_row_less(results, timi
         if each["cell"].startswith("all.4.held.slow"):
             each["epochs"] = []
     found = parallel_tables.stragglers(results, went(timing)).rows
-    assert found == (("allreduce, 4, at 0.5, one 10x", "100", "–", "–"),)
+    assert found == (("allreduce, 4, at 0.5, one 10x", "80", "–", "–"),)
 
 
 def test_rows_of_which_a_learner_died_are_told(results, timing, times, made_up, tmp_path):
@@ -222,6 +222,27 @@ def test_only_what_leaves_learners_apart_has_a_consensus(results, times):
     assert len(re.findall("[ML]", path)) == 2
     alike = Went(cells=tuple(c for c in times.cells if not c.cell.startswith("ad")))
     assert parallel_figures.consensus(results, alike) is None
+
+
+def test_what_figures_draw_is_what_was_measured(results, times, monkeypatch):
+    """Of one learner, 2 and 4 of allreduce, 4 of ad-psgd: 8, 5, 4 and 4 s of 400 utterances."""
+    for name in ("rates", "panels", "lines", "stacked"):
+        monkeypatch.setattr(parallel_figures, name, lambda found, *_, **__: found)
+    drawn = parallel_figures.errors(results)
+    assert [each.mean for each in drawn] == [10, 11, 12, 9]
+    curves = {line.name: (*line.x, *line.y) for line in parallel_figures.speed_up(results, times)}
+    assert curves["allreduce"] == (1, 2, 4, 1.0, 1.6, 2.0)
+    assert curves["ad-psgd <random>"] == (1, 4, 1.0, 2.0)
+    by_label = dict(parallel_figures.seconds(results, times))
+    assert by_label["allreduce, 4"] == [3.0, (0.5 * 3 + 1.5) / 4]
+    assert len(by_label) == 4
+    losses = parallel_figures.loss_by_time(results, times)["2 learners"]
+    two = {line.name: (line.x, line.y) for line in losses}
+    assert two["allreduce"] == ([105.0, 110.0, 115.0], [4.0, 2.0, 4.0 / 3])
+    losses = parallel_figures.loss_by_epoch(results)["2 learners"]
+    assert {(*line.x, *line.y) for line in losses} == {(1, 2, 3, 4.0, 2.0, 1.0)}
+    (apart,) = parallel_figures.consensus(results, times)["4 learners"]
+    assert (apart.x, apart.y) == ([104.0, 108.0], [0.0, 0.25])
 
 
 def test_without_times_there_are_the_errors(results):

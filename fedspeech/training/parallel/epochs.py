@@ -8,7 +8,6 @@ from typing import Any
 
 from fedspeech.training.parallel import mixing
 from fedspeech.training.parallel.learner import Report
-from fedspeech.training.parallel.watch import Measured
 
 SUMS = ("utterances", "updates", "bytes")
 DIGITS = 4
@@ -83,15 +82,20 @@ def _summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
         "waiting": [round(each.waiting, DIGITS) for each in measured],
         "staleness": round(sum(each.staleness for each in measured) / updates, DIGITS),
         "most_stale": max(each.most_stale for each in measured),
-        "gap": _gap(measured),
+        "gap": _gap(reports),
         "consensus": _consensus(reports),
     }
 
 
-def _gap(measured: Sequence[Measured]) -> float:
-    """Root mean square, over all steps in which they met, of the distance of two models."""
-    met = sum(each.met for each in measured)
-    return round(math.sqrt(sum(each.square for each in measured) / max(1, met)), 6)
+def _gap(reports: Sequence[Report]) -> float | None:
+    """Root mean square, over all steps in which they met, of the distance of two models.
+
+    0 where the method leaves them alike; None where they are not, and none have met.
+    """
+    met = sum(report.measured.met for report in reports)
+    if not met and any(report.parameters is not None for report in reports):
+        return None
+    return round(math.sqrt(sum(report.measured.square for report in reports) / max(1, met)), 6)
 
 
 def _consensus(reports: Sequence[Report]) -> float:
@@ -114,8 +118,9 @@ def so_far(epoch: Mapping[str, Any]) -> str:
     """A word on how one comes on: nobody knows how far models are apart before it is over."""
     computing, waiting = sum(epoch["computing"]), sum(epoch["waiting"])
     pace = epoch["utterances"] / epoch["seconds"] if epoch["seconds"] else 0.0
+    gap = "none met" if epoch["gap"] is None else f"gap {epoch['gap']:.2g}"
     return (
         f"loss {epoch['loss']:.3f}, {pace:.0f} utterances/s, {computing:.1f} s computing, "
         f"{waiting:.1f} s waiting, {epoch['bytes'] / 1e6:.1f} MB, "
-        f"staleness {epoch['staleness']:.2g}, gap {epoch['gap']:.2g}"
+        f"staleness {epoch['staleness']:.2g}, {gap}"
     )

@@ -1,14 +1,16 @@
 """Run a data-parallel training, or a comparison of many: every row with every seed, and a new G."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedspeech import cluster, corpus, tensors
+from fedspeech import cluster, corpus, machine, tensors
 from fedspeech.config.data_parallel import DataParallelConfig
+from fedspeech.errors import ConfigError
 from fedspeech.run_folder import RunFolder, cache_folder, read_json
 from fedspeech.training.parallel import results
-from fedspeech.training.parallel.comparison import rows
+from fedspeech.training.parallel.comparison import joined, rows
 from fedspeech.training.parallel.computing import measured
 from fedspeech.training.parallel.predicted import Predictions
 from fedspeech.training.parallel.task import Task, check
@@ -16,6 +18,8 @@ from fedspeech.training.spent import Spent
 
 if TYPE_CHECKING:
     from fedspeech.training.parallel.cells import Cell
+
+log = logging.getLogger("fedspeech")
 
 
 def launch(settings: DataParallelConfig, folder: Path, resume: bool) -> None:
@@ -37,6 +41,7 @@ def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
 
     spent = Spent(run)
     every = rows(settings)
+    warn_of_shares(every)
     cells = in_turns(every)
     if left := unfinished(cells, run):
         look(settings, [each.settings.parallel for each in left])
@@ -67,8 +72,33 @@ def _task(settings: DataParallelConfig, every: results.Rows, run: RunFolder) -> 
     task = Task(settings, corpus.load(settings.corpus), cache_folder() / "features")
     for row in every.values():
         task.share(row, settings.seed)  # which says what is wrong before anything starts
+        if settings.comparison is not None and joined(row) > settings.training.batch_size:
+            _check_heard(joined(row), len(task.taught))
     run.write_environment(settings.seed, task.corpus)
     return task
+
+
+def warn_of_shares(every: results.Rows) -> None:
+    """Say of which rows, started here, learners are to have more processors than there are."""
+    held = {
+        (row.parallel.learners, row.parallel.processor)
+        for row in every.values()
+        if row.parallel.processor is not None and row.engine.ray_address is None
+    }
+    for learners, share in sorted(held):
+        if learners * share > (cores := machine.cores()):
+            log.warning(
+                "%d learners of %g of a processor each want %g, and there are %d: one that waits "
+                "lends its share to the others",
+                *(learners, share, learners * share, cores),
+            )
+
+
+def _check_heard(batch: int, utterances: int) -> None:
+    if batch > utterances:
+        raise ConfigError(
+            f"comparison.larger: batches of {batch} utterances, but {utterances} to learn"
+        )
 
 
 def _ship(task: Task, first: "Cell", run: RunFolder) -> None:

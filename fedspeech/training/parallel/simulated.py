@@ -59,11 +59,13 @@ def _allreduce(world: World, me: int) -> Process:
 
 
 def _small(world: World, group: Sequence[int], tensors: int) -> Signal:
-    """Small tensors, gathered one after the other, each around a ring."""
-    hops = len(group) - 1
-    link = world.case.network.link(group[0], group[-1])
-    latency = link.latency if link.busy is None else link.busy
-    return world.clock.after(tensors * hops * latency)
+    """Small tensors, gathered one after the other, each around a ring: the one of who is behind
+    its fastest link takes all others.
+    """
+    around = zip(group, [*group[1:], group[0]], strict=True)
+    links = [world.case.network.link(*pair) for pair in around]
+    taken = [link.latency if link.busy is None else link.busy for link in links]
+    return world.clock.after(tensors * (sum(taken) - min(taken)))
 
 
 def _sum(world: World, me: int, group: Sequence[int], about: Hashable) -> Process:
@@ -75,7 +77,7 @@ def _sum(world: World, me: int, group: Sequence[int], about: Hashable) -> Proces
     for turn in range(2 * (count - 1)):
         world.send(me, following, world.case.size / count, (about, turn))
         yield from world.receive(me, preceding, (about, turn))
-    yield world.sent(me)
+    yield world.sent(me, following)
 
 
 def _ring(world: World, me: int) -> Process:
@@ -177,7 +179,7 @@ def _broadcast(world: World, me: int, group: Sequence[int], about: Hashable) -> 
     for other in group[1:]:
         world.send(me, other, world.case.size, about)
     if len(group) > 1:
-        yield world.sent(me)
+        yield world.sent(me, group[-1])
 
 
 def _bmuf(world: World, me: int) -> Process:

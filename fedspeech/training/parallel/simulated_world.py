@@ -50,8 +50,11 @@ class Network(NamedTuple):
 
     def link(self, one: int, other: int) -> Link:
         """What two learners talk over."""
-        apart = one // self.node_size != other // self.node_size
-        return self.between if apart and self.between else self.within
+        return self.outside if self.apart(one, other) else self.within
+
+    def apart(self, one: int, other: int) -> bool:
+        """Whether they are in two nodes."""
+        return one // self.node_size != other // self.node_size
 
 
 class Checkpoint(NamedTuple):
@@ -128,7 +131,7 @@ class World:
         """Seconds of each learner's batches. The parts of a joined batch are of like lengths: what
         a batch takes for its frames is drawn once for all learners, and for each by itself what it
         takes longer, or less, than others with as many."""
-        self._free = [0.0] * case.learners
+        self._free: dict[tuple[int, bool], float] = defaultdict(float)
         self._shares: dict[tuple[int, int], float] = {}
         self._arrivals: dict[Hashable, Signal] = defaultdict(Signal)
 
@@ -201,19 +204,26 @@ class World:
         yield self.clock.after(max(0.0, checkpoint.seconds - checkpoint.work))
 
     def send(self, me: int, to: int, size: float, about: Hashable) -> None:
-        """Send a message, after those that this learner has sent before."""
-        link = self.case.network.link(me, to)
-        self._free[me] = max(self._free[me], self.clock.now) + size / link.bandwidth
-        when = self._free[me] + link.latency
+        """Send a message, after those that this learner has sent over the same link before: that
+        inside its node, or that to all others.
+        """
+        link, way = self._way(me, to)
+        self._free[way] = max(self._free[way], self.clock.now) + size / link.bandwidth
+        when = self._free[way] + link.latency
         self.clock.start(self._deliver(when, self._worked(size, link), (me, to, about)))
 
     def _worked(self, size: float, link: Link) -> Signal | None:
         """Happens when processors have done their part of a message, where they have one."""
         return self._cores.work(size * link.work) if self.case.together and link.work else None
 
-    def sent(self, me: int) -> Signal:
-        """Happens when all that this learner sends has left it."""
-        return self.clock.after(max(0.0, self._free[me] - self.clock.now))
+    def sent(self, me: int, to: int) -> Signal:
+        """Happens when all that this learner sends over the link to another one has left it."""
+        _, way = self._way(me, to)
+        return self.clock.after(max(0.0, self._free[way] - self.clock.now))
+
+    def _way(self, me: int, to: int) -> tuple[Link, tuple[int, bool]]:
+        network = self.case.network
+        return network.link(me, to), (me, network.apart(me, to))
 
     def receive(self, me: int, of: int, about: Hashable) -> Process:
         """Wait for a message."""

@@ -32,9 +32,10 @@ from fedspeech.config.data_parallel import ParallelSettings
 from fedspeech.config.engine import RaySettings
 from fedspeech.errors import ConfigError, DivergedError, RunError
 from fedspeech.models import build
+from fedspeech.models.tdnn import MaskedBatchNorm
 from fedspeech.run_folder import RunFolder
 from fedspeech.training.parallel import cells as cells_of
-from fedspeech.training.parallel import computing, loopback, method_of, results
+from fedspeech.training.parallel import computing, loopback, method_of, mixing, results
 from fedspeech.training.parallel.comparison import joined, left_apart, named, rows, way
 from fedspeech.training.parallel.computing import Batch, Measured, statistics_of
 from fedspeech.training.parallel.delay_by_one import DelayByOne
@@ -129,6 +130,12 @@ def test_all_ways_are_there_and_can_be_simulated(settings):
         # A pair of two leaves nothing apart; of two pairs of three one leaves each end apart.
         ({"method": "ad-psgd", "learners": 2}, 0),
         ({"method": "ad-psgd", "learners": 3}, 3 / 4),
+        # Whom one may meet tells these apart.
+        ({"method": "ad-psgd", "learners": 6}, mixing.second_eigenvalue(mixing.pairs(6, False))),
+        (
+            {"method": "ad-psgd", "learners": 6, "partner": "random"},
+            mixing.second_eigenvalue(mixing.pairs(6, True)),
+        ),
         ({"method": "hierarchical", "learners": 4}, 0),
         ({"method": "bmuf", "learners": 4}, None),
         ({"method": "parameter-server", "learners": 4}, None),
@@ -206,6 +213,8 @@ def test_rows_are_judged_over_all_seeds_beside_one_learner(settings):
     }
     of_cells[named("allreduce.2", 0)] = figures([5, 5], [], diverged="no number")
     of_cells[named("ad-psgd-random.2.batch-4x", 0)] = figures([4, 4], [3.0, 3.0])
+    # Good enough, had it not diverged.
+    of_cells[named("ad-psgd-random.2.batch-2x", 0)] = figures([2, 2], [], diverged="no number")
     found = results.assemble(settings, every, 0, of_cells)
     table = {row["row"]: row for row in found["table"]}
     one = table["allreduce.1"]
@@ -218,7 +227,9 @@ def test_rows_are_judged_over_all_seeds_beside_one_learner(settings):
     assert lost["minus_one"]["mean"] == pytest.approx(65 - 25)
     # 55 % is more than twice 25 %.
     assert not table["ad-psgd-random.2.batch-4x"]["converges"]
-    assert table["ad-psgd-random.2.batch-2x"]["converges"]
+    assert not table["ad-psgd-random.2.batch-2x"]["converges"]
+    assert table["ad-psgd-random.2.batch-2x"]["mean"] < 2 * one["mean"]
+    assert table["ad-psgd-random.2"]["converges"]
     # Where learners are held there is one seed, and one learner's with the same one.
     slowed = named("ad-psgd-random.2.capped.straggler", 0)
     assert named("ad-psgd-random.2.capped.straggler", 1) not in of_cells
@@ -259,6 +270,8 @@ def test_predictions_are_fed_with_batches_of_the_rows_own_size(settings, monkeyp
     assert case.checkpoint == NO_TIME and not case.one_writes
     assert found.of_row(every["allreduce.2"]).one_writes and case.step == 0.01
     assert case.size == 4 * sum(p.numel() for p in model.parameters())
+    norms = [module for module in model.modules() if isinstance(module, MaskedBatchNorm)]
+    assert case.statistics == 2 * len(norms) > 0 and case.block == settings.parallel.block
     held = found.of_row(every["ad-psgd-random.2.capped.straggler"])
     assert held.seconds == [0.25] and held.slowed == (1.0, 3.0) and not held.together
     threads = settings.model_copy(update={"engine": RaySettings(cpus_per_worker=2)})

@@ -26,6 +26,7 @@ from fedspeech.config import Config, DataParallelConfig
 from fedspeech.corpus import load
 from fedspeech.models import description
 from fedspeech.tensors import read, state
+from fedspeech.training.parallel import launch
 from fedspeech.training.parallel.task import Task
 from fedspeech.training.spent import FILE
 from server import generic
@@ -338,6 +339,27 @@ def test_more_learners_than_utterances_are_told_before_anything_starts(
     told = rf"{re.escape(str(file))}:\d+: {section}\.learners: 37 learners, but 36 utterances to "
     assert re.match(told, str(done.exception))
     assert not (tmp_path / "run").exists()
+
+
+def test_batches_larger_than_the_corpus_are_told_before_anything_starts(table, tmp_path):
+    """Several of them would be one, the whole corpus."""
+    file = tmp_path / "small.toml"
+    compared = {"ways": ["ring"], "learners": [1, 2], "closer": ["ring"], "larger": [4, 16]}
+    file.write_text(tomli_w.dumps(table({"batch_size": 8}) | {"comparison": compared}))
+    done = CliRunner().invoke(app, ["run", str(file), "--out", str(tmp_path / "run")])
+    told = rf"{re.escape(str(file))}:\d+: comparison\.larger: batches of 128 utterances, but 36 to"
+    assert re.match(told, str(done.exception))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("share", "warns"), [(0.5, False), (0.9, True)])
+def test_shares_of_more_processors_than_there_are_are_warned_of(monkeypatch, caplog, share, warns):
+    monkeypatch.setattr(launch.machine, "cores", lambda: 2)
+    parallel = {"learners": 4, "processor": share}
+    row = DataParallelConfig.model_validate({"parallel": parallel})
+    launch.warn_of_shares({"one": row, "another": row})
+    told = "4 learners of 0.9 of a processor each want 3.6, and there are 2: one that waits lends"
+    assert [told in each for each in caplog.messages] == [True] * warns
 
 
 @pytest.mark.parametrize(

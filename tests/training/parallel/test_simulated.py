@@ -99,6 +99,63 @@ def test_allreduce_between_nodes_goes_as_fast_as_the_slowest_link():
     assert found.seconds == pytest.approx(20 * (0.5 + step), rel=0.02)
 
 
+FAR = 0.03
+"""Seconds between nodes, where messages have no size."""
+NODES = Network(Link(np.inf, LATENCY), Link(np.inf, FAR), 2)
+
+
+def test_batch_statistics_go_around_a_ring_through_all_nodes():
+    """Four learners in two nodes: what comes last has crossed both ways between them, and one node;
+    a sum goes around one and a half times.
+    """
+    found = predict(case("allreduce", 4, network=NODES, statistics=16))
+    step = 16 * (LATENCY + 2 * FAR) + 3 * (LATENCY + FAR)
+    assert found.seconds == pytest.approx(20 * (0.5 + step))
+
+
+def test_a_node_asks_the_first_learner_of_another_one():
+    """Its answer comes while gradients are computed, or is waited for; inside the node there are
+    batch statistics, three small tensors more and a sum; the other learner gets the model while
+    the first one goes on.
+    """
+    more = {"batches": 4000, "network": NODES, "statistics": 16, "node_size": 2}
+    inside = (16 + 3 + 2) * LATENCY
+    found = predict(case("hierarchical", 4, seconds=(0.5,), **more))
+    assert found.seconds == pytest.approx(1000 * (0.5 + inside), rel=1e-3)
+    found = predict(case("hierarchical", 4, seconds=(1e-3,), **more))
+    asks, asked = 2 * FAR, 1e-3 + inside
+    assert found.seconds == pytest.approx(4000 / 2 / (1 / asks + 1 / asked), rel=1e-3)
+
+
+def test_what_goes_between_nodes_holds_up_nothing_inside_them():
+    """A model takes half the time of a batch to another node, and none inside one."""
+    network = Network(INSTANT.within, Link(SIZE / 0.25, 0.0), 2)
+    found = predict(case("hierarchical", 4, batches=400, network=network, node_size=2))
+    assert found.seconds == pytest.approx(100 * 0.5, rel=0.02)
+    network = Network(Link(SIZE / 0.1, 0.0), Link(SIZE / 0.5, 0.0), 2)
+    found = predict(case("hierarchical", 4, batches=400, network=network, node_size=2))
+    # One node waits until a model has gone and another one has come, and tells its other learner of
+    # it; the other node computes, sums and tells.
+    asks, asked = 1.0 + 0.1, 0.5 + 0.1 + 0.1
+    assert found.seconds == pytest.approx(400 / 2 / (1 / asks + 1 / asked), rel=0.02)
+
+
+def test_a_parameter_server_is_in_no_node():
+    found = predict(case("parameter-server", 2, network=NODES))
+    assert found.seconds == pytest.approx(20 * (0.5 + 2 * FAR), rel=0.01)
+
+
+def test_random_partners_share_the_load():
+    """Were all three to ask the same one, its link would carry three models in each step: 12 %
+    more than with neighbours by turns.
+    """
+    fixed, random = (
+        predict(case(f"ad-psgd {who}", 6, seconds=(0.4,), batches=600)).seconds
+        for who in ("ring", "random")
+    )
+    assert random == pytest.approx(fixed, rel=0.04)
+
+
 @pytest.mark.parametrize("method", ["ring", "ad-psgd delay-by-one"])
 @pytest.mark.parametrize(("learners", "models"), [(2, 1), (3, 2), (8, 2)])
 def test_on_a_ring_models_travel_while_gradients_are_computed(method, learners, models):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedspeech.training.parallel import watch
-from fedspeech.training.parallel.epochs import Epochs
+from fedspeech.training.parallel.epochs import Epochs, so_far
 from fedspeech.training.parallel.group import summed_bytes
 from fedspeech.training.parallel.learner import Report
 from fedspeech.training.parallel.watch import SAMPLES, Measured, Pace, Watch, sampled
@@ -147,8 +147,9 @@ def test_bytes_of_a_sum_are_those_of_a_ring():
     assert summed_bytes(torch.zeros(100), 4) == 600
 
 
-def report(learner: int, epoch: int, vector: list[float], **measured) -> Report:
-    return Report(learner, epoch, Measured(**measured), torch.tensor(vector))
+def report(learner: int, epoch: int, vector: list[float] | None, **measured) -> Report:
+    parameters = None if vector is None else torch.tensor(vector)
+    return Report(learner, epoch, Measured(**measured), parameters)
 
 
 def test_an_epoch_is_told_when_all_who_are_there_are_beyond_it():
@@ -187,6 +188,16 @@ def test_an_epoch_is_told_when_all_who_are_there_are_beyond_it():
     assert epochs.close([0, 2], 2.0)["bytes"] == 110
     epochs.add_bytes(1, 1000)  # or behind
     assert [each["bytes"] for each in epochs.told] == [17, 1110]
+
+
+def test_where_models_differ_and_none_have_met_nobody_knows_how_far_they_are():
+    """Of bmuf in an epoch in which no block ends; where the method leaves them alike it is none."""
+    for parameters, gap, said in (([0.0], None, "none met"), (None, 0.0, "gap 0")):
+        epochs = Epochs()
+        for learner in range(2):
+            epochs.take(report(learner, 0, parameters, utterances=1))
+        told = epochs.close([0, 1], 1.0)
+        assert told["gap"] == gap and f", {said}" in so_far(told)
 
 
 def test_who_joins_holds_up_no_epoch_that_the_others_are_beyond():
@@ -229,12 +240,12 @@ def test_who_takes_the_place_of_one_that_was_ahead_of_all_is_waited_for():
     epochs.join(1, 0)
     epochs.take(report(0, 0, [1.0], utterances=2, updates=1, loss=1.0, computing=4.0))
     assert epochs.close([0, 1], 1.0) is None
-    more = {"utterances": 6, "updates": 1, "loss": 3.0, "staleness": 1, "most_stale": 1}
+    more = {"utterances": 6, "updates": 1, "loss": 3.0, "staleness": 1, "most_stale": 5}
     epochs.take(report(1, 0, [3.0], **more, computing=0.5))
     told = epochs.close([0, 1], 1.0)
     assert (told["utterances"], told["updates"], told["loss"]) == (16, 4, 0.5)
     assert told["computing"] == [4.0, 1.5]
-    assert (told["staleness"], told["most_stale"]) == (1.0, 2)
+    assert (told["staleness"], told["most_stale"]) == (1.0, 5)
     assert told["consensus"] == pytest.approx(1.0)  # of those who are there
 
 
