@@ -59,7 +59,7 @@ class ComparisonSettings(Settings):
     closer: tuple[Way, ...] = ("allreduce", "ad-psgd ring")
     """Compared with larger batches and with a straggler as well, with the most learners."""
     larger: tuple[Positive, ...] = (4, 16, 64)
-    """Batch sizes, times the base one. The learning rate grows with the square root, as Adam wants
+    """Batch sizes, times the base one; none beyond the corpus. The learning rate grows with the square root, as Adam wants
     it (Malladi et al. 2022), by the recipe of `training.scale`."""
     straggler: Annotated[float, Field(gt=1, le=SLOWEST, strict=True)] = 10.0
     """How many times slower the last learner is made."""
