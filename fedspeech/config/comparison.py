@@ -59,8 +59,8 @@ class ComparisonSettings(Settings):
     closer: tuple[Way, ...] = ("allreduce", "ad-psgd ring")
     """Compared with larger batches and with a straggler as well, with the most learners."""
     larger: tuple[Positive, ...] = (4, 16, 64)
-    """Batch sizes, times the base one; none beyond the corpus. The learning rate grows with the square root, as Adam wants
-    it (Malladi et al. 2022), by the recipe of `training.scale`."""
+    """Batch sizes, times the base one; none beyond the corpus. The learning rate grows with the
+    square root, as Adam wants it (Malladi et al. 2022), by the recipe of `training.scale`."""
     straggler: Annotated[float, Field(gt=1, le=SLOWEST, strict=True)] = 10.0
     """How many times slower the last learner is made."""
     processor: Share = 0.4
