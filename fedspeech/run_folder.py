@@ -43,12 +43,11 @@ FREE = {
     "federation.deployment.boxes",
     "federation.deployment.wait",
     "federation.deployment.deadline",
+    "comparison.simulated",
 }
-"""Settings that may differ between a run and its resumption: they change no model, unless clients
-train on a GPU by some of them and on a processor by others. Of a distillation there may be other
-rows: each is trained by itself."""
-SIMULATED = "comparison.simulated."
-"""So begin settings of what is simulated when all is trained and measured."""
+"""Settings, and tables of them, that may differ between a run and its resumption: they change no
+model, unless clients train on a GPU by some of them and on a processor by others. Of a distillation
+there may be other rows: each is trained by itself."""
 ON_GPU = ("engine.grid", "engine.gpus_per_worker", "engine.simulated_gpus")
 """Settings that say where clients train."""
 COMPUTES, WORKERS = "computes", "workers_compute"
@@ -328,7 +327,7 @@ def processor() -> str:
 
 
 def _free(key: str) -> bool:
-    return key in FREE or key.startswith(SIMULATED)
+    return any(f"{key}.".startswith(f"{free}.") for free in FREE)
 
 
 def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from fedspeech import tensors
 from fedspeech.accelerator import place
 from fedspeech.config.data_parallel import ParallelSettings
 from fedspeech.models.tdnn import TDNN, MaskedBatchNorm
@@ -95,8 +96,7 @@ class Joined:
                 gradient_as_bucket_view=True,
             )
         if dist.get_rank(self._learners) == 0:  # whose model it has given to all
-            parameters = self._loop.model.parameters()
-            whole = sum(each.numel() * each.element_size() for each in parameters)
+            whole = tensors.size(dict(self._loop.model.named_parameters()))
             self._group.watch.sent((self._size - 1) * whole)
         wrapped.register_comm_hook(None, self._average)
         self._loop.hears = wrapped

@@ -114,12 +114,11 @@ class _Cell:
             self.shown.skip()
 
     def _run(self, first: int, epoch: int | None) -> Outcome:
-        settings = self.training.settings
         self._generation += 1
         name = f"{self.training.name}/{self._generation}"
-        generation = Generation(self.crew, name, self._members, self._told)
-        seconds = settings.parallel.form_seconds
-        return generation.run(first, epoch, seconds, self._joining, self._can_join)
+        seconds = self.training.settings.parallel.form_seconds
+        generation = Generation(self.crew, name, self._members, self._told, seconds)
+        return generation.run(first, epoch, self._joining, self._can_join)
 
     def _can_join(self, ready: Sequence[int]) -> bool:
         """Whether more can go on together with these, of whom some may wait for others."""

@@ -8,6 +8,7 @@ All of it is measured on the machine of the run's own process, also where learne
 (`engine.ray_address`), and messages are gloo's, also where learners on GPUs talk by NCCL.
 """
 
+import functools
 import itertools
 import json
 import statistics
@@ -161,8 +162,11 @@ def learned(task: Task, settings: DataParallelConfig, batch_size: int, group: Gr
     """
     loop, method = _alone(task, settings, batch_size)
     first = loop.share.parts_per_epoch * (loop.settings.epochs // 2)
-    numbers = ((first + i) % loop.share.parts for i in itertools.count())
-    _settle(loop, method, first)
+    every = [*range(first, loop.share.parts), *range(first)]
+    frames = functools.cache(functools.partial(_frames, loop.share))
+    # What the largest takes for the first time is memory that the system may be slow to give.
+    _settle(loop, method, sorted(every[:STEPS], key=frames, reverse=True))
+    numbers = itertools.cycle(every)
     group.wait_for_all(f"settled with {batch_size}")
     parts: list[int] = []
     times = [time.monotonic()]
@@ -174,20 +178,14 @@ def learned(task: Task, settings: DataParallelConfig, batch_size: int, group: Gr
     while int(group.store.add(measured, done)) < group.size:
         loop.learn(method, next(numbers))
         done = 0
-    frames = [_frames(loop.share, number) for number in parts]
-    return [
-        Batch(*when, size) for when, size in zip(itertools.pairwise(times), frames, strict=True)
-    ]
+    between = zip(itertools.pairwise(times), map(frames, parts), strict=True)
+    return [Batch(*when, size) for when, size in between]
 
 
-def _settle(loop: ParallelLoop, method: ADPSGD, first: int) -> None:
-    """With the parts that are measured then, the largest first: what it takes for the first time
-    is memory that the system may be slow to give.
-    """
-    coming = [(first + i) % loop.share.parts for i in range(STEPS)]
-    coming.sort(key=lambda number: _frames(loop.share, number), reverse=True)
+def _settle(loop: ParallelLoop, method: ADPSGD, numbers: Sequence[int]) -> None:
+    """With these parts, which are measured then."""
     until = time.monotonic() + SETTLING
-    for number in itertools.cycle(coming):
+    for number in itertools.cycle(numbers):
         loop.learn(method, number)
         if time.monotonic() > until:
             return

@@ -15,8 +15,8 @@ from fedspeech.training.parallel.learner import CUT_SECONDS, Ended, Order, Repor
 log = logging.getLogger("fedspeech")
 
 STOP_SECONDS = 300.0
-"""A learner that has not come back so long after it was told to is taken for dead, or after it may
-still be forming: the group, which notices no death then, and a part of it."""
+"""A learner that has not come back so long after it was told to is taken for dead; but not while it
+may be forming the group or a part of it, where it notices nothing."""
 ERROR_SECONDS = 2 * CUT_SECONDS
 """The same where what one of them says ends the run."""
 
@@ -57,29 +57,29 @@ class Generation:
         name: str,
         members: Sequence[int],
         tell: Callable[[Report], None],
+        seconds: float,
     ) -> None:
+        """The group has so many seconds to form; `tell` is told what learners report."""
         self._crew, self._name, self._members, self._tell = crew, name, tuple(members), tell
+        self._seconds = seconds
         self._streams: dict[Any, int] = {}
         self._error: FedSpeechError | None = None
         self._outcome = Outcome()
-        self._back_seconds = STOP_SECONDS
 
     def run(
         self,
         first: int,
         epoch: int | None,
-        seconds: float,
         coming: Mapping[int, ray.ObjectRef],
         joins: Callable[[Sequence[int]], bool],
     ) -> Outcome:
         """Raises the FedSpeechError of a learner, when all have come back.
 
-        The group has so many seconds to form. As soon as those of the learners who are `coming`
-        that are ready can join, the others come back.
+        As soon as those of the learners who are `coming` that are ready can join, the others come
+        back.
         """
-        self._back_seconds = max(STOP_SECONDS, 2 * seconds + NEWS_SECONDS)
         for number in self._members:
-            seat = Seat(number, self._members, self._name, seconds, self._crew.own_gpus)
+            seat = Seat(number, self._members, self._name, self._seconds, self._crew.own_gpus)
             order = Order(seat, self._crew.address, first, epoch)
             actor = self._crew.actor(number)
             stream = actor.learn.options(num_returns="streaming").remote(order)
@@ -105,7 +105,9 @@ class Generation:
     def _patience(self) -> float | None:
         if self._error is not None:
             return ERROR_SECONDS
-        return self._back_seconds if self._outcome.dead or self._outcome.ended else None
+        if self._outcome.dead or self._outcome.ended:
+            return max(STOP_SECONDS, 2 * self._seconds + NEWS_SECONDS)
+        return None
 
     def _take(self, stream: Any) -> None:
         number = self._streams[stream]

@@ -41,7 +41,7 @@ def _launch(settings: DataParallelConfig, run: RunFolder) -> None:
 
     spent = Spent(run)
     every = rows(settings)
-    warn_of_shares(every)
+    _warn_of_shares(every)
     cells = in_turns(every)
     if left := unfinished(cells, run):
         look(settings, [each.settings.parallel for each in left])
@@ -72,13 +72,13 @@ def _task(settings: DataParallelConfig, every: results.Rows, run: RunFolder) -> 
     task = Task(settings, corpus.load(settings.corpus), cache_folder() / "features")
     for row in every.values():
         task.share(row, settings.seed)  # which says what is wrong before anything starts
-        if settings.comparison is not None and joined(row) > settings.training.batch_size:
-            _check_heard(joined(row), len(task.taught))
+    if settings.comparison is not None:
+        _check_batches(settings.training.batch_size, max(map(joined, every.values())), task)
     run.write_environment(settings.seed, task.corpus)
     return task
 
 
-def warn_of_shares(every: results.Rows) -> None:
+def _warn_of_shares(every: results.Rows) -> None:
     """Say of which rows, started here, learners are to have more processors than there are."""
     held = {
         (row.parallel.learners, row.parallel.processor)
@@ -94,10 +94,10 @@ def warn_of_shares(every: results.Rows) -> None:
             )
 
 
-def _check_heard(batch: int, utterances: int) -> None:
-    if batch > utterances:
+def _check_batches(base: int, largest: int, task: Task) -> None:
+    if largest > max(base, len(task.taught)):
         raise ConfigError(
-            f"comparison.larger: batches of {batch} utterances, but {utterances} to learn"
+            f"comparison.larger: batches of {largest} utterances, but {len(task.taught)} to learn"
         )
 
 

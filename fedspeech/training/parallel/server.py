@@ -45,16 +45,16 @@ class Server:
         parts; who goes on from it learns those again, and none is left out. Raises Lost where a
         learner is gone, DivergedError where a step led to what is no number.
         """
-        left = self._group.size - 1
-        for rank in range(left):
+        learners = self._group.size - 1
+        for rank in range(learners):
             threading.Thread(target=self._answer, args=(rank,), daemon=True).start()
         try:
-            while left:
+            while learners:
                 self._group.check()
                 news = self._next()
                 if isinstance(news, Exception):
                     raise news
-                left -= news == BYE
+                learners -= news == BYE
                 if news >= 0:
                     with self._turn:
                         # Parts before it may be news still, but the model is not theirs any more.

@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -430,6 +431,10 @@ class _Streams:
         self.buried.append(number)
 
 
+GIVES_MODELS = SimpleNamespace(
+    actor=lambda number: SimpleNamespace(model=SimpleNamespace(remote=lambda: number))
+)
+"""A crew whose learners' numbers stand for their models."""
 GONE = ray.exceptions.ActorDiedError(), ray.exceptions.ObjectLostError("00ff", None, "")
 """What Ray says of a learner that died, and of what was on its machine."""
 
@@ -443,7 +448,7 @@ def test_a_report_that_does_not_come_is_a_death(monkeypatch, error):
     buried, stopped = [], []
     stop = SimpleNamespace(stop=SimpleNamespace(remote=stopped.append))
     crew = SimpleNamespace(bury=buried.append, actor=lambda number: stop)
-    generation = generations.Generation(crew, "one/1", [0, 1], print)
+    generation = generations.Generation(crew, "one/1", [0, 1], print, 1.0)
     stream = iter(["a report"])
     generation._streams = {stream: 1, iter([]): 0}
     generation._take(stream)
@@ -459,9 +464,7 @@ def test_the_model_of_all_is_the_mean_of_theirs_or_that_of_the_first(
     one._members = [0, 1]
     models = [{"weight": torch.tensor(each)} for each in ([1.0, 6.0], [3.0, 2.0])]
     monkeypatch.setattr(cells, "gotten", lambda number: models[number])
-    one.crew = SimpleNamespace(
-        actor=lambda number: SimpleNamespace(model=SimpleNamespace(remote=lambda: number))
-    )
+    one.crew = GIVES_MODELS
     (model,) = one._average().values()
     assert model.tolist() == expected
 
@@ -480,10 +483,7 @@ def test_a_learner_that_dies_before_it_has_given_its_model_is_told(
         return {"weight": torch.ones(2)}
 
     monkeypatch.setattr(cells, "gotten", gotten)
-    one._members = [0, 1]
-    one.crew = SimpleNamespace(
-        actor=lambda number: SimpleNamespace(model=SimpleNamespace(remote=lambda: number))
-    )
+    one._members, one.crew = [0, 1], GIVES_MODELS
     told = rf"one: learner {asked[-1]} died when all was learned \(.+\).*--resume$"
     with pytest.raises(RunError, match=told):
         one._average()
@@ -602,12 +602,10 @@ def test_how_long_who_hangs_is_waited_for(monkeypatch, error, forms, patience):
     crew = _Streams([says, hangs])
     monkeypatch.setattr(generations.ray, "wait", wait)
     monkeypatch.setattr(generations, "gotten", gotten)
-    generation = generations.Generation(crew, "one/1", [0, 1], print)
-    if isinstance(error, RunError):
-        with pytest.raises(RunError, match="there is no learner 1"):
-            generation.run(0, None, forms, {}, print)
-    else:
-        generation.run(0, None, forms, {}, print)
+    generation = generations.Generation(crew, "one/1", [0, 1], print, forms)
+    told = pytest.raises(RunError, match="there is no learner 1")
+    with told if isinstance(error, RunError) else nullcontext():
+        generation.run(0, None, {}, print)
     assert crew.buried[-1] == 1
     assert waited[0] is None and set(waited[1:]) == {patience}
 

@@ -1,5 +1,6 @@
 """Every method beside plain sums in NumPy."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -553,6 +554,14 @@ class _Pushes:
         return Message(SimpleNamespace(wait=lambda patience: None), tensor, to, None)
 
 
+def served(step: Callable[[], None], *numbers: int) -> Server:
+    """One whose steps are these, and to which the parts with these numbers are pushed."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loop = SimpleNamespace(model=model, optimizer=optimizer, step=step, begins=lambda number: None)
+    return Server(loop, _Pushes(*numbers), torch.zeros(3), None)
+
+
 def test_nothing_is_kept_of_a_model_that_has_become_no_number():
     """Part 0 is news yet when the step of part 1 leads to no number; who asks would save it."""
     steps = iter((None, DivergedError("no number")))
@@ -561,10 +570,7 @@ def test_nothing_is_kept_of_a_model_that_has_become_no_number():
         if error := next(steps):
             raise error
 
-    model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loop = SimpleNamespace(model=model, optimizer=optimizer, step=step, begins=lambda number: None)
-    server = Server(loop, _Pushes(0, 1), torch.zeros(3), None)
+    server = served(step, 0, 1)
     following = server._next
 
     def late() -> int | Exception:
@@ -578,14 +584,7 @@ def test_nothing_is_kept_of_a_model_that_has_become_no_number():
 
 def test_an_epoch_is_over_for_a_server_when_its_last_part_was_pushed():
     """Of parts 3 to 5 that of 4 comes last: then all before 6 are learned, and 7 is as well."""
-    model = torch.nn.Linear(2, 1)
-    loop = SimpleNamespace(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        step=lambda: None,
-        begins=lambda number: None,
-    )
-    server = Server(loop, _Pushes(), torch.zeros(3), None)
+    server = served(lambda: None)
     server._pulled, server._answer = {1: 0}, lambda rank: None
     left = server.left(3)
     for numbers, expected in (((3, 5, 7), 4), ((4,), 6)):

@@ -357,7 +357,7 @@ def test_shares_of_more_processors_than_there_are_are_warned_of(monkeypatch, cap
     monkeypatch.setattr(launch.machine, "cores", lambda: 2)
     parallel = {"learners": 4, "processor": share}
     row = DataParallelConfig.model_validate({"parallel": parallel})
-    launch.warn_of_shares({"one": row, "another": row})
+    launch._warn_of_shares({"one": row, "another": row})
     told = "4 learners of 0.9 of a processor each want 3.6, and there are 2: one that waits lends"
     assert [told in each for each in caplog.messages] == [True] * warns
 
