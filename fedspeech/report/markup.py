@@ -1,5 +1,6 @@
 """Pieces of the HTML page; every text that comes from a run is escaped here."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -8,6 +9,9 @@ from fedspeech.report.tables import Estimate, Table
 
 LONGEST_WHOLE = 24
 """A name of at most so many letters is not broken at its hyphens."""
+
+MINUS = re.compile(r"(?<!\w)-(?=\d)")
+"""A sign before a number, not a hyphen of a word."""
 
 
 def table(table: Table, empty: str = "") -> str:
@@ -41,7 +45,7 @@ def _row(table: Table, number: int) -> str:
 def _cell(tag: str, cell: str | Estimate, words: bool) -> str:
     side = "" if words else ' class="number"'
     scope = ' scope="col"' if tag == "th" else ""
-    content = _content(cell) if words else _content(cell).replace("-", "−")
+    content = _content(cell) if words else MINUS.sub("−", _content(cell))
     return f"<{tag}{scope}{side}>{content}</{tag}>"
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from fedspeech.report import run_tables, tables
+from fedspeech.report import markup, run_tables, tables
 from fedspeech.report.results import Results, check
 from fedspeech.report.run_folder import LedgerRow
-from fedspeech.report.tables import CHOSEN, Estimate
+from fedspeech.report.tables import CHOSEN, Estimate, Table
 
 
 def _three(row: dict[str, Any]) -> tuple[float, float, float]:
@@ -194,3 +194,11 @@ def test_without_participation_there_is_nothing_to_tell(results: dict[str, Any])
     found = check(Results, results, "here")
     for table in (run_tables.stages(found), run_tables.rounds(found), run_tables.never(found)):
         assert table.rows == ()
+
+
+def test_a_minus_stands_before_numbers_and_a_hyphen_in_words() -> None:
+    figures = Table("t", ("way", "speed-up"), (("ad-psgd", "-1.5"), ("ring", "1.2 [-3, 4]")))
+    page = markup.table(figures)
+    assert '<th scope="col" class="number">speed-up</th>' in page
+    assert ">−1.5</td>" in page and ">1.2 [−3, 4]</td>" in page
+    assert ">ad-psgd</th>" in page
