@@ -124,6 +124,10 @@ class ParallelSettings(Settings):
         usual = {key: fields[key].default for key in methods if self.misplaced(key, methods)}
         return self.model_copy(update=usual)
 
+    def member(self, number: int) -> str:
+        """What one of those who talk to each other is called; a server comes after all learners."""
+        return f"learner {number}" if number < self.learners else "the parameter server"
+
     @property
     def momentum(self) -> float:
         """Block momentum in force."""

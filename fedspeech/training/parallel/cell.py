@@ -181,15 +181,18 @@ class _Cell:
         """The members but for a server."""
         return [number for number in self._members if self._learns(number)]
 
+    def _named(self, number: int) -> str:
+        return self.training.settings.parallel.member(number)
+
     def _died(self, learners: Mapping[int, str]) -> None:
         """Count those who died together, each with why."""
         for number, why in learners.items():
-            log.warning("learner %d died: %s", number, why)
+            log.warning("%s died: %s", self._named(number), why)
         self.happened["deaths"] += len(learners)
         self._write_down()
         (number, why), *others = learners.items()
         more = "".join(f" and {other}" for other, _ in others)
-        self._went_wrong(f"learner {number}{more} died", why)
+        self._went_wrong(f"{self._named(number)}{more} died", why)
 
     def _went_wrong(self, what: str, why: str) -> None:
         """Raise RunError where it has happened too often."""
@@ -249,11 +252,11 @@ class _Cell:
                 self.crew.bury(number)
                 together.remove(number)
                 self._unfit.add(number)
-                log.warning("nobody takes the place of learner %d: %s", number, error)
+                log.warning("nobody takes the place of %s: %s", self._named(number), error)
         self._members = self._method.able(together, parallel)
         self.happened["rejoins"] += len(set(self._members) - set(able))
         self._write_down()
-        log.warning("learners %s go on together", ", ".join(map(str, self._members)))
+        log.warning("learners %s go on together", ", ".join(map(str, self._learners)))
 
     def _prepare(self, numbers: list[int], again: bool = False) -> None:
         """Let learners begin. Others take the places of those who die and have begun before, with
@@ -278,14 +281,14 @@ class _Cell:
         except ray.exceptions.GetTimeoutError:
             spare = ray.available_resources()
             raise RunError(
-                f"learner {number} has no place after {seconds:g} s; Ray has "
+                f"{self._named(number)} has no place after {seconds:g} s; Ray has "
                 f"{spare.get('CPU', 0):g} processors and {spare.get('GPU', 0):g} GPUs to spare"
             ) from None
         except DIED as error:
             self.crew.bury(number)
             why = _last_line(error)
             if not before:
-                raise RunError(f"learner {number} cannot start: {why}") from None
+                raise RunError(f"{self._named(number)} cannot start: {why}") from None
             self._died({number: why})
             return False
         return True
@@ -337,8 +340,8 @@ class _Cell:
         except DIED as error:
             why = str(error).splitlines()[0]
             raise RunError(
-                f"{self.training.name}: learner {number} died when all was learned ({why}); what "
-                "is finished is kept: go on with --resume"
+                f"{self.training.name}: {self._named(number)} died when all was learned ({why}); "
+                "what is finished is kept: go on with --resume"
             ) from None
 
 

@@ -126,9 +126,8 @@ class Learner:
         self._training, self._watch = training, Watch(Pace(slowed, parallel.processor))
         share = self._task.share(settings, training.seed)
         model = self._task.model(training.seed)
-        name = f"learner {number}" if number < parallel.learners else "the parameter server"
         with within_memory(self._too_large):
-            self._loop = ParallelLoop(model, share, self._watch, name)
+            self._loop = ParallelLoop(model, share, self._watch, parallel.member(number))
         self._epoch = 0
         self._kept: dict[str, Any] = {}
 

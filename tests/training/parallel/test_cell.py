@@ -389,7 +389,7 @@ def test_half_a_node_waits_for_its_other_half_and_disturbs_nobody(
     [((4,), False), ((0, 1, 2, 3), False), ((0, 2), True), ((0, 4), False)],
 )
 def test_without_the_server_or_without_learners_all_begin_again(
-    tmp_path, monkeypatch, dead, goes_on
+    tmp_path, monkeypatch, caplog, dead, goes_on
 ):
     """Four have a parameter server, whose place no learner can take."""
     one = cell(tmp_path, "parameter-server", 2, {n: [1, 2] for n in range(5)}, learners=4)
@@ -405,9 +405,18 @@ def test_without_the_server_or_without_learners_all_begin_again(
     if goes_on:
         assert where == (27, None) and one._members == [1, 3, 4] and not begun
         assert one.crew.prepared == [0, 2] and one.happened["restarts"] == 0
+        assert "learners 1, 3 go on together" in caplog.text
     else:
         assert where == (20, 2) and begun == [([0, 1, 2, 3, 4], True)]
         assert one.happened["restarts"] == 1
+
+
+def test_a_server_that_died_is_called_so(tmp_path, caplog):
+    one = cell(tmp_path, "parameter-server", 2, {n: [1, 2] for n in range(3)}, learners=2)
+    one._died({1: "killed"})
+    one._died({2: "killed"})
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["learner 1 died: killed", "the parameter server died: killed"]
 
 
 class _Streams:
